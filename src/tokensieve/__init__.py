@@ -1,0 +1,33 @@
+"""tokensieve makes any Vision Transformer cheaper by acting on its tokens: skip, prune, merge, and give them back.
+
+>>> import timm, tokensieve as ts
+>>> model = timm.create_model("deit_small_patch16_224", pretrained=True)
+>>> ts.apply(model, ts.BAT(keep=0.79))
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from tokensieve.checkpoint import SievedModel, from_pretrained, load, push_to_hub, save
+from tokensieve.engine import Trace, applied, apply, is_applied, remove, trace
+from tokensieve.errors import RefusedError, TokensieveError, TokensieveWarning
+from tokensieve.family import Family
+from tokensieve.method import Method
+from tokensieve.registry import families, methods
+from tokensieve.spec import method, spell, sweep
+from tokensieve.tokens import Assignment, KeepMask, SoftAssignment, Tokens
+from tokensieve.view import Layout, View
+
+try:
+    __version__ = version("tokensieve")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0.0.0"
+
+# Every method is reachable by its class name, so that a new file in methods/ needs no line here.
+globals().update({cls.__name__: cls for cls in methods().values()})
+
+__all__ = [
+    "Assignment", "Family", "KeepMask", "Layout", "Method", "RefusedError", "SievedModel", "SoftAssignment",
+    "TokensieveError", "TokensieveWarning", "Tokens", "Trace", "View", "__version__", "applied", "apply", "families",
+    "from_pretrained", "is_applied", "load", "method", "methods", "push_to_hub", "remove", "save", "spell", "sweep",
+    "trace", *sorted(cls.__name__ for cls in methods().values()),
+]  # fmt: skip

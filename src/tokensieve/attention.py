@@ -1,0 +1,204 @@
+"""Reading attention without giving up the fused kernel: the tap, the key bias, and the probes.
+
+``Tap`` watches one block's attention. It sees queries, keys and values as the kernel does, after their norms and rotary
+embedding, adds a bias per key where one is wanted, and hands the call on to the fused kernel. The probes then compute
+just what a method asked for, in memory that grows with the number of tokens and never with its square.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from tokensieve.errors import RefusedError
+from tokensieve.ops.rows import at_least_float32
+
+MASK_EPSILON = 1e-6  # a removed token's share of attention while training; exact zero would have no gradient
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What one block's attention was computed from.
+
+    Attributes:
+        queries, keys, values: (B, H, L, D), L = prefix + patch tokens. Several parallel attentions lie side by side in H.
+        scale: factor of the logits, 1 / sqrt(D) unless the model says otherwise.
+        bias: (B, 1, 1, L) added to the logits of every key, or None.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    scale: float
+    bias: Tensor | None = None
+
+
+class Tap(TorchFunctionMode):
+    """Records the attention calls made inside ``with tap:`` and adds ``bias`` (B, 1, 1, L) to their logits.
+
+    Write ``tap = Tap()`` and then ``with tap:``; TorchDynamo does not trace ``with Tap() as tap``.
+    """
+
+    def __init__(self, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.bias = bias
+        self.calls: list[tuple[Tensor, Tensor, Tensor, float | None]] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        return self._attend(*args, **kwargs)
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        **others: Any,
+    ) -> Tensor:
+        if is_causal or attn_mask is not None:
+            raise RefusedError(
+                "token reduction got a causal or masked attention call, which it cannot follow: "
+                "call the model without attn_mask and is_causal, or ts.remove(model) first"
+            )
+        self.calls.append((query, key, value, scale))
+        if self.bias is None:
+            return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, scale=scale, **others)
+        return biased_attention(query, key, value, self.bias, scale=scale, dropout_p=dropout_p)
+
+    def attended(self) -> Attended:
+        """What the calls were computed from; several parallel attentions are laid side by side as heads."""
+        if not self.calls:
+            raise RefusedError(
+                "the block's attention never called the fused kernel (F.scaled_dot_product_attention): build the model "
+                "with fused attention on, timm.layers.set_fused_attn(True), so that its signals can be read"
+            )
+        queries, keys, values = (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0] for parts in list(
+            zip(*((q, k, v) for q, k, v, _ in self.calls), strict=True)
+        ))
+        scale = self.calls[0][3]
+        return Attended(queries, keys, values, queries.shape[-1] ** -0.5 if scale is None else scale, self.bias)
+
+
+def biased_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float | None = None, dropout_p: float = 0.0
+) -> Tensor:
+    """Fused attention with a bias (B, 1, 1, L) on the logits of every key.
+
+    An additive mask stays on the fused kernel of a CPU. On CUDA it would lose flash attention, so there the bias rides
+    in one more head dimension (see ``fold_bias``), unless it holds infinities (padding), which only a mask can carry.
+    """
+    if query.is_cuda and not query.requires_grad and not torch.is_grad_enabled():
+        query, key, padded, scale = fold_bias(query, key, value, bias, scale)
+        return F.scaled_dot_product_attention(query, key, padded, dropout_p=dropout_p, scale=scale)[..., : value.shape[-1]]
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype), dropout_p=dropout_p, scale=scale)
+
+
+def fold_bias(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float | None = None
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Carry a key bias in one more head dimension: q' = [q, 1], k' = [k, bias / scale], padded to a multiple of 8.
+
+    Exact up to rounding, and needs no mask. Infinite entries are cut to the lowest value whose softmax is still zero.
+    """
+    dim = query.shape[-1]
+    scale = dim**-0.5 if scale is None else scale
+    width = -(-(dim + 1) // 8) * 8 - dim
+    extra = bias.clamp(min=-1e4).transpose(-1, -2).to(key.dtype) / scale
+    ones = torch.ones_like(query[..., :1])
+    query = torch.cat([query, F.pad(ones, (0, width - 1))], dim=-1)
+    key = torch.cat([key, F.pad(extra.expand(*key.shape[:-1], 1), (0, width - 1))], dim=-1)
+    return query, key, F.pad(value, (0, width)), scale
+
+
+def key_bias(prefix: int, size: Tensor | None, alive: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    """The bias (B, 1, 1, P + M) that log-size attention, padding and training masks put on the logits of each key.
+
+    Args:
+        prefix: P, the prefix tokens, which get none.
+        size: (B, M) how many patches each key stands for (log-size attention), or None.
+        alive: (B, M) bool, False for padding, which no query may see, or None.
+        mask: (B, M) in [0, 1], the training-time keep mask, or None.
+    """
+    bias: Tensor | None = None
+    if size is not None:
+        bias = at_least_float32(size).clamp(min=torch.finfo(torch.float32).tiny).log()
+    if mask is not None:
+        masked = at_least_float32(mask).clamp(min=0.0).add(MASK_EPSILON).log()
+        bias = masked if bias is None else bias + masked
+    if alive is not None:
+        bias = torch.zeros(alive.shape, device=alive.device) if bias is None else bias
+        bias = bias.masked_fill(~alive, -math.inf)
+    if bias is None:
+        return None
+    return F.pad(bias, (prefix, 0)).unsqueeze(1).unsqueeze(1)
+
+
+def logits(attended: Attended, rows: slice = slice(None), scaled: bool = True) -> Tensor:
+    """Attention logits of some query rows, (B, H, R, L), in float32 or better, biased as the kernel saw them.
+
+    ``scaled=False`` leaves the factor 1 / sqrt(D) out.
+    """
+    queries = attended.queries[:, :, rows]
+    product = at_least_float32(queries @ attended.keys.transpose(-1, -2))
+    product = product * attended.scale if scaled else product
+    return product if attended.bias is None else product + attended.bias
+
+
+def attention_rows(attended: Attended, rows: slice) -> Tensor:
+    """Softmax attention of some query rows, (B, H, R, L), in float32 or better."""
+    return logits(attended, rows).softmax(dim=-1)
+
+
+def row_blocks(length: int, block: int, stride: int = 1) -> list[slice]:
+    """Slices that walk the query rows ``0, stride, 2·stride, …`` in blocks of ``block`` rows."""
+    step = block * stride
+    return [slice(start, min(start + step, length), stride) for start in range(0, length, step)]
+
+
+def received(
+    attended: Attended,
+    queries: Tensor | None = None,
+    block: int = 64,
+    stride: int = 1,
+) -> Tensor:
+    """Attention received: the mean of each key's column of the attention map, (B, H, L).
+
+    Streamed over blocks of query rows: exact with ``stride=1``, in O(L·block) memory; a larger stride reads every
+    stride-th row and is an estimate.
+
+    Args:
+        attended: what the attention was computed from.
+        queries: (B, L) bool, the rows that count, or None for all (padding must not vote).
+        block: query rows held at a time.
+        stride: distance between the rows read.
+    """
+    length = attended.keys.shape[2]
+    total: Tensor | None = None
+    voters: Tensor | None = None
+    for rows in row_blocks(length, block, stride):
+        attention = attention_rows(attended, rows)
+        if queries is None:
+            columns, count = attention.sum(dim=2), torch.full((1, 1, 1), attention.shape[2], device=attention.device)
+        else:
+            weight = queries[:, None, rows].to(attention.dtype)
+            columns = (weight.unsqueeze(2) @ attention).squeeze(2)
+            count = weight.sum(dim=2, keepdim=True)
+        total = columns if total is None else total + columns
+        voters = count if voters is None else voters + count
+    assert total is not None and voters is not None
+    return total / voters

@@ -1,0 +1,260 @@
+"""Saving a reduced model as a folder, and loading it where only tokensieve is installed.
+
+The folder holds ``model.safetensors`` and ``tokensieve.json``: the timm name and arguments of the base model, and every
+method with its version and options. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import timm
+from huggingface_hub import ModelHubMixin, snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tokensieve import engine
+from tokensieve.errors import TokensieveError
+from tokensieve.method import Method
+from tokensieve.registry import family_of, method_class, nearest
+
+CONFIG_NAME = "tokensieve.json"
+WEIGHTS_NAME = "model.safetensors"
+FORMAT = 1
+
+
+def method_from_dict(saved: dict[str, Any]) -> Method:
+    """The method a dict describes.
+
+    Raises:
+        TokensieveError: unknown method or option, or a version this library does not have.
+    """
+    try:
+        cls = method_class(saved["name"])
+        options = dict(saved["options"])
+        written = saved["version"]
+    except (KeyError, TypeError) as error:
+        raise TokensieveError(f"not a saved method: expected name, version and options, got {saved!r}") from error
+    if written != cls.version:
+        raise TokensieveError(
+            f"{cls.name} was saved in version {written} but this tokensieve has version {cls.version}: "
+            "its answers would differ; load it with the version that saved it"
+        )
+    unknown = sorted(set(options) - set(cls.option_types()))
+    if unknown:
+        raise TokensieveError(f"{cls.name} has no option {unknown[0]!r}{nearest(unknown[0], cls.option_types())}")
+    return cls(**options)
+
+
+def base_of(model: nn.Module) -> tuple[str, dict[str, Any]]:
+    """The timm name and arguments that rebuild the dense model.
+
+    Raises:
+        TokensieveError: the model was not made by ``timm.create_model``.
+    """
+    config = getattr(model, "pretrained_cfg", None) or {}
+    name = config.get("architecture")
+    if not name:
+        raise TokensieveError(
+            f"cannot save {type(model).__name__}: it does not know its timm name; create it with timm.create_model"
+        )
+    arguments = dict(getattr(model, "_model_args", None) or {})
+    arguments.setdefault("num_classes", getattr(model, "num_classes", 1000))
+    embed: Any = family_of(model).owner.patch_embed
+    if getattr(embed, "img_size", None) is not None:
+        arguments["img_size"] = list(embed.img_size)
+    plain = {key: value for key, value in arguments.items() if _is_json(value)}
+    lost = sorted(set(arguments) - set(plain))
+    if lost:
+        raise TokensieveError(f"cannot save {name}: its argument {lost[0]!r} is not plain data ({arguments[lost[0]]!r})")
+    return name, plain
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True
+
+
+def save(model: nn.Module, folder: str | os.PathLike[str], *, force: bool = False) -> Path:
+    """Write ``model`` with the methods applied to it to ``folder``.
+
+    The folder is written beside and then renamed, so an interrupted save leaves what was there.
+
+    Args:
+        model: a timm model with methods applied (or dense).
+        folder: where to; must not exist unless ``force``.
+        force: replace an existing folder that holds a saved model.
+
+    Returns:
+        The folder.
+
+    Raises:
+        TokensieveError: the folder exists, or the model was not made by timm.
+    """
+    target = Path(folder)
+    if target.exists() and not force:
+        raise TokensieveError(f"{target} exists: give another folder, or force=True (--force) to replace it")
+    if target.exists() and any(target.iterdir()) and not (target / CONFIG_NAME).exists():
+        raise TokensieveError(f"{target} holds other files and no saved model: refused to replace it")
+    name, arguments = base_of(model)
+    fills = [site.fill for site in engine.sites(model)]
+    config = {
+        "format": FORMAT,
+        "tokensieve": version("tokensieve"),
+        "timm": timm.__version__,
+        "model": {"name": name, "args": arguments},
+        "methods": [m.to_dict() for m in engine.applied(model)],
+        "fill": fills[0] if fills else "last",
+    }
+    beside = target.with_name(f".{target.name}.writing")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        weights = {key: value.detach().contiguous().clone() for key, value in model.state_dict().items()}
+        save_file(weights, beside / WEIGHTS_NAME, metadata={"format": "pt"})
+        (beside / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+        if target.exists():
+            retired = target.with_name(f".{target.name}.replaced")
+            shutil.rmtree(retired, ignore_errors=True)
+            target.rename(retired)
+            beside.rename(target)
+            shutil.rmtree(retired)
+        else:
+            beside.rename(target)
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise TokensieveError(f"cannot save to {target}: {error.strerror or error}; what was there before is kept") from error
+    return target
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The JSON config of a saved model.
+
+    Raises:
+        TokensieveError: it is missing, damaged, or of a format this library does not know.
+    """
+    path = folder / CONFIG_NAME
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise TokensieveError(f"{folder} is no saved model: it has no {CONFIG_NAME}") from error
+    except (OSError, ValueError) as error:
+        raise TokensieveError(f"cannot read {path}: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise TokensieveError(f"{path} has format {config.get('format') if isinstance(config, dict) else None!r}, expected {FORMAT}")
+    return config
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        TokensieveError: it is missing, truncated, or not safetensors.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise TokensieveError(f"{path} does not exist") from error
+    except (SafetensorError, OSError) as error:
+        raise TokensieveError(f"{path} is truncated or no safetensors file: {error}") from error
+
+
+def load(folder: str | os.PathLike[str]) -> nn.Module:
+    """The model saved in ``folder``, methods applied, in eval mode on the CPU.
+
+    Raises:
+        TokensieveError: the folder, its config or its weights are not those of a saved model; says which and why.
+    """
+    source = Path(folder)
+    config = read_config(source)
+    weights = read_weights(source / WEIGHTS_NAME)
+    name = config["model"]["name"]
+    if name.startswith("tokensieve_"):
+        import tokensieve.demo.model  # noqa: F401 - registers the demo's model with timm
+    if not timm.is_model(name):
+        raise TokensieveError(f"{source} needs the timm model {name!r}, which timm {timm.__version__} does not have")
+    model: nn.Module = timm.create_model(name, pretrained=False, **config["model"]["args"])
+    methods = [method_from_dict(saved) for saved in config["methods"]]
+    if methods:
+        engine.apply(model, methods, fill=config["fill"])
+    load_weights(model, weights, source / WEIGHTS_NAME)
+    return model.eval()
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], origin: str | os.PathLike[str]) -> None:
+    """Load ``weights`` into ``model``, every key and every shape.
+
+    Raises:
+        TokensieveError: keys or shapes differ; names the first.
+    """
+    own = model.state_dict()
+    missing, extra = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
+    shapes = [k for k in own if k in weights and own[k].shape != weights[k].shape]
+    if shapes:
+        key = shapes[0]
+        raise TokensieveError(
+            f"{origin} is of another model: {key} has shape {tuple(weights[key].shape)}, expected {tuple(own[key].shape)}"
+        )
+    if missing or extra:
+        what = f"it lacks {missing[0]}" if missing else f"it has {extra[0]}, which the model does not"
+        raise TokensieveError(f"{origin} is of another model: {what} ({len(missing)} missing, {len(extra)} unknown keys)")
+    dtype = next(model.parameters()).dtype
+    model.load_state_dict({k: v.to(dtype) if v.is_floating_point() else v for k, v in weights.items()}, strict=True)
+
+
+class SievedModel(nn.Module, ModelHubMixin, library_name="tokensieve", tags=["token-reduction", "timm"]):
+    """A reduced model with Hugging Face's ``save_pretrained``, ``from_pretrained`` and ``push_to_hub``.
+
+    Args:
+        model: a timm model with methods applied.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Any:
+        """Images (B, C, H, W) to what the wrapped model gives."""
+        return self.model(x)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        beside = save_directory / ".tokensieve"
+        save(self.model, beside, force=True)
+        for path in beside.iterdir():
+            path.replace(save_directory / path.name)
+        beside.rmdir()
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **kwargs: Any) -> SievedModel:
+        if Path(model_id).is_dir():
+            return cls(load(model_id))
+        wanted = ("revision", "cache_dir", "force_download", "token", "local_files_only")
+        options = {key: kwargs[key] for key in wanted if kwargs.get(key) is not None}
+        try:
+            folder = snapshot_download(model_id, **options)
+        except Exception as error:
+            raise TokensieveError(
+                f"cannot get {model_id!r}: it is no local folder and the hub did not give it ({type(error).__name__})"
+            ) from error
+        return cls(load(folder))
+
+
+def push_to_hub(model: nn.Module, repo_id: str, **options: Any) -> str:
+    """Upload a reduced model; ``options`` as in ``huggingface_hub.ModelHubMixin.push_to_hub``. Returns the commit's URL."""
+    return str(SievedModel(model).push_to_hub(repo_id, **options))
+
+
+def from_pretrained(source: str | os.PathLike[str], **options: Any) -> nn.Module:
+    """The reduced model in a local folder or a hub repository, methods applied."""
+    loaded: SievedModel = SievedModel.from_pretrained(os.fspath(source), **options)
+    return loaded.model
+

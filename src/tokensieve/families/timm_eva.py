@@ -1,0 +1,65 @@
+"""timm's ``eva``: EVA, EVA-02, DINOv3, Perception Encoder and rotary ViTs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models.eva import EvaBlock, EvaBlockPostNorm
+from torch import Tensor, nn
+
+from tokensieve.families.timm_vit import grid_of
+from tokensieve.family import BlockMacs, Family, linear_macs
+from tokensieve.view import Layout
+
+
+class TimmEva(Family):
+    """The blocks of timm's eva.py. Rotary embeddings come as an argument and follow the tokens that stay."""
+
+    name = "timm-eva"
+    description = "timm eva: EVA, EVA-02, DINOv3, Perception Encoder, rotary ViTs"
+    block_types = (EvaBlock, EvaBlockPostNorm)
+
+    def layout(self, owner: nn.Module) -> Layout:
+        model: Any = owner
+        return Layout(
+            depth=len(model.blocks),
+            dim=model.embed_dim,
+            heads=model.blocks[0].attn.num_heads,
+            prefix=model.num_prefix_tokens,
+            class_token=getattr(model, "cls_token", None) is not None,
+            grid=grid_of(owner),
+        )
+
+    def attention(self, block: Any, x: Tensor, **kwargs: Any) -> Tensor:
+        rope = kwargs.get("rope")
+        if isinstance(block, EvaBlockPostNorm):
+            return x + block.drop_path1(block.norm1(block.attn(x, rope=rope)))  # type: ignore[no-any-return]
+        update = block.attn(block.norm1(x), rope=rope)
+        if block.gamma_1 is not None:
+            update = block.gamma_1 * update
+        return x + block.drop_path1(update)  # type: ignore[no-any-return]
+
+    def mlp(self, block: Any, x: Tensor) -> Tensor:
+        if isinstance(block, EvaBlockPostNorm):
+            return x + block.drop_path2(block.norm2(block.mlp(x)))  # type: ignore[no-any-return]
+        update = block.mlp(block.norm2(x))
+        if block.gamma_2 is not None:
+            update = block.gamma_2 * update
+        return x + block.drop_path2(update)  # type: ignore[no-any-return]
+
+    def macs(self, block: Any) -> BlockMacs:
+        return BlockMacs(linear_macs(block.attn), linear_macs(block.mlp), block.attn.num_heads * block.attn.head_dim)
+
+    def reindex(self, kwargs: dict[str, Any], positions: Tensor, prefix: int) -> dict[str, Any]:
+        rope = kwargs.get("rope")
+        return kwargs if rope is None else {**kwargs, "rope": rows_of_rope(rope, positions)}
+
+
+def rows_of_rope(rope: Tensor, positions: Tensor) -> Tensor:
+    """The rotary embedding at ``positions`` (B, M): (N, D) becomes (B, 1, M, D), (H, N, D) becomes (B, H, M, D)."""
+    if rope.dim() == 2:
+        return rope[positions].unsqueeze(1)
+    if rope.dim() == 3:
+        return rope[:, positions].transpose(0, 1)
+    index = positions[:, None, :, None].expand(-1, rope.shape[1], -1, rope.shape[3])
+    return rope.expand(positions.shape[0], -1, -1, -1).gather(2, index)

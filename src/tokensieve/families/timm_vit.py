@@ -1,0 +1,92 @@
+"""timm's ``vision_transformer``: ViT, DeiT, DeiT III, AugReg, CLIP, SigLIP, DINOv2, registers, parallel blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.layers import Attention, DiffAttention
+from timm.models.vision_transformer import (
+    Block,
+    DiffParallelScalingBlock,
+    ParallelScalingBlock,
+    ParallelThingsBlock,
+    ResPostBlock,
+)
+from torch import Tensor, nn
+
+from tokensieve.family import BlockMacs, Family, linear_macs
+from tokensieve.view import Layout
+
+
+def grid_of(owner: nn.Module) -> tuple[int, int]:
+    """(rows, columns) of the patch grid at the model's input size."""
+    embed: Any = owner.patch_embed
+    rows, columns = embed.grid_size
+    return int(rows), int(columns)
+
+
+class TimmViT(Family):
+    """The blocks of timm's vision_transformer.py, each half built from the block's own submodules.
+
+    ``ParallelThingsBlock`` runs several attentions side by side: their heads score tokens together.
+    ``ParallelScalingBlock`` has one residual for both halves: its middle is its end.
+    Differential attention is refused: its two maps are subtracted, so no row of it is a distribution over tokens.
+    """
+
+    name = "timm-vit"
+    description = "timm vision_transformer: ViT, DeiT, CLIP, SigLIP, DINOv2, register and parallel variants"
+    block_types = (Block, ResPostBlock, ParallelThingsBlock, ParallelScalingBlock, DiffParallelScalingBlock)
+
+    def refuse(self, owner: nn.Module) -> str | None:
+        for module in owner.modules():
+            if isinstance(module, (DiffAttention, DiffParallelScalingBlock)):
+                return "differential attention subtracts two maps, so no row of it is a distribution over tokens"
+        return None
+
+    def layout(self, owner: nn.Module) -> Layout:
+        model: Any = owner
+        block = model.blocks[0]
+        heads = _first_attention(block).num_heads * (len(block.attns) if isinstance(block, ParallelThingsBlock) else 1)
+        return Layout(
+            depth=len(model.blocks),
+            dim=model.embed_dim,
+            heads=heads,
+            prefix=model.num_prefix_tokens,
+            class_token=getattr(model, "cls_token", None) is not None,
+            grid=grid_of(owner),
+        )
+
+    def attention(self, block: Any, x: Tensor, **kwargs: Any) -> Tensor:
+        if isinstance(block, ResPostBlock):
+            return x + block.drop_path1(block.norm1(block.attn(x)))  # type: ignore[no-any-return]
+        if isinstance(block, ParallelThingsBlock):
+            return x + torch.stack([attn(x) for attn in block.attns]).sum(dim=0)
+        if isinstance(block, ParallelScalingBlock):
+            # Not block(x): a block with sites is a subclass whose forward is the engine's.
+            return ParallelScalingBlock.forward(block, x)
+        return x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))  # type: ignore[no-any-return]
+
+    def mlp(self, block: Any, x: Tensor) -> Tensor:
+        if isinstance(block, ResPostBlock):
+            return x + block.drop_path2(block.norm2(block.mlp(x)))  # type: ignore[no-any-return]
+        if isinstance(block, ParallelThingsBlock):
+            return x + torch.stack([ffn(x) for ffn in block.ffns]).sum(dim=0)
+        if isinstance(block, ParallelScalingBlock):
+            return x
+        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))  # type: ignore[no-any-return]
+
+    def macs(self, block: Any) -> BlockMacs:
+        if isinstance(block, ParallelScalingBlock):
+            return BlockMacs(linear_macs(block), 0, block.num_heads * block.head_dim)
+        if isinstance(block, ParallelThingsBlock):
+            width = sum(attn.attn.attn_dim for attn in block.attns)  # type: ignore[union-attr, misc]
+            return BlockMacs(linear_macs(block.attns), linear_macs(block.ffns), int(width))
+        return BlockMacs(linear_macs(block.attn), linear_macs(block.mlp), block.attn.num_heads * block.attn.head_dim)
+
+
+def _first_attention(block: Any) -> Any:
+    if isinstance(block, ParallelThingsBlock):
+        return next(module for module in block.modules() if isinstance(module, Attention))
+    return getattr(block, "attn", block)
+

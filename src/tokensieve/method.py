@@ -1,0 +1,131 @@
+"""The protocol of a method: a frozen config that says where it acts, what it reads, how many tokens it leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import nn
+
+from tokensieve.errors import TokensieveError
+from tokensieve.tokens import Decision, Until
+from tokensieve.view import Layout, Signal, View
+
+Point = Literal["before", "middle", "after"]
+POINTS: tuple[Point, ...] = ("before", "middle", "after")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """Base of every method. A subclass is one frozen dataclass in one file, and its docstring is its card.
+
+    Class attributes:
+        name: what users type; default the class name in lower case.
+        version: raised when the same config starts to give other answers; stored with saved models.
+        point: where in a block it acts: "before" it, in the "middle" (after the attention's residual), "after" it.
+        until: when tokens it drops return, see ``Assignment``. Anything but "end" makes it a skipping method.
+        knob: the option that sets how much it removes ("keep" or "r"), or None.
+        paper: (title, authors, year, arXiv number), or None for a control.
+        trained: True when it has learned parts that must be fitted before it beats its controls.
+        ragged: True when images may keep different numbers of tokens.
+    """
+
+    name: ClassVar[str] = ""
+    version: ClassVar[int] = 1
+    point: ClassVar[Point] = "middle"
+    until: ClassVar[Until] = "end"
+    knob: ClassVar[str | None] = None
+    paper: ClassVar[tuple[str, str, int, str] | None] = None
+    trained: ClassVar[bool] = False
+    ragged: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__.lower()
+
+    @abstractmethod
+    def blocks(self, depth: int) -> tuple[int, ...]:
+        """The 0-based blocks at which this config acts in a model of ``depth`` blocks, ascending."""
+
+    @abstractmethod
+    def remaining(self, patches: int, site: int, layout: Layout) -> int:
+        """How many of ``patches`` tokens the ``site``-th site (0-based) leaves to the blocks that follow.
+
+        For a ragged method the most it may leave. Equal to ``patches`` means the site does nothing at all.
+        """
+
+    @abstractmethod
+    def assign(self, view: View) -> Decision:
+        """Decide what becomes of the patch tokens in ``view``. Only called when there is something to remove."""
+
+    def needs(self, layout: Layout) -> frozenset[Signal]:
+        """The signals ``assign`` reads, for a model of this layout. Default: none."""
+        return frozenset()
+
+    def module(self, layout: Layout) -> nn.Module | None:
+        """A fresh learned part for one site, or None. It becomes part of the model's state dict."""
+        return None
+
+    @property
+    def log_size_attention(self) -> bool:
+        """Whether keys that stand for s patches get log(s) added to their logits in every later block."""
+        return bool(getattr(self, "proportional", False))
+
+    @property
+    def returns(self) -> Until:
+        """When dropped tokens come back with this config."""
+        return self.until
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict: name, version and every option."""
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {"name": self.name, "version": self.version, "options": options}
+
+    @classmethod
+    def card(cls) -> str:
+        """The method's card: its docstring, dedented."""
+        return inspect.getdoc(cls) or ""
+
+    @classmethod
+    def option_types(cls) -> dict[str, Any]:
+        """Option name to its type, in order."""
+        hints = typing.get_type_hints(cls)
+        return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+    def __str__(self) -> str:
+        parts = [self.name]
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if value != f.default:
+                parts.append(f"{f.name}={_spell(value)}")
+        return ":".join(parts)
+
+
+def _spell(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ",".join(_spell(v) for v in value) + "]"
+    return str(value)
+
+
+def freeze_lists(config: Method) -> None:
+    """Turn list options into tuples, so that a config stays hashable and round-trips through JSON."""
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if isinstance(value, list):
+            object.__setattr__(config, f.name, tuple(tuple(v) if isinstance(v, list) else v for v in value))
+
+
+def require(condition: bool, config: Method, option: str, expected: str) -> None:
+    """Raise unless ``condition``: names the option, what was given and what was expected."""
+    if not condition:
+        raise TokensieveError(f"{config.name}: {option} must be {expected}, got {getattr(config, option)!r}")
+
+
+def require_choice(config: Method, option: str, choices: tuple[str, ...]) -> None:
+    """Raise unless the option is one of ``choices``."""
+    require(getattr(config, option) in choices, config, option, "one of " + ", ".join(map(repr, choices)))

@@ -1,0 +1,1 @@
+"""One file a method; found by walking this folder, listed nowhere."""

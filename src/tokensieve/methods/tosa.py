@@ -1,0 +1,154 @@
+"""ToSA (arXiv 2406.08816)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tokensieve.errors import TokensieveError, TokensieveWarning
+from tokensieve.method import Method, freeze_lists, require, require_choice
+from tokensieve.methods.controls import shuffled
+from tokensieve.ops.rows import split_top
+from tokensieve.ops.selector import Selector
+from tokensieve.schedule import per_site
+from tokensieve.tokens import Assignment, Until
+from tokensieve.view import Layout, Signal, View, importance_signal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToSA(Method):
+    """Token Selective Attention: tokens that matter little skip a layer and come back.
+
+    Layers come in pairs. After a standard layer a selector reads that layer's attention logits, predicts the attention
+    map of the next one, and scores every token by its column sum, the attention it will receive. The top
+    round(keep · M) patch tokens and all prefix tokens go through the next layer, the ToSA layer; the others bypass it
+    unchanged and take their places again, so every layer's output is complete and dense prediction works.
+
+    The selectors must be trained (KL to the next layer's map, no labels). A fresh selector predicts this layer's own
+    map, so that untrained ToSA is exactly its control ``score=own``, and says so once. No accuracy table of the paper
+    is public.
+
+    Our choice where the public text is silent, each an option: every second layer from 1 on, kernel-1 convolutions
+    H → 4H → H, softmax over the keys, head mean, sums of probabilities, bypassing the whole layer.
+
+    Options:
+        keep: share of the patch tokens that goes through each ToSA layer, or one share per layer.
+        sites: 0-based ToSA layers, no two of them neighbours, not 0; default 1, 3, 5, …
+        score: "selector"; or a control: "own" (column sums of the standard layer's own attention), "class" (its class
+            attention), "random" (one order per layer from ``seed``, the same for every image).
+        bypass: "layer", attention and MLP, or "attention" alone.
+        expansion: hidden channels of the selector per head.
+        kernel: width of the selector's convolutions along the keys, odd; 1 does not depend on the resolution.
+        normalize: what the selector's log-softmax runs over, "keys" or "heads".
+        scaled: whether the logits it reads carry the factor 1 / sqrt(D).
+        sum_of: what is summed over a column: "probabilities" or "log_probabilities".
+        heads: how heads are joined: "mean" or "max".
+        block: query rows held at a time; memory is O(H·L·block).
+        stride: read every stride-th query row; 1 is exact.
+        seed: of the random control.
+    """
+
+    keep: float | tuple[float, ...] = 0.7
+    sites: tuple[int, ...] | None = None
+    score: Literal["selector", "own", "class", "random"] = "selector"
+    bypass: Literal["layer", "attention"] = "layer"
+    expansion: int = 4
+    kernel: int = 1
+    normalize: Literal["keys", "heads"] = "keys"
+    scaled: bool = True
+    sum_of: Literal["probabilities", "log_probabilities"] = "probabilities"
+    heads: Literal["mean", "max"] = "mean"
+    block: int = 64
+    stride: int = 1
+    seed: int = 0
+
+    point = "after"
+    until = "block"
+    knob = "keep"
+    trained = True
+    paper = ("ToSA: Token Selective Attention for Efficient Vision Transformers", "Singh et al.", 2024, "2406.08816")
+
+    def __post_init__(self) -> None:
+        freeze_lists(self)
+        shares = self.keep if isinstance(self.keep, tuple) else (self.keep,)
+        require(bool(shares) and all(0 < share <= 1 for share in shares), self, "keep", "a share in (0, 1]")
+        require_choice(self, "score", ("selector", "own", "class", "random"))
+        require_choice(self, "bypass", ("layer", "attention"))
+        require_choice(self, "normalize", ("keys", "heads"))
+        require_choice(self, "sum_of", ("probabilities", "log_probabilities"))
+        require_choice(self, "heads", ("mean", "max"))
+        require(self.expansion >= 2, self, "expansion", "2 or more")
+        require(self.kernel >= 1 and self.kernel % 2 == 1, self, "kernel", "an odd number, 1 or more")
+        require(self.block >= 1, self, "block", "1 or more")
+        require(self.stride >= 1, self, "stride", "1 or more")
+
+    @property
+    def returns(self) -> Until:
+        return "block" if self.bypass == "layer" else "attention"
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        """The 0-based ToSA layers of a model of ``depth`` blocks."""
+        chosen = tuple(range(1, depth, 2)) if self.sites is None else self.sites
+        if list(chosen) != sorted(set(chosen)) or (chosen and (chosen[0] < 1 or chosen[-1] >= depth)):
+            raise TokensieveError(
+                f"tosa: sites are ToSA layers: ascending 0-based numbers from 1 to {depth - 1}, got {list(chosen)}"
+            )
+        if any(b - a == 1 for a, b in zip(chosen, chosen[1:], strict=False)):
+            raise TokensieveError(
+                f"tosa: no two ToSA layers may be neighbours, each needs a standard layer before it, got {list(chosen)}"
+            )
+        return chosen
+
+    def blocks(self, depth: int) -> tuple[int, ...]:
+        return tuple(layer - 1 for layer in self.layers(depth))
+
+    def remaining(self, patches: int, site: int, layout: Layout) -> int:
+        return min(patches, max(1, math.floor(per_site(self.keep, site) * patches + 0.5)))
+
+    def needs(self, layout: Layout) -> frozenset[Signal]:
+        if self.score == "selector":
+            return frozenset({"logits"})
+        if self.score == "own":
+            return frozenset({"received"})
+        return frozenset({importance_signal(layout)}) if self.score == "class" else frozenset()
+
+    def module(self, layout: Layout) -> nn.Module | None:
+        if self.score != "selector":
+            return None
+        return Selector(layout.heads, self.expansion, self.kernel, self.normalize, self.scaled)
+
+    def assign(self, view: View) -> Assignment:
+        keep, dropped = split_top(self._score(view), view.keep)
+        return Assignment(keep=keep, dropped=dropped, until=self.returns)
+
+    def _score(self, view: View) -> Tensor:
+        if self.score == "own":
+            return view.received
+        if self.score == "class":
+            return view.importance
+        if self.score == "random":
+            rank = torch.tensor(shuffled(view.count, self.seed * 1009 + view.site), device=view.x.device)
+            return rank.expand(view.x.shape[0], -1)
+        selector = view.module
+        assert isinstance(selector, Selector)
+        self._notice(selector)
+        columns = selector.columns(view.attended, self.block, self.stride, self.sum_of)
+        joined = columns.mean(dim=1) if self.heads == "mean" else columns.amax(dim=1)
+        return view.score(joined)
+
+    def _notice(self, selector: Selector) -> None:
+        if selector.noticed or torch.compiler.is_compiling():
+            return
+        selector.noticed = True
+        if not bool(selector.fitted):
+            warnings.warn(
+                "ToSA's selector has not been trained: it predicts the layer's own attention map, as the control "
+                "score='own' does at less cost; train the selectors or name a control",
+                TokensieveWarning,
+                stacklevel=2,
+            )

@@ -1,0 +1,1 @@
+"""The arithmetic that methods share: pure functions on tensors, with no model and no method in sight."""

@@ -1,0 +1,50 @@
+"""Density-peak clustering, batched (Rodriguez and Laio 2014; simplified as in Long et al. 2022, arXiv 2211.11315)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokensieve.ops.rows import at_least_float32, split_top
+
+
+def squared_distances(features: Tensor) -> Tensor:
+    """(B, M, C) to ‖x_i − x_j‖² / C, (B, M, M), in float32 or better, outside autocast."""
+    with torch.autocast(features.device.type, enabled=False):
+        features = at_least_float32(features)
+        norms = features.square().sum(dim=2)
+        product = features @ features.transpose(1, 2)
+        distances = norms.unsqueeze(2) + norms.unsqueeze(1) - 2 * product
+        return distances.clamp(min=0) / features.shape[2]
+
+
+def density_peaks(features: Tensor, clusters: int, neighbours: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Cluster tokens around the peaks of their density.
+
+    With d_ij = ‖x_i − x_j‖ / √C: density ρ_i = exp(−mean_j d_ij²), over all tokens or the ``neighbours`` nearest; δ_i is
+    the smallest distance to a denser token, for the densest token the largest distance there is. The tokens of the
+    largest ρ·δ are centres and every other token joins its nearest centre. Of equally dense tokens the first is denser.
+
+    Args:
+        features: (B, M, C).
+        clusters: number of clusters, 1 to M.
+        neighbours: how many nearest tokens the density averages over; None for all.
+
+    Returns:
+        ``centres`` (B, clusters) ascending, ``others`` (B, M - clusters) ascending, ``onto`` (B, M - clusters): the
+        place in ``centres`` of the centre that each of the others joins.
+    """
+    squared = squared_distances(features)
+    near = squared if neighbours is None else squared.topk(neighbours + 1, dim=2, largest=False).values[..., 1:]
+    density = torch.exp(-near.mean(dim=2))
+    length = features.shape[1]
+    earlier = torch.ones(length, length, dtype=torch.bool, device=features.device).tril(-1)
+    higher, own = density.unsqueeze(1), density.unsqueeze(2)
+    denser = (higher > own) | ((higher == own) & earlier)
+    distance = squared.sqrt()
+    largest = distance.amax(dim=(1, 2)).unsqueeze(1)
+    delta = distance.masked_fill(~denser, torch.inf).amin(dim=2).minimum(largest)
+    centres, others = split_top(density * delta, clusters)
+    to_centres = squared.gather(1, others.unsqueeze(2).expand(-1, -1, length))
+    to_centres = to_centres.gather(2, centres.unsqueeze(1).expand(-1, others.shape[1], -1))
+    return centres, others, to_centres.argmin(dim=2)

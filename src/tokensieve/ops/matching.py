@@ -1,0 +1,87 @@
+"""Matching tokens: ToMe's two halves, and greedy disjoint pairs without a loop over pairs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokensieve.ops.rows import at_least_float32
+
+
+def cosine(features: Tensor) -> Tensor:
+    """Rows (B, M, D) scaled to length one, in float32 or better."""
+    features = at_least_float32(features)
+    return features / features.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+
+
+def similarity(a: Tensor, b: Tensor) -> Tensor:
+    """(B, M, D) and (B, L, D) to the cosine similarities (B, M, L), in float32 or better, outside autocast."""
+    with torch.autocast(a.device.type, enabled=False):
+        return cosine(a) @ cosine(b).transpose(1, 2)
+
+
+def bipartite_matching(metric: Tensor, remove: int, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Bipartite soft matching (Bolya et al. 2022, arXiv 2210.09461, appendix D).
+
+    Tokens alternate between two sides, a and b. Every a takes its most similar b; the ``remove`` best of these edges
+    merge their a into its b.
+
+    Args:
+        metric: (B, M, D) what similarity is measured on.
+        remove: number of tokens that merge, at most the size of side a.
+        first: parity (0 or 1) of the positions on side a.
+
+    Returns:
+        ``keep`` (B, M - remove): the a's that stay, ascending, then all b's; ``moved`` (B, remove) by falling
+        similarity; ``onto`` (B, remove): the place in ``keep`` of the b that each moved a joins.
+    """
+    positions = torch.arange(metric.shape[1], device=metric.device)
+    side_a, side_b = positions[first::2], positions[1 - first :: 2]
+    score, partner = similarity(metric[:, first::2], metric[:, 1 - first :: 2]).max(dim=-1)
+    order = score.sort(dim=1, descending=True, stable=True).indices
+    moving, staying = order[:, :remove], order[:, remove:].sort(dim=1).values
+    batch = metric.shape[0]
+    keep = torch.cat([side_a[staying], side_b.expand(batch, -1)], dim=1)
+    return keep, side_a[moving], partner.gather(1, moving) + staying.shape[1]
+
+
+def greedy_pairs(similarities: Tensor, count: int, rounds: int = 6) -> tuple[Tensor, Tensor]:
+    """The ``count`` most similar disjoint pairs, highest first, as greedy matching finds them one by one.
+
+    An edge that is the best one at both of its ends is taken by greedy matching whatever else happens, so each round
+    takes all mutual nearest neighbours at once. A sample that has fewer than ``count`` pairs after the last round is
+    completed with free tokens that are neighbours in order of position, which on an image tend to be alike.
+
+    Args:
+        similarities: (B, K, K) symmetric; the diagonal is ignored. Equal values prefer the lower index.
+        count: pairs to return, at most K // 2.
+        rounds: rounds of mutual nearest neighbours.
+
+    Returns:
+        Two index tensors (B, count): the lower and the higher member of each pair, pairs by falling similarity.
+    """
+    batch, length, _ = similarities.shape
+    positions = torch.arange(length, device=similarities.device)
+    lowest = torch.finfo(similarities.dtype).min
+    open_edges = similarities.masked_fill(torch.eye(length, dtype=torch.bool, device=similarities.device), lowest)
+    partner = positions.expand(batch, -1)
+    value = torch.full((batch, length), lowest, dtype=similarities.dtype, device=similarities.device)
+    free = torch.ones(batch, length, dtype=torch.bool, device=similarities.device)
+    for _ in range(rounds):
+        best, nearest = open_edges.max(dim=2)
+        mutual = (nearest.gather(1, nearest) == positions) & free & (best > lowest)
+        partner = torch.where(mutual, nearest, partner)
+        value = torch.where(mutual, best, value)
+        free = free & ~mutual
+        open_edges = open_edges.masked_fill(~(free.unsqueeze(1) & free.unsqueeze(2)), lowest)
+    # Pair up what is left by position: the 1st with the 2nd free token, the 3rd with the 4th. They sort behind all others.
+    queue = (~free).int().sort(dim=1, stable=True).indices
+    half = length // 2 * 2
+    left, right = queue[:, 0:half:2], queue[:, 1:half:2]
+    both = free.gather(1, left) & free.gather(1, right)
+    leads = (partner > positions) & ~free
+    first = torch.cat([positions.expand(batch, -1), left], dim=1)
+    second = torch.cat([partner, right], dim=1)
+    rank = torch.cat([value.masked_fill(~leads, -torch.inf), torch.where(both, lowest, -torch.inf)], dim=1)
+    order = rank.sort(dim=1, descending=True, stable=True).indices[:, :count]
+    return first.gather(1, order), second.gather(1, order)

@@ -1,0 +1,86 @@
+"""ToSA's selector: from this layer's attention logits to the next layer's attention map, and its column sums."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tokensieve.attention import Attended, logits, row_blocks
+
+
+class Selector(nn.Module):
+    """Predicts the next layer's attention map from blocks of rows of this layer's logits (arXiv 2406.08816, section 3).
+
+    Two 1-D convolutions over the heads as channels with a ReLU between them and a log-softmax at the end. A fresh
+    selector passes the logits through unchanged, so that its prediction is this layer's own attention map; the other
+    hidden channels start as noise that the second convolution ignores.
+
+    Args:
+        heads: H, attention heads.
+        expansion: hidden channels per head.
+        kernel: width of the convolutions along the keys, odd; 1 is independent of resolution.
+        normalize: what the log-softmax runs over: "keys" or "heads".
+        scaled: whether the logits carry the factor 1 / sqrt(D).
+    """
+
+    fitted: Tensor
+
+    def __init__(
+        self,
+        heads: int,
+        expansion: int = 4,
+        kernel: int = 1,
+        normalize: Literal["keys", "heads"] = "keys",
+        scaled: bool = True,
+    ) -> None:
+        super().__init__()
+        self.normalize = normalize
+        self.scaled = scaled
+        self.noticed = False
+        self.expand = nn.Conv1d(heads, heads * expansion, kernel, padding=kernel // 2)
+        self.reduce = nn.Conv1d(heads * expansion, heads, kernel, padding=kernel // 2)
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+        self._start_as_identity(heads, kernel // 2)
+
+    @torch.no_grad()
+    def _start_as_identity(self, heads: int, centre: int) -> None:
+        # relu(x) - relu(-x) = x, in the first 2H hidden channels.
+        for conv in (self.expand, self.reduce):
+            conv.weight[: 2 * heads].zero_()
+            assert conv.bias is not None
+            conv.bias.zero_()
+        self.reduce.weight.zero_()
+        eye = torch.eye(heads)
+        self.expand.weight[:heads, :, centre] = eye
+        self.expand.weight[heads : 2 * heads, :, centre] = -eye
+        self.reduce.weight[:, :heads, centre] = eye
+        self.reduce.weight[:, heads : 2 * heads, centre] = -eye
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Logits (B, H, R, L) of R query rows to the predicted log-probabilities (B, H, R, L) of the next layer."""
+        batch, heads, count, length = rows.shape
+        rows = rows.to(self.expand.weight.dtype)
+        if self.expand.kernel_size == (1,):
+            flat = rows.reshape(batch, heads, count * length)
+            out = self.reduce(torch.relu_(self.expand(flat))).view(batch, heads, count, length)
+        else:
+            flat = rows.transpose(1, 2).reshape(batch * count, heads, length)
+            out = self.reduce(torch.relu_(self.expand(flat))).view(batch, count, heads, length).transpose(1, 2)
+        return torch.log_softmax(out.float(), dim=-1 if self.normalize == "keys" else 1)
+
+    def columns(
+        self, attended: Attended, block: int, stride: int, sum_of: Literal["probabilities", "log_probabilities"]
+    ) -> Tensor:
+        """Column sums of the predicted map per head, (B, H, L), streamed over blocks of ``block`` query rows.
+
+        Nothing of size H·L² is held. ``stride`` reads every stride-th row.
+        """
+        total: Tensor | None = None
+        for rows in row_blocks(attended.keys.shape[2], block, stride):
+            predicted = self(logits(attended, rows, self.scaled))
+            part = (predicted.exp() if sum_of == "probabilities" else predicted).sum(dim=2)
+            total = part if total is None else total + part
+        assert total is not None
+        return total

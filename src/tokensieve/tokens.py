@@ -1,0 +1,544 @@
+"""The token algebra: one immutable state and the three answers a method may give.
+
+Everything a token-reduction method does is one of three things to the tokens present:
+
+* ``Assignment``: each token leads a new one, moves onto one (merge, pool), or leaves (prune, skip);
+* ``SoftAssignment``: every new token is a weighted sum of all, with its own way back;
+* ``KeepMask``: nothing moves; a differentiable mask takes tokens out of attention while training.
+
+``Tokens`` carries the outcome from block to block and gives every original token back through ``restore``.
+All functions are pure: they return a new ``Tokens`` and touch nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from tokensieve.ops.rows import at_least_float32, complement, invert, one_hot, take_rows
+
+Until = Literal["end", "block", "attention"] | int
+Fill = Literal["last", "mean"]
+SoftRestore = Tensor | Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """Where each of the M patch tokens present goes (indices count patch tokens only; prefix tokens never move).
+
+    ``keep``, ``moved`` and ``dropped`` together name every one of the M tokens exactly once.
+
+    Attributes:
+        keep: (B, K) int64. New token j is led by old token ``keep[b, j]``, whose position it carries.
+        moved: (B, R) int64 or None. Old tokens that merge into a new one.
+        onto: (B, R) int64 in [0, K). The new token that each moved one joins.
+        dropped: (B, D) int64 or None. Tokens that leave: their last value is what comes back.
+        weight: (B, M) or None. Weight of each token in a merge; None means its size (how many patches it stands for).
+        reduce: "mean" divides by the summed weight; "sum" does not (EViT's fused token).
+        until: when dropped tokens return: "end" (for good), "block" (after the block that follows the decision),
+            "attention" (after that block's attention, before its MLP) or the number of the block before which they do.
+        alive: (B, K) bool or None. Which of the K slots hold a token; the others are padding and count as dropped.
+    """
+
+    keep: Tensor
+    moved: Tensor | None = None
+    onto: Tensor | None = None
+    dropped: Tensor | None = None
+    weight: Tensor | None = None
+    reduce: Literal["mean", "sum"] = "mean"
+    until: Until = "end"
+    alive: Tensor | None = None
+
+    @staticmethod
+    def from_index(index: Tensor, count: int, weight: Tensor | None = None) -> Assignment:
+        """An assignment from group numbers, as a clustering gives them.
+
+        Args:
+            index: (B, M) int64 in [0, count); every group must occur in every image.
+            count: number of groups.
+            weight: (B, M) or None, as in ``Assignment``.
+
+        The first token of a group, by position, leads it.
+        """
+        order = index.sort(dim=1, stable=True).indices
+        grouped = index.gather(1, order)
+        first = torch.ones_like(grouped, dtype=torch.bool)
+        first[:, 1:] = grouped[:, 1:] != grouped[:, :-1]
+        leading = (~first).int().sort(dim=1, stable=True).indices
+        keep, moved = order.gather(1, leading[:, :count]), order.gather(1, leading[:, count:])
+        return Assignment(keep=keep, moved=moved, onto=index.gather(1, moved), weight=weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftAssignment:
+    """Every new token is a weighted sum of the M patch tokens present.
+
+    Attributes:
+        matrix: (B, S, M). New tokens are ``matrix @ x``.
+        restore: (B, M, S) matrix, or a function ``(y (B, S, C), x_before (B, M, C)) -> (B, M, C)``, or None for the
+            transpose of ``matrix`` with rows normalised to one.
+    """
+
+    matrix: Tensor
+    restore: SoftRestore | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepMask:
+    """Training-time stand-in for removal: tokens stay, but attention sees them as far as ``mask`` lets it.
+
+    Attributes:
+        mask: (B, M), 1 keeps and 0 removes, differentiable (straight-through). Multiplied into earlier masks.
+    """
+
+    mask: Tensor
+
+
+Decision = Assignment | SoftAssignment | KeepMask
+
+
+@dataclass(frozen=True)
+class Event:
+    """What one site did, kept for pictures and counts.
+
+    ``group`` is (B, N): which current token each original stands in after the event, -1 while parked or gone.
+    It is None inside a soft assignment, where originals have no single group.
+    """
+
+    block: int
+    point: str
+    method: str
+    before: int
+    after: int
+    group: Tensor | None
+    returns: bool
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How many tokens, prefix included, block ``block`` ran its attention and its MLP on."""
+
+    block: int
+    attended: int
+    processed: int
+    alive: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Parked:
+    """Tokens that sit out: the state before they left and where each of its patch tokens went (-1: parked)."""
+
+    before: Tokens
+    index: Tensor
+    dropped: Tensor
+    block: int
+    after_attention: bool
+    version: int
+
+
+@dataclass(frozen=True)
+class Outer:
+    """The state before a soft assignment and the way back to it."""
+
+    before: Tokens
+    restore: SoftRestore
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens between two blocks of a reduced model, and all that is needed to give every original back.
+
+    It also stands in for the (B, N, C) tensor that other code expects there: indexing it, or handing it to a torch
+    function such as a norm, restores it first. So layers somebody reads come out whole and the rest stays compact.
+
+    Attributes:
+        x: (B, P + M, C) the tokens present, P prefix tokens first.
+        group: (B, N) int64, the patch token that each of the N original patches stands in, -1 while parked or gone.
+        rep: (B, M) int64 in [0, N), the original patch whose position each token carries.
+        prefix: P, the number of class, distillation and register tokens.
+        size: (B, M) how many originals each token stands for; None while every one stands for itself.
+        alive: (B, M) bool, which slots hold a token; None when all do.
+        mask: (B, M) training-time keep mask; None when there is none.
+        canvas: (B, N, C) last value of the originals that left; None while none did.
+        parked: groups of tokens that will return, oldest first.
+        outer: the state before a soft assignment; None outside one.
+        fill: what takes the place of originals that are gone: their "last" value or the "mean" of the tokens present.
+        version: counts structural changes, so that parked tokens can tell whether they return to the same places.
+        events, stages: the record that pictures and MAC counts read.
+    """
+
+    x: Tensor
+    group: Tensor
+    rep: Tensor
+    prefix: int = 0
+    size: Tensor | None = None
+    alive: Tensor | None = None
+    mask: Tensor | None = None
+    canvas: Tensor | None = None
+    parked: tuple[Parked, ...] = ()
+    outer: Outer | None = None
+    fill: Fill = "last"
+    version: int = 0
+    events: tuple[Event, ...] = ()
+    stages: tuple[Stage, ...] = ()
+
+    @staticmethod
+    def start(x: Tensor, prefix: int, fill: Fill = "last") -> Tokens:
+        """The state in which nothing has happened yet to ``x`` (B, P + N, C)."""
+        positions = torch.arange(x.shape[1] - prefix, device=x.device).expand(x.shape[0], -1)
+        return Tokens(x=x, group=positions, rep=positions, prefix=prefix, fill=fill)
+
+    @property
+    def patches(self) -> Tensor:
+        """(B, M, C), the tokens present without the prefix."""
+        return self.x[:, self.prefix :]
+
+    @property
+    def count(self) -> int:
+        """M, the number of patch tokens present (slots, where some are padding)."""
+        return self.x.shape[1] - self.prefix
+
+    @property
+    def sizes(self) -> Tensor:
+        """(B, M) float, how many originals each token stands for; 0 for padding."""
+        size = torch.ones(self.rep.shape, device=self.x.device) if self.size is None else self.size
+        return size if self.alive is None else size * self.alive
+
+    def with_patches(self, patches: Tensor, **changes: Any) -> Tokens:
+        """The same prefix with other patch tokens, other fields as in ``dataclasses.replace``."""
+        x = torch.cat([self.x[:, : self.prefix], patches], dim=1) if self.prefix else patches
+        return replace(self, x=x, **changes)
+
+    def restore(self, fill: Fill | None = None) -> Tensor:
+        """Give every original back: (B, P + N, C). See ``restore`` in this module."""
+        return restore(self, self.fill if fill is None else fill)
+
+    # Standing in for a tensor: whoever reads the state reads the restored tokens.
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        args = tuple(_as_tensor(a) for a in args)
+        return func(*args, **{k: _as_tensor(v) for k, v in (kwargs or {}).items()})
+
+    def __getitem__(self, item: Any) -> Tensor:
+        return self.restore("last")[item]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or not hasattr(Tensor, name):
+            raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+        return getattr(self.restore("last"), name)
+
+    @property
+    def shape(self) -> torch.Size:
+        outermost = self
+        while outermost.outer is not None:
+            outermost = outermost.outer.before
+        batch, _, channels = self.x.shape
+        return torch.Size((batch, self.prefix + outermost.group.shape[1], channels))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.x.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.x.device
+
+
+def _as_tensor(value: Any) -> Any:
+    return value.restore("last") if isinstance(value, Tokens) else value
+
+
+def _register(cls: type, tensors: tuple[str, ...]) -> None:
+    """Let torch see the tensors inside ``cls``, so that FSDP, checkpointing and export treat it as they do a tuple."""
+    others = tuple(f.name for f in fields(cls) if f.name not in tensors)
+    pytree.register_pytree_node(
+        cls,
+        lambda state: ([getattr(state, name) for name in tensors], tuple(getattr(state, name) for name in others)),
+        lambda values, rest: cls(**dict(zip(tensors, values, strict=True)), **dict(zip(others, rest, strict=True))),
+        serialized_type_name=f"tokensieve.{cls.__name__}",
+    )
+
+
+_register(Tokens, ("x", "group", "rep", "size", "alive", "mask", "canvas", "parked", "outer", "events", "stages"))
+_register(Parked, ("before", "index", "dropped"))
+_register(Outer, ("before", "restore"))
+_register(Event, ("group",))
+_register(Stage, ("alive",))
+
+
+def apply(tokens: Tokens, decision: Decision, block: int = 0, point: str = "middle", method: str = "") -> Tokens:
+    """The state after a decision.
+
+    Args:
+        tokens: the state the decision was made on.
+        decision: an ``Assignment``, a ``SoftAssignment`` or a ``KeepMask`` over its M patch tokens.
+        block, point, method: where it happened, for the record and to resolve ``until``.
+    """
+    if isinstance(decision, KeepMask):
+        mask = decision.mask if tokens.mask is None else tokens.mask * decision.mask
+        return replace(tokens, mask=mask)
+    if isinstance(decision, SoftAssignment):
+        after = _apply_soft(tokens, decision)
+    else:
+        after = _apply_hard(tokens, decision, block, point)
+    returns = isinstance(decision, Assignment) and decision.dropped is not None and decision.until != "end"
+    group = after.group if after.outer is None else None
+    event = Event(block, point, method, tokens.count, after.count, group, returns)
+    return replace(after, version=tokens.version + 1, events=(*tokens.events, event))
+
+
+def slots(assignment: Assignment) -> Tensor:
+    """(B, M): the new token each old one goes to, -1 for those that leave."""
+    keep = assignment.keep
+    batch, count = keep.shape
+    places = torch.arange(count, device=keep.device).expand(batch, -1)
+    if assignment.alive is not None:
+        places = places.masked_fill(~assignment.alive, -1)
+    sources, targets = [keep], [places]
+    if assignment.moved is not None and assignment.onto is not None:
+        sources.append(assignment.moved)
+        targets.append(assignment.onto)
+    if assignment.dropped is not None:
+        sources.append(assignment.dropped)
+        targets.append(torch.full_like(assignment.dropped, -1))
+    return torch.cat(targets, dim=1).gather(1, invert(torch.cat(sources, dim=1)))
+
+
+def _regroup(group: Tensor, index: Tensor) -> Tensor:
+    """Compose (B, N) groups with (B, M) slots; what is gone stays gone."""
+    return torch.where(group < 0, group, index.gather(1, group.clamp(min=0)))
+
+
+def merge_weights(assignment: Assignment, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """How a hard assignment mixes tokens, in float32 or better.
+
+    Returns:
+        ``own`` (B, K): the factor of each leading token; exactly 1 where nothing joins it.
+        ``mixing`` (B, K, R): the factor of each moved token in each new one.
+        ``size`` (B, K): how many originals each new token stands for.
+    """
+    assert assignment.moved is not None and assignment.onto is not None
+    weight = at_least_float32(sizes if assignment.weight is None else assignment.weight)
+    joins = one_hot(assignment.onto, assignment.keep.shape[1], weight.dtype)
+    joining = joins.to(sizes.dtype) @ sizes.gather(1, assignment.moved).unsqueeze(2)
+    size = sizes.gather(1, assignment.keep) + joining.squeeze(2)
+    led, moved = weight.gather(1, assignment.keep), weight.gather(1, assignment.moved)
+    mixing = joins * moved.unsqueeze(1)
+    if assignment.reduce == "sum":
+        return torch.where(joins.sum(2) > 0, led, torch.ones_like(led)), mixing, size
+    total = led + mixing.sum(2)
+    # A weight can underflow to zero; its token then stays as it is instead of becoming 0/0.
+    usable = total > 0
+    safe = torch.where(usable, total, torch.ones_like(total))
+    own = torch.where(usable, led / safe, torch.ones_like(led))
+    return own, mixing / safe.unsqueeze(2), size
+
+
+def _apply_hard(tokens: Tokens, assignment: Assignment, block: int, point: str) -> Tokens:
+    keep = assignment.keep
+    index = slots(assignment)
+    patches = tokens.patches
+    kept = take_rows(patches, keep)
+    size = None if tokens.size is None else tokens.size.gather(1, keep)
+    if assignment.moved is not None and assignment.moved.shape[1]:
+        own, mixing, size = merge_weights(assignment, tokens.sizes)
+        moved = take_rows(patches, assignment.moved)
+        kept = torch.baddbmm(kept * own.unsqueeze(2).to(kept.dtype), mixing.to(kept.dtype), moved)
+    leaves = assignment.dropped is not None or assignment.alive is not None
+    parked, canvas = tokens.parked, tokens.canvas
+    if leaves and assignment.until != "end":
+        assert assignment.dropped is not None
+        at, after_attention = return_point(assignment.until, block, point)
+        entry = Parked(tokens, index, assignment.dropped, at, after_attention, tokens.version + 1)
+        parked = (*parked, entry)
+    elif leaves:
+        canvas = _patches_at_originals(tokens)
+    alive = assignment.alive
+    if alive is None and tokens.alive is not None:
+        alive = tokens.alive.gather(1, keep)
+    return tokens.with_patches(
+        kept,
+        group=_regroup(tokens.group, index),
+        rep=tokens.rep.gather(1, keep),
+        size=size,
+        alive=alive,
+        mask=None if tokens.mask is None else tokens.mask.gather(1, keep),
+        canvas=canvas,
+        parked=parked,
+    )
+
+
+def return_point(until: Until, block: int, point: str) -> tuple[int, bool]:
+    """(block, after its attention?) at which tokens parked at ``point`` of ``block`` come back."""
+    acting = block + 1 if point == "after" else block
+    if until == "block":
+        return acting + 1, False
+    if until == "attention":
+        return acting, True
+    assert isinstance(until, int)
+    return until, False
+
+
+def _apply_soft(tokens: Tokens, soft: SoftAssignment) -> Tokens:
+    matrix = soft.matrix
+    way_back = soft.restore
+    if way_back is None:
+        way_back = matrix.transpose(1, 2)
+        way_back = way_back / way_back.sum(dim=2, keepdim=True).clamp(min=torch.finfo(matrix.dtype).tiny)
+    mixed = matrix.to(tokens.x.dtype) @ tokens.patches
+    share = way_back if isinstance(way_back, Tensor) else matrix.transpose(1, 2) / matrix.sum(1).unsqueeze(2)
+    positions = torch.arange(matrix.shape[1], device=matrix.device).expand(matrix.shape[0], -1)
+    return tokens.with_patches(
+        mixed,
+        group=positions,
+        rep=tokens.rep.gather(1, matrix.argmax(dim=2)),
+        size=(tokens.sizes.unsqueeze(1).to(share.dtype) @ share).squeeze(1),
+        alive=None,
+        mask=None,
+        canvas=None,
+        parked=(),
+        outer=Outer(tokens, way_back),
+    )
+
+
+def returning(tokens: Tokens, block: int, after_attention: bool = False) -> Tokens:
+    """Bring back every parked group that is due after the attention of ``block``, or before ``block`` begins."""
+    while tokens.parked:
+        entry = tokens.parked[-1]
+        due = (entry.block, 0 if not entry.after_attention else 1) <= (block, 1 if after_attention else 0)
+        if not due:
+            return tokens
+        tokens = _unpark(tokens)
+    return tokens
+
+
+def _unpark(tokens: Tokens) -> Tokens:
+    entry = tokens.parked[-1]
+    before = entry.before
+    parked = tokens.parked[:-1]
+    if tokens.version == entry.version:
+        # Nothing moved meanwhile: everyone returns to the place it had, and so does the whole bookkeeping.
+        stayed = entry.index.unsqueeze(2)
+        back = torch.where(stayed < 0, before.patches, take_rows(tokens.patches, entry.index.clamp(min=0)))
+        return replace(
+            tokens.with_patches(back),
+            group=before.group,
+            rep=before.rep,
+            size=before.size,
+            alive=before.alive,
+            mask=before.mask,
+            parked=parked,
+            version=tokens.version + 1,
+        )
+    # Tokens were merged or dropped meanwhile: those who come back join at the end, then all are put in order of position.
+    present, joining = tokens.count, entry.dropped.shape[1]
+    rep = torch.cat([tokens.rep, before.rep.gather(1, entry.dropped)], dim=1)
+    order = rep.sort(dim=1, stable=True).indices
+    place = invert(order)
+    own_place = torch.full_like(before.rep, -1).scatter(
+        1, entry.dropped, torch.arange(present, present + joining, device=rep.device).expand(rep.shape[0], -1)
+    )
+    came_back = _regroup(before.group, own_place)
+    group = torch.where(tokens.group >= 0, tokens.group, came_back)
+    patches = torch.cat([tokens.patches, take_rows(before.patches, entry.dropped)], dim=1)
+
+    def ordered(now: Tensor | None, then: Tensor | None, neutral: Tensor) -> Tensor | None:
+        if now is None and then is None:
+            return None
+        now = neutral[:, :1].expand(-1, present) if now is None else now
+        then = neutral[:, :1].expand(-1, joining) if then is None else then.gather(1, entry.dropped)
+        return torch.cat([now, then], dim=1).gather(1, order)
+
+    ones = torch.ones(rep.shape, device=rep.device)
+    return replace(
+        tokens.with_patches(take_rows(patches, order)),
+        group=_regroup(group, place),
+        rep=rep.gather(1, order),
+        size=ordered(tokens.size, before.size, ones),
+        alive=ordered(tokens.alive, before.alive, ones.bool()),
+        mask=ordered(tokens.mask, before.mask, ones),
+        parked=parked,
+        version=tokens.version + 1,
+    )
+
+
+def _patches_at_originals(tokens: Tokens) -> Tensor:
+    """(B, N, C): every original patch at this level, the current value where present and the canvas where gone."""
+    group = tokens.group
+    values = tokens.patches if tokens.version == 0 else take_rows(tokens.patches, group.clamp(min=0))
+    if tokens.canvas is None:
+        return values
+    return torch.where((group < 0).unsqueeze(2), tokens.canvas, values)
+
+
+def _fill_mean(tokens: Tokens, patches: Tensor) -> Tensor:
+    sizes = tokens.sizes.unsqueeze(2).to(tokens.x.dtype)
+    mean = (tokens.patches * sizes).sum(dim=1, keepdim=True) / sizes.sum(dim=1, keepdim=True)
+    return torch.where((tokens.group < 0).unsqueeze(2), mean, patches)
+
+
+def restore(tokens: Tokens, fill: Fill = "last") -> Tensor:
+    """Every original token: (B, P + N, C), in the dtype of ``tokens.x``.
+
+    A token that stands for several originals is given to each of them; parked ones come back; those that are gone get
+    their last value (``fill="last"``) or the size-weighted mean of the patch tokens present (``fill="mean"``, what a
+    head that averages over patches needs in order to average over the kept ones only).
+    """
+    while tokens.parked:
+        tokens = _unpark(tokens)
+    patches = _patches_at_originals(tokens)
+    if tokens.canvas is not None and fill == "mean":
+        patches = _fill_mean(tokens, patches)
+    if tokens.outer is None:
+        return torch.cat([tokens.x[:, : tokens.prefix], patches], dim=1) if tokens.prefix else patches
+    before = tokens.outer.before
+    way_back = tokens.outer.restore
+    whole = way_back.to(patches.dtype) @ patches if isinstance(way_back, Tensor) else way_back(patches, before.patches)
+    prefix = tokens.x[:, : tokens.prefix]
+    return restore(replace(before, x=torch.cat([prefix, whole], dim=1) if tokens.prefix else whole), fill)
+
+
+def check(assignment: Assignment, length: int) -> str | None:
+    """Why ``assignment`` is not valid for ``length`` patch tokens, or None. Reads values, so only for tests and probes."""
+    parts = [p for p in (assignment.keep, assignment.moved, assignment.dropped) if p is not None]
+    named = torch.cat(parts, dim=1).sort(dim=1).values
+    if named.shape[1] != length or not bool((named == torch.arange(length, device=named.device)).all()):
+        return (
+            f"keep, moved and dropped must together name each of the {length} patch tokens exactly once, "
+            f"but they have shapes {[tuple(p.shape) for p in parts]}"
+        )
+    if (assignment.moved is None) != (assignment.onto is None):
+        return "moved and onto go together: give both or neither"
+    if assignment.onto is not None and assignment.onto.numel():
+        if assignment.moved is None or assignment.onto.shape != assignment.moved.shape:
+            return f"onto must have the shape of moved, got {tuple(assignment.onto.shape)}"
+        low, high = int(assignment.onto.min()), int(assignment.onto.max())
+        if low < 0 or high >= assignment.keep.shape[1]:
+            return f"onto must lie in [0, {assignment.keep.shape[1]}), got [{low}, {high}]"
+    return None
+
+
+def keep_only(keep: Tensor, length: int, until: Until = "end") -> Assignment:
+    """Keep the tokens ``keep`` (B, K) of ``length``, drop the others ``until`` they return."""
+    return Assignment(keep=keep, dropped=complement(keep, length), until=until)
+
+
+def ragged(mask: Tensor, capacity: int | None = None) -> Assignment:
+    """Keep a different number of tokens in every image.
+
+    Args:
+        mask: (B, M) bool, True where the token stays; at least one per image.
+        capacity: slots per image; default the largest count in the batch (one host sync).
+    """
+    counts = mask.sum(dim=1)
+    capacity = int(counts.max()) if capacity is None else capacity
+    order = (~mask).int().sort(dim=1, stable=True).indices
+    alive = torch.arange(capacity, device=mask.device).unsqueeze(0) < counts.unsqueeze(1)
+    return Assignment(keep=order[:, :capacity], dropped=order[:, capacity:], alive=alive)

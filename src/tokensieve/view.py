@@ -1,0 +1,209 @@
+"""What a method gets to see at a site: the patch tokens present and the signals it declared, computed when read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tokensieve import attention
+from tokensieve.attention import Attended
+from tokensieve.errors import TokensieveError
+from tokensieve.ops.rows import at_least_float32
+from tokensieve.tokens import Assignment, Decision, Tokens, slots
+
+if TYPE_CHECKING:
+    from tokensieve.method import Method
+
+Signal = Literal["queries", "keys", "values", "cls_row", "received", "logits"]
+SIGNALS: dict[Signal, str] = {
+    "queries": "queries of this block's attention, after norms and rotary embedding",
+    "keys": "keys of this block's attention, after norms and rotary embedding",
+    "values": "values of this block's attention",
+    "cls_row": "class attention: the class token's row of the attention map",
+    "received": "attention received: the column means of the attention map, streamed",
+    "logits": "blocks of rows of the attention logits, streamed",
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a model's token sequence looks like, fixed when methods are applied.
+
+    Attributes:
+        depth: number of blocks.
+        dim: C, channels of a token.
+        heads: H, attention heads of a block.
+        prefix: P, class, distillation and register tokens in front.
+        class_token: whether token 0 is a class token whose attention scores the others.
+        grid: (rows, columns) of the patch grid at the model's input size.
+    """
+
+    depth: int
+    dim: int
+    heads: int
+    prefix: int
+    class_token: bool
+    grid: tuple[int, int]
+
+
+@dataclass
+class BlockSignals:
+    """The attention of the current block, and where its tokens have gone since."""
+
+    attended: Attended
+    alive: Tensor | None
+    moves: list[tuple[Tensor, int]] = field(default_factory=list)
+
+    def follow(self, decision: Decision) -> None:
+        """Remember a decision taken after the attention, so that later methods in the block see matching signals."""
+        if isinstance(decision, Assignment):
+            self.moves.append((slots(decision), decision.keep.shape[1]))
+
+    def carry(self, score: Tensor, how: Literal["sum", "mean"]) -> Tensor:
+        """Take (B, M0) or (B, M0, D) values per token of the attention to the tokens present now."""
+        for index, count in self.moves:
+            flat = score if score.dim() == 3 else score.unsqueeze(2)
+            target = index.clamp(min=0)
+            present = (index >= 0).to(flat.dtype).unsqueeze(2)
+            where = target.unsqueeze(2).expand_as(flat)
+            summed = flat.new_zeros(flat.shape[0], count, flat.shape[2]).scatter_add(1, where, flat * present)
+            if how == "mean":
+                members = flat.new_zeros(flat.shape[0], count, 1).scatter_add(1, target.unsqueeze(2), present)
+                summed = summed / members.clamp(min=1)
+            score = summed if score.dim() == 3 else summed.squeeze(2)
+        return score
+
+
+@dataclass(frozen=True)
+class View:
+    """The patch tokens at one site. M is their number; prefix tokens are not shown and cannot be touched.
+
+    Attributes:
+        tokens: the state; read ``x``, ``size``, ``rep``, ``alive`` below rather than from here.
+        method: the config that is asked.
+        layout: the model's token layout.
+        block: 0-based number of the block.
+        site: how many of this method's sites came before.
+        keep: how many patch tokens the method's schedule leaves here.
+        module: the method's learned part at this site, or None.
+        training: whether the model is in training mode.
+        signals: the block's attention, None before the attention ran or when the method declared no signal.
+    """
+
+    tokens: Tokens
+    method: Method
+    layout: Layout
+    block: int
+    site: int
+    keep: int
+    module: nn.Module | None
+    training: bool
+    signals: BlockSignals | None
+
+    @property
+    def x(self) -> Tensor:
+        """(B, M, C) the patch tokens."""
+        return self.tokens.patches
+
+    @property
+    def count(self) -> int:
+        """M, slots included that hold padding."""
+        return self.tokens.count
+
+    @property
+    def size(self) -> Tensor:
+        """(B, M) float: how many original patches each token stands for."""
+        return self.tokens.sizes
+
+    @property
+    def rep(self) -> Tensor:
+        """(B, M) int64: the original patch, row by row on the grid, whose position each token carries."""
+        return self.tokens.rep
+
+    @property
+    def alive(self) -> Tensor | None:
+        """(B, M) bool: which slots hold a token, None when all do."""
+        return self.tokens.alive
+
+    def _read(self, signal: Signal) -> BlockSignals:
+        if signal not in self.method.needs(self.layout):
+            raise TokensieveError(
+                f"method {self.method.name!r} reads the signal {signal!r} without declaring it: "
+                f"name it in needs(), which now gives {sorted(self.method.needs(self.layout))}"
+            )
+        if self.signals is None:
+            raise TokensieveError(
+                f"method {self.method.name!r} reads {signal!r} before the attention of block {self.block} has run: "
+                f"act in the 'middle' of a block or 'after' it"
+            )
+        return self.signals
+
+    def _per_token(self, tensor: Tensor, signals: BlockSignals) -> Tensor:
+        mean = tensor[:, :, self.layout.prefix :].mean(dim=1)
+        return signals.carry(mean, "mean")
+
+    @property
+    def queries(self) -> Tensor:
+        """(B, M, D) queries, mean over heads."""
+        signals = self._read("queries")
+        return self._per_token(signals.attended.queries, signals)
+
+    @property
+    def keys(self) -> Tensor:
+        """(B, M, D) keys, mean over heads; of merged tokens the mean of their members."""
+        signals = self._read("keys")
+        return self._per_token(signals.attended.keys, signals)
+
+    @property
+    def values(self) -> Tensor:
+        """(B, M, D) values, mean over heads."""
+        signals = self._read("values")
+        return self._per_token(signals.attended.values, signals)
+
+    @property
+    def attended(self) -> Attended:
+        """The attention's queries, keys and values (B, H, L, D), for methods that stream its rows."""
+        return self._read("logits").attended
+
+    def score(self, per_token: Tensor) -> Tensor:
+        """A score (B, L) over all tokens of the attention as one (B, M) over the patch tokens present.
+
+        Members of a merged token add up, as their columns of the attention map do. Padding gets -inf.
+        """
+        if self.signals is None:
+            raise TokensieveError("there is no attention to score tokens by before it has run")
+        score = self.signals.carry(per_token[:, self.layout.prefix :], "sum")
+        return score if self.alive is None else score.masked_fill(~self.alive, -torch.inf)
+
+    @property
+    def cls_row(self) -> Tensor:
+        """(B, M) class attention, mean over heads, in float32 or better; sums to at most 1 over the patches."""
+        signals = self._read("cls_row")
+        return self.score(attention.attention_rows(signals.attended, slice(0, 1)).mean(dim=1).squeeze(1))
+
+    @property
+    def received(self) -> Tensor:
+        """(B, M) attention received, mean over heads and query rows, in float32 or better."""
+        signals = self._read("received")
+        voters = None
+        if signals.alive is not None:
+            voters = torch.nn.functional.pad(signals.alive, (self.layout.prefix, 0), value=True)
+        return self.score(attention.received(signals.attended, voters).mean(dim=1))
+
+    @property
+    def importance(self) -> Tensor:
+        """(B, M) class attention where the model has a class token, else attention received."""
+        return self.cls_row if self.layout.class_token else self.received
+
+    @property
+    def features(self) -> Tensor:
+        """(B, M, C) the tokens in float32 or better, for distances."""
+        return at_least_float32(self.x)
+
+
+def importance_signal(layout: Layout) -> Signal:
+    """The signal behind ``View.importance`` for this layout."""
+    return "cls_row" if layout.class_token else "received"
