@@ -8,10 +8,11 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from tokensieve.checkpoint import SievedModel, from_pretrained, load, push_to_hub, save
-from tokensieve.engine import Trace, applied, apply, is_applied, remove, trace
+from tokensieve.engine import applied, apply, is_applied, remove
 from tokensieve.errors import RefusedError, TokensieveError, TokensieveWarning
 from tokensieve.family import Family
 from tokensieve.method import Method
+from tokensieve.record import Trace, trace
 from tokensieve.registry import families, methods
 from tokensieve.spec import method, spell, sweep
 from tokensieve.tokens import Assignment, KeepMask, SoftAssignment, Tokens

@@ -28,7 +28,7 @@ class Attended:
     """What one block's attention was computed from.
 
     Attributes:
-        queries, keys, values: (B, H, L, D), L = prefix + patch tokens. Several parallel attentions lie side by side in H.
+        queries, keys, values: (B, H, L, D), L = prefix + patch tokens. Parallel attentions lie side by side in H.
         scale: factor of the logits, 1 / sqrt(D) unless the model says otherwise.
         bias: (B, 1, 1, L) added to the logits of every key, or None.
     """
@@ -87,9 +87,10 @@ class Tap(TorchFunctionMode):
                 "the block's attention never called the fused kernel (F.scaled_dot_product_attention): build the model "
                 "with fused attention on, timm.layers.set_fused_attn(True), so that its signals can be read"
             )
-        queries, keys, values = (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0] for parts in list(
-            zip(*((q, k, v) for q, k, v, _ in self.calls), strict=True)
-        ))
+        queries, keys, values = (
+            torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+            for parts in list(zip(*((q, k, v) for q, k, v, _ in self.calls), strict=True))
+        )
         scale = self.calls[0][3]
         return Attended(queries, keys, values, queries.shape[-1] ** -0.5 if scale is None else scale, self.bias)
 
@@ -104,8 +105,12 @@ def biased_attention(
     """
     if query.is_cuda and not query.requires_grad and not torch.is_grad_enabled():
         query, key, padded, scale = fold_bias(query, key, value, bias, scale)
-        return F.scaled_dot_product_attention(query, key, padded, dropout_p=dropout_p, scale=scale)[..., : value.shape[-1]]
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype), dropout_p=dropout_p, scale=scale)
+        return F.scaled_dot_product_attention(query, key, padded, dropout_p=dropout_p, scale=scale)[
+            ..., : value.shape[-1]
+        ]
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=bias.to(query.dtype), dropout_p=dropout_p, scale=scale
+    )
 
 
 def fold_bias(

@@ -72,7 +72,9 @@ def base_of(model: nn.Module) -> tuple[str, dict[str, Any]]:
     plain = {key: value for key, value in arguments.items() if _is_json(value)}
     lost = sorted(set(arguments) - set(plain))
     if lost:
-        raise TokensieveError(f"cannot save {name}: its argument {lost[0]!r} is not plain data ({arguments[lost[0]]!r})")
+        raise TokensieveError(
+            f"cannot save {name}: its argument {lost[0]!r} is not plain data ({arguments[lost[0]]!r})"
+        )
     return name, plain
 
 
@@ -132,7 +134,9 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, force: bool = Fals
             beside.rename(target)
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
-        raise TokensieveError(f"cannot save to {target}: {error.strerror or error}; what was there before is kept") from error
+        raise TokensieveError(
+            f"cannot save to {target}: {error.strerror or error}; what was there before is kept"
+        ) from error
     return target
 
 
@@ -150,7 +154,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise TokensieveError(f"cannot read {path}: {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise TokensieveError(f"{path} has format {config.get('format') if isinstance(config, dict) else None!r}, expected {FORMAT}")
+        raise TokensieveError(
+            f"{path} has format {config.get('format') if isinstance(config, dict) else None!r}, expected {FORMAT}"
+        )
     return config
 
 
@@ -202,11 +208,14 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], origin: str | os.
     if shapes:
         key = shapes[0]
         raise TokensieveError(
-            f"{origin} is of another model: {key} has shape {tuple(weights[key].shape)}, expected {tuple(own[key].shape)}"
+            f"{origin} is of another model: {key} has shape {tuple(weights[key].shape)}, "
+            f"expected {tuple(own[key].shape)}"
         )
     if missing or extra:
         what = f"it lacks {missing[0]}" if missing else f"it has {extra[0]}, which the model does not"
-        raise TokensieveError(f"{origin} is of another model: {what} ({len(missing)} missing, {len(extra)} unknown keys)")
+        raise TokensieveError(
+            f"{origin} is of another model: {what} ({len(missing)} missing, {len(extra)} unknown keys)"
+        )
     dtype = next(model.parameters()).dtype
     model.load_state_dict({k: v.to(dtype) if v.is_floating_point() else v for k, v in weights.items()}, strict=True)
 
@@ -249,7 +258,7 @@ class SievedModel(nn.Module, ModelHubMixin, library_name="tokensieve", tags=["to
 
 
 def push_to_hub(model: nn.Module, repo_id: str, **options: Any) -> str:
-    """Upload a reduced model; ``options`` as in ``huggingface_hub.ModelHubMixin.push_to_hub``. Returns the commit's URL."""
+    """Upload a reduced model, with the ``options`` of ``ModelHubMixin.push_to_hub``; returns the commit's URL."""
     return str(SievedModel(model).push_to_hub(repo_id, **options))
 
 
@@ -257,4 +266,3 @@ def from_pretrained(source: str | os.PathLike[str], **options: Any) -> nn.Module
     """The reduced model in a local folder or a hub repository, methods applied."""
     loaded: SievedModel = SievedModel.from_pretrained(os.fspath(source), **options)
     return loaded.model
-

@@ -42,7 +42,8 @@ def _classes(folder: ModuleType, base: type, group: str) -> Iterator[type]:
         loaded = point.load()
         if not (isinstance(loaded, type) and issubclass(loaded, base)):
             raise TokensieveError(
-                f"entry point {point.name!r} of group {group!r} gives {loaded!r}, expected a subclass of {base.__name__}"
+                f"entry point {point.name!r} of group {group!r} gives {loaded!r}, "
+                f"expected a subclass of {base.__name__}"
             )
         yield loaded
 

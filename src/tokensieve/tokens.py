@@ -205,8 +205,9 @@ class Tokens:
 
     @property
     def sizes(self) -> Tensor:
-        """(B, M) float, how many originals each token stands for; 0 for padding."""
-        size = torch.ones(self.rep.shape, device=self.x.device) if self.size is None else self.size
+        """(B, M) in float32 or better, how many originals each token stands for; 0 for padding."""
+        dtype = torch.float64 if self.x.dtype == torch.float64 else torch.float32
+        size = torch.ones(self.rep.shape, dtype=dtype, device=self.x.device) if self.size is None else self.size
         return size if self.alive is None else size * self.alive
 
     def with_patches(self, patches: Tensor, **changes: Any) -> Tokens:
@@ -437,7 +438,7 @@ def _unpark(tokens: Tokens) -> Tokens:
             parked=parked,
             version=tokens.version + 1,
         )
-    # Tokens were merged or dropped meanwhile: those who come back join at the end, then all are put in order of position.
+    # Tokens were merged or dropped meanwhile: who comes back joins at the end, then all are put in order of position.
     present, joining = tokens.count, entry.dropped.shape[1]
     rep = torch.cat([tokens.rep, before.rep.gather(1, entry.dropped)], dim=1)
     order = rep.sort(dim=1, stable=True).indices
@@ -506,7 +507,7 @@ def restore(tokens: Tokens, fill: Fill = "last") -> Tensor:
 
 
 def check(assignment: Assignment, length: int) -> str | None:
-    """Why ``assignment`` is not valid for ``length`` patch tokens, or None. Reads values, so only for tests and probes."""
+    """Why ``assignment`` is not valid for ``length`` patch tokens, or None. Reads values: for tests and probes."""
     parts = [p for p in (assignment.keep, assignment.moved, assignment.dropped) if p is not None]
     named = torch.cat(parts, dim=1).sort(dim=1).values
     if named.shape[1] != length or not bool((named == torch.arange(length, device=named.device)).all()):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.layers import Attention, DiffAttention
+from timm.layers.attention import Attention
+from timm.layers.diff_attention import DiffAttention
 from timm.models.vision_transformer import (
     Block,
     DiffParallelScalingBlock,
@@ -89,4 +90,3 @@ def _first_attention(block: Any) -> Any:
     if isinstance(block, ParallelThingsBlock):
         return next(module for module in block.modules() if isinstance(module, Attention))
     return getattr(block, "attn", block)
-

@@ -56,8 +56,12 @@ class BAT(Method):
     rounds: int = 6
 
     knob = "keep"
-    paper = ("Beyond Attentive Tokens: Incorporating Token Importance and Diversity for Efficient Vision Transformers",
-             "Long et al.", 2022, "2211.11315")
+    paper = (
+        "Beyond Attentive Tokens: Incorporating Token Importance and Diversity for Efficient Vision Transformers",
+        "Long et al.",
+        2022,
+        "2211.11315",
+    )
 
     def __post_init__(self) -> None:
         freeze_lists(self)

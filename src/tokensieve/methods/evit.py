@@ -32,8 +32,12 @@ class EViT(Pruning):
 
     fuse: bool = True
 
-    paper = ("Not All Patches are What You Need: Expediting Vision Transformers via Token Reorganizations",
-             "Liang et al.", 2022, "2202.07800")
+    paper = (
+        "Not All Patches are What You Need: Expediting Vision Transformers via Token Reorganizations",
+        "Liang et al.",
+        2022,
+        "2202.07800",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -61,7 +61,9 @@ class ToMe(Method):
         largest = max(self.r) if isinstance(self.r, tuple) else self.r
         every = layout.grid[0] * layout.grid[1]
         if largest > every // 2:
-            raise TokensieveError(f"tome: r must be at most half of the {every} patch tokens, {every // 2}, got {largest}")
+            raise TokensieveError(
+                f"tome: r must be at most half of the {every} patch tokens, {every // 2}, got {largest}"
+            )
         return patches - removed(patches, asked)
 
     def _asked(self, site: int, layout: Layout) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ class ToSA(Method):
             raise TokensieveError(
                 f"tosa: sites are ToSA layers: ascending 0-based numbers from 1 to {depth - 1}, got {list(chosen)}"
             )
-        if any(b - a == 1 for a, b in zip(chosen, chosen[1:], strict=False)):
+        if any(b - a == 1 for a, b in itertools.pairwise(chosen)):
             raise TokensieveError(
                 f"tosa: no two ToSA layers may be neighbours, each needs a standard layer before it, got {list(chosen)}"
             )

@@ -21,8 +21,8 @@ def squared_distances(features: Tensor) -> Tensor:
 def density_peaks(features: Tensor, clusters: int, neighbours: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Cluster tokens around the peaks of their density.
 
-    With d_ij = ‖x_i − x_j‖ / √C: density ρ_i = exp(−mean_j d_ij²), over all tokens or the ``neighbours`` nearest; δ_i is
-    the smallest distance to a denser token, for the densest token the largest distance there is. The tokens of the
+    With d_ij = ‖x_i − x_j‖ / √C: density ρ_i = exp(−mean_j d_ij²), over all tokens or the ``neighbours`` nearest; δ_i
+    is the smallest distance to a denser token, for the densest token the largest distance there is. The tokens of the
     largest ρ·δ are centres and every other token joins its nearest centre. Of equally dense tokens the first is denser.
 
     Args:

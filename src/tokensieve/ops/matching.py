@@ -11,7 +11,7 @@ from tokensieve.ops.rows import at_least_float32
 def cosine(features: Tensor) -> Tensor:
     """Rows (B, M, D) scaled to length one, in float32 or better."""
     features = at_least_float32(features)
-    return features / features.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    return torch.nn.functional.normalize(features, dim=-1)
 
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def greedy_pairs(similarities: Tensor, count: int, rounds: int = 6) -> tuple[Ten
         value = torch.where(mutual, best, value)
         free = free & ~mutual
         open_edges = open_edges.masked_fill(~(free.unsqueeze(1) & free.unsqueeze(2)), lowest)
-    # Pair up what is left by position: the 1st with the 2nd free token, the 3rd with the 4th. They sort behind all others.
+    # Pair up what is left by position: the 1st with the 2nd free token and so on. They sort behind all others.
     queue = (~free).int().sort(dim=1, stable=True).indices
     half = length // 2 * 2
     left, right = queue[:, 0:half:2], queue[:, 1:half:2]
@@ -82,6 +82,7 @@ def greedy_pairs(similarities: Tensor, count: int, rounds: int = 6) -> tuple[Ten
     leads = (partner > positions) & ~free
     first = torch.cat([positions.expand(batch, -1), left], dim=1)
     second = torch.cat([partner, right], dim=1)
-    rank = torch.cat([value.masked_fill(~leads, -torch.inf), torch.where(both, lowest, -torch.inf)], dim=1)
+    last = torch.full(both.shape, -torch.inf, dtype=value.dtype, device=value.device).masked_fill(both, lowest)
+    rank = torch.cat([value.masked_fill(~leads, -torch.inf), last], dim=1)
     order = rank.sort(dim=1, descending=True, stable=True).indices[:, :count]
     return first.gather(1, order), second.gather(1, order)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tokensieve.attention import Attended, logits, row_blocks
+from tokensieve.ops.rows import at_least_float32
 
 
 class Selector(nn.Module):
@@ -68,7 +69,7 @@ class Selector(nn.Module):
         else:
             flat = rows.transpose(1, 2).reshape(batch * count, heads, length)
             out = self.reduce(torch.relu_(self.expand(flat))).view(batch, count, heads, length).transpose(1, 2)
-        return torch.log_softmax(out.float(), dim=-1 if self.normalize == "keys" else 1)
+        return torch.log_softmax(at_least_float32(out), dim=-1 if self.normalize == "keys" else 1)
 
     def columns(
         self, attended: Attended, block: int, stride: int, sum_of: Literal["probabilities", "log_probabilities"]

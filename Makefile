@@ -1,0 +1,89 @@
+# Every target does its own set-up: `make demo` and `make test` work on a fresh clone with nothing but Python >= 3.10.
+# PYTHON=/path/to/python picks an interpreter; INSTALL_FLAGS="--torch-backend=cpu" (a flag of uv) avoids CUDA packages.
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTHON ?=
+CANDIDATES := $(or $(PYTHON),python3.14 python3.13 python3.12 python3.11 python3.10 python3 python)
+INSTALL_FLAGS ?=
+WORKERS ?= 2
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: help setup demo test test-slow lint format types docs docs-check bench-smoke clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
+
+setup: $(READY)  ## make .venv and install the package with its development tools
+
+# A Python counts when it runs, is new enough and can make a virtual environment. A .venv without pip was cut short.
+$(READY): pyproject.toml
+	@set -euo pipefail; \
+	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	  python=""; \
+	  for candidate in $(CANDIDATES); do \
+	    if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; then \
+	      python="$$candidate"; break; \
+	    fi; \
+	  done; \
+	  if [ -z "$$python" ]; then \
+	    echo "make setup: none of $(CANDIDATES) is a Python 3.10 or newer with the venv module; install one (Debian and Ubuntu: apt install python3 python3-venv) or name it with PYTHON=/path/to/python." >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "making $(VENV) with $$("$$python" -V)"; \
+	  "$$python" -m venv --clear $(VENV); \
+	fi; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv </dev/null || true; \
+	if ! { [ -x $(BIN)/uv ] && $(BIN)/uv pip install --python $(BIN)/python $(INSTALL_FLAGS) -e ".[dev]" </dev/null; }; then \
+	  echo "uv could not install the packages; trying again with pip"; \
+	  $(BIN)/python -m pip install --disable-pip-version-check -e ".[dev]" </dev/null; \
+	fi; \
+	touch $(READY)
+
+demo: $(READY)  ## the main job on the bundled digits: tables, plot and pictures in demo-output/
+	$(BIN)/tokensieve demo --output demo-output --force
+
+test: $(READY)  ## all tests but the slow ones
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS)
+
+test-slow: $(READY)  ## the slow tests alone
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+lint: $(READY)  ## style: ruff check and ruff format --check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)  ## rewrite the sources in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(READY)  ## mypy on src, strict as pyproject.toml says
+	$(BIN)/mypy
+
+docs: $(READY)  ## write the generated parts of README.md and docs/
+	$(BIN)/python scripts/generate_docs.py
+
+docs-check: $(READY)  ## fail when they are stale
+	$(BIN)/python scripts/generate_docs.py --check
+
+# Twenty generated images, one folder a digit, and an untrained model: it shows that the command works and nothing else.
+define SMOKE_IMAGES
+from pathlib import Path
+from tokensieve.demo.digits import ClutteredDigits
+digits = ClutteredDigits("val", 20)
+for index in range(len(digits)):
+    folder = Path("demo-output/smoke", str(digits.scene(index).label))
+    folder.mkdir(parents=True, exist_ok=True)
+    digits.image(index).save(folder / f"{index}.png")
+endef
+export SMOKE_IMAGES
+
+bench-smoke: $(READY)  ## a short run of tokensieve bench on generated images and an untrained model
+	$(BIN)/python -c "$$SMOKE_IMAGES"
+	$(BIN)/tokensieve bench vit_tiny_patch16_224 --data demo-output/smoke --num-classes 10 --workers 0 \
+	  --method bat --method tome:r=13 --speed-batch-size 4 --rounds 2 --results-file demo-output/smoke.json --force
+
+clean:  ## remove what the targets above made, .venv included
+	rm -rf $(VENV) demo-output dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,325 @@
+"""Write the parts of the documentation that the code knows: tables, method cards, command help, measured results.
+
+    python scripts/generate_docs.py            write README.md, docs/methods.md, docs/cli.md, docs/families.md
+    python scripts/generate_docs.py --check    write nothing; exit 1 and name what is stale
+
+Sources: the registry (methods and families), the command line itself, docs/families.json (written by
+tests/walk/walk_families.py) and benchmarks/results/*.json (written by ``tokensieve bench``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import json
+import re
+import sys
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from tokensieve import registry
+from tokensieve.cli.app import app
+from tokensieve.method import Method
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTICE = "<!-- Written by scripts/generate_docs.py; edit the sources it names, then run `make docs`. -->\n\n"
+MACHINE_DEFAULTS = {"workers": "one a core, at most 4"}  # what differs between machines is said in words
+POINTS = {"before": "before the block", "middle": "between attention and MLP", "after": "after the block"}
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; bars inside cells are escaped."""
+    lines = [list(head), ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def fill(text: str, name: str, body: str) -> str:
+    """``text`` with the part between the markers ``begin NAME`` and ``end NAME`` replaced by ``body``."""
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise SystemExit(f"expected the markers {begin!r} and {end!r} once each")
+    before, rest = text.split(begin)
+    after = rest.split(end)[1]
+    return f"{before}{begin}\n{body.strip()}\n{end}{after}" if body else f"{before}{begin}\n{end}{after}"
+
+
+# Methods
+
+
+def paper(cls: type[Method]) -> str:
+    """The method's paper as a link, or what it is instead."""
+    if cls.paper is None:
+        return "none: a control"
+    title, authors, year, arxiv = cls.paper
+    return f"[{title}](https://arxiv.org/abs/{arxiv}), {authors}, {year}"
+
+
+def summary(cls: type[Method]) -> str:
+    """First sentence of the card."""
+    return " ".join(cls.card().split("\n\n")[0].split()).rstrip(".")
+
+
+def methods_table() -> str:
+    """One row a method, for the README."""
+    rows = []
+    for name, cls in registry.methods().items():
+        arxiv = f"[{cls.paper[3]}](https://arxiv.org/abs/{cls.paper[3]})" if cls.paper else "control"
+        knob = f"`{cls.knob}`" if cls.knob else "–"
+        learned = "learned part, to be trained" if cls.trained else "none"
+        rows.append([f"[`{name}`](docs/methods.md#{name})", summary(cls), POINTS[cls.point], knob, learned, arxiv])
+    return table(["name", "what it does", "acts", "main option", "learned part", "paper"], rows)
+
+
+def spell_type(kind: Any) -> str:
+    """A type as a user would say it."""
+    if kind is type(None):
+        return "none"
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        return " or ".join(spell_type(part) for part in typing.get_args(kind))
+    if typing.get_origin(kind) is typing.Literal:
+        return " or ".join(f"`{value}`" for value in typing.get_args(kind))
+    if typing.get_origin(kind) in (tuple, list):
+        return "list of " + spell_type(typing.get_args(kind)[0])
+    return {"str": "text", "bool": "true or false"}.get(kind.__name__, str(kind.__name__))
+
+
+def spell_value(value: Any) -> str:
+    """A default as a spec writes it."""
+    if isinstance(value, tuple):
+        return "[" + ",".join(map(spell_value, value)) + "]"
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def split_card(cls: type[Method]) -> tuple[str, dict[str, str]]:
+    """The card without its list of options, and what the list says of each."""
+    prose, _, listed = cls.card().partition("\nOptions:\n")
+    listed, _, rest = listed.partition("\n\n")
+    entries = re.findall(r"^    (\w+(?:, \w+)*): (.*(?:\n {5,}.*)*)", listed, flags=re.M)
+    meanings = {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
+    return "\n\n".join(part.strip() for part in (prose, rest) if part.strip()), meanings
+
+
+def options_table(cls: type[Method]) -> str:
+    """Every option of a method with its type, default and meaning."""
+    types_of, meanings = cls.option_types(), split_card(cls)[1]
+    rows = []
+    for option in dataclasses.fields(cls):
+        default = "required" if option.default is dataclasses.MISSING else f"`{spell_value(option.default)}`"
+        meaning = meanings.get(option.name, "")
+        rows.append([f"`{option.name}`", spell_type(types_of[option.name]), default, meaning])
+    return table(["option", "type", "default", "meaning"], rows) if rows else "No options.\n"
+
+
+def methods_page() -> str:
+    """docs/methods.md: every card with its options."""
+    parts = [f"# Methods\n\n{NOTICE}One section a method: its card (the docstring of its class) and its options.\n"]
+    for name, cls in registry.methods().items():
+        facts = [
+            f"acts {POINTS[cls.point]}",
+            f"version {cls.version}",
+            "has learned parts, which must be trained" if cls.trained else "nothing to train",
+        ]
+        if cls.ragged:
+            facts.append("images may keep different numbers of tokens")
+        card = split_card(cls)[0] + "\n"
+        about = f"`ts.{cls.__name__}`: {', '.join(facts)}. Paper: {paper(cls)}.\n"
+        parts.append(f"## {name}\n\n{about}\n{card}\n{options_table(cls)}")
+    return "\n".join(parts)
+
+
+# Families
+
+
+def families_table() -> str:
+    """One row a family, for the README."""
+    rows = []
+    for name, family in registry.families().items():
+        blocks = ", ".join(f"`{cls.__name__}`" for cls in family.block_types)
+        rows.append([f"`{name}`", family.description, blocks])
+    return table(["family", "models", "blocks"], rows)
+
+
+def walked() -> dict[str, Any] | None:
+    """What the walk over timm's model names found, or None where it has not run."""
+    source = ROOT / "docs" / "families.json"
+    return json.loads(source.read_text(encoding="utf-8")) if source.exists() else None
+
+
+def by_status(walk: dict[str, Any]) -> tuple[list[str], dict[str, list[str]]]:
+    """(names that are exact, reason → names that are refused)."""
+    models: dict[str, dict[str, str]] = walk["models"]
+    exact = sorted(name for name, found in models.items() if found["status"] == "exact")
+    refused: dict[str, list[str]] = collections.defaultdict(list)
+    for name in sorted(set(models) - set(exact)):
+        refused[models[name]["reason"]].append(name)
+    return exact, dict(sorted(refused.items(), key=lambda item: (-len(item[1]), item[0])))
+
+
+def counts() -> str:
+    """The two counts the README states."""
+    walk = walked()
+    if walk is None:
+        return ""
+    total, exact = len(walk["models"]), len(by_status(walk)[0])
+    return (
+        f"Of the {total} model names that timm {walk['timm']} lists in these files, **{exact}** are exact (a method "
+        f"that removes nothing leaves the output bit-equal; torch {walk['torch']}) and **{total - exact}** are refused "
+        "with a reason; [docs/families.md](docs/families.md) names every one.\n"
+    )
+
+
+def families_page() -> str | None:
+    """docs/families.md: every walked model name."""
+    walk = walked()
+    if walk is None:
+        return None
+    exact, refused = by_status(walk)
+    parts = [
+        "# Model names\n\n" + NOTICE,
+        f"Walked with timm {walk['timm']} and torch {walk['torch']} by `tests/walk/walk_families.py`: every name is "
+        "built, small where it allows that, and a method that removes nothing is applied.\n\n",
+        f"## Exact: {len(exact)}\n\nThe output is bit-equal to the model's own.\n\n",
+        ", ".join(f"`{name}`" for name in exact) + "\n",
+        f"\n## Refused: {sum(map(len, refused.values()))}\n",
+    ]
+    for reason, names in refused.items():
+        parts.append(f"\n{reason[:1].upper()}{reason[1:]}:\n" + ", ".join(f"`{name}`" for name in names) + "\n")
+    return "".join(parts)
+
+
+# Commands
+
+
+def default_of(param: Any) -> str:
+    """An option's default as it would be typed; empty for flags that are off and options that have none."""
+    if param.name in MACHINE_DEFAULTS:
+        return MACHINE_DEFAULTS[param.name]
+    value = getattr(param.default, "value", param.default)  # the value of an enumeration
+    if value is None or value is False or callable(value) or not str(value) or "UNSET" in repr(value):
+        return ""
+    return "`" + (",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)) + "`"
+
+
+def said(text: str | None) -> str:
+    """Help text on one line, without the escapes of rich markup."""
+    return " ".join((text or "").replace("\\[", "[").split())
+
+
+def command_section(path: str, command: Any) -> str:
+    """One command: what it does, then its arguments and options."""
+    arguments = [p for p in command.params if p.param_type_name == "argument"]
+    options = [p for p in command.params if p.param_type_name == "option" and "--help" not in p.opts and not p.hidden]
+    words = {p.name: p.metavar or p.name.upper() + ("…" if p.nargs == -1 else "") for p in arguments}
+    usage = " ".join([path, *words.values(), *(["[OPTIONS]"] if options else [])])
+    paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", command.help or "")]
+    section = f"## {path}\n\n```text\n{usage}\n```\n\n" + "\n\n".join(paragraphs) + "\n"
+    rows = [[f"`{words[p.name]}`", said(getattr(p, "help", None)), ""] for p in arguments]
+    for option in options:
+        flags = ", ".join(f"`{flag}`" for flag in [*option.opts, *option.secondary_opts])
+        rows.append([flags, said(option.help), default_of(option)])
+    return section + ("\n" + table(["argument or option", "meaning", "default"], rows) if rows else "")
+
+
+def commands_page() -> str:
+    """docs/cli.md: the help of every command."""
+    root: Any = typer.main.get_command(app)
+    parts = [f"# Commands\n\n{NOTICE}`tokensieve COMMAND --help` says the same in the terminal.\n"]
+    for name, command in sorted(root.commands.items()):
+        if getattr(command, "hidden", False):
+            continue
+        nested = getattr(command, "commands", None)
+        for path, leaf in [(f"{name} {sub}", c) for sub, c in sorted(nested.items())] if nested else [(name, command)]:
+            parts.append(command_section(f"tokensieve {path}", leaf))
+    return "\n".join(parts)
+
+
+# Results
+
+
+def number(value: float | None, digits: int) -> str:
+    """A measured number, or a dash where there is none."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def results_table(measured: dict[str, Any]) -> str:
+    """What one run of ``tokensieve bench`` measured: one row a variant."""
+    batches = list(dict.fromkeys(speed["batch"] for row in measured["rows"] for speed in row["speed"]))
+    head = ["variant", "GMACs", "F", "top-1", "agreement"]
+    head += [f"{ratio}, batch {batch}" for batch in batches for ratio in ("S", "S/F", "S/O")]
+    rows = []
+    for row in measured["rows"]:
+        cells = [f"`{row['variant']}`", number(row["gmacs"], 3), number(row["F"], 2)]
+        cells += [number(row["top1"], 1), number(row["agreement"], 1)]
+        for batch in batches:
+            speed: dict[str, Any] = next((s for s in row["speed"] if s["batch"] == batch), {})
+            noisy = " ~" if speed.get("noisy") else ""
+            cells.append(number(speed.get("S"), 2) + noisy)
+            cells += [number(speed.get(ratio), 2) for ratio in ("S_over_F", "S_over_O")]
+        rows.append(cells)
+    return table(head, rows)
+
+
+def results() -> str:
+    """The README's section of measured results, or nothing where none were recorded."""
+    parts = []
+    for source in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        measured = json.loads(source.read_text(encoding="utf-8"))
+        if not {"rows", "settings", "environment"} <= set(measured):
+            continue
+        settings, where = measured["settings"], measured["environment"]
+        images = max((row["images"] or 0 for row in measured["rows"]), default=0)
+        parts.append(
+            f"### {settings['model']}\n\n{images} images, {settings['dtype']}, {where['device']}, "
+            f"{where['threads']} threads, torch {where['torch']}, timm {where['timm']}; "
+            f"all columns: [{source.stem}]({source.relative_to(ROOT).with_suffix('.csv').as_posix()}).\n\n"
+            + results_table(measured)
+        )
+    if not parts:
+        return ""
+    noisy = "\n~: the rounds lay more than 10 % apart.\n" if any(" ~ |" in part for part in parts) else ""
+    return (
+        "## Measured\n\nWritten by `tokensieve bench`, with no training of the models. Top-1 and agreement with the "
+        "dense model in percent; F, S, S/F and S/O as above.\n\n" + "\n".join(parts) + noisy
+    )
+
+
+def documents() -> dict[Path, str]:
+    """Every generated file and what it should hold."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, body in {
+        "methods": methods_table(),
+        "families": families_table(),
+        "counts": counts(),
+        "results": results(),
+    }.items():
+        readme = fill(readme, name, body)
+    pages = {"README.md": readme, "docs/methods.md": methods_page(), "docs/cli.md": commands_page()}
+    names = families_page()
+    if names is not None:
+        pages["docs/families.md"] = names
+    return {ROOT / name: page for name, page in pages.items()}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file is stale")
+    check: bool = parser.parse_args().check
+    wanted = documents()
+    stale = [p for p, text in wanted.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
+    for path in stale:
+        if check:
+            print(f"{path.relative_to(ROOT)} is stale: run `make docs`", file=sys.stderr)
+        else:
+            path.write_text(wanted[path], encoding="utf-8")
+            print(f"wrote {path.relative_to(ROOT)}")
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

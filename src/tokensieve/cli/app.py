@@ -1,0 +1,51 @@
+"""The command ``tokensieve``: every verb is registered here."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import tokensieve
+from tokensieve.cli.bench import bench
+from tokensieve.cli.demo import demo
+from tokensieve.cli.errors import reported
+from tokensieve.cli.eval import evaluate
+from tokensieve.cli.families import families
+from tokensieve.cli.methods import methods
+from tokensieve.cli.show import show
+
+app = typer.Typer(
+    name="tokensieve",
+    help="Make a vision transformer cheaper by acting on its tokens, and measure what that costs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command("bench")(reported(bench))
+app.command("eval")(reported(evaluate))
+app.command("methods")(reported(methods))
+app.command("families")(reported(families))
+app.command("show")(reported(show))
+app.command("demo")(reported(demo))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"tokensieve {tokensieve.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it and exit.")
+    ] = False,
+) -> None:
+    """Make a vision transformer cheaper by acting on its tokens, and measure what that costs."""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="tokensieve")

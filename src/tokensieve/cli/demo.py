@@ -1,0 +1,69 @@
+"""``tokensieve demo``: the main job with nothing from outside."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tokensieve.cli import options as o
+from tokensieve.cli.output import note, progress_bars, show_table, speed_table
+from tokensieve.errors import TokensieveError
+from tokensieve.measure.plot import pareto
+from tokensieve.measure.results import Results
+
+
+def demo(
+    pretrained: Annotated[
+        str | None,
+        typer.Option("--pretrained", help="A timm model with weights from the hub, on bundled photographs, instead."),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for table, plot and pictures.")] = Path(
+        "demo-output"
+    ),
+    images: Annotated[int, typer.Option("--images", help="Held-out digits to measure accuracy on.")] = 500,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Timings of each model.")] = 7,
+    force: o.Force = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Compare the dense model with BAT, ToSA and ToMe at three budgets on an embedded model; draw what they do."""
+    try:
+        from tokensieve.demo import run
+    except ModuleNotFoundError as error:
+        raise TokensieveError(f"the demo needs {error.name}: pip install 'tokensieve[demo]'") from error
+    if output.exists() and any(output.iterdir()) and not force:
+        raise TokensieveError(f"{output} exists and is not empty: give another --output, or --force to replace it")
+    subject = run.choose(pretrained, images)
+    beside = output.with_name(f".{output.name}.writing")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    results = Results(settings={"model": pretrained or "tokensieve_digits_vit", "dtype": "float32"}, command="demo")
+    results.file = beside / "demo.json"
+    note("finding the settings of each method at equal MACs …")
+    chosen = run.variants(subject)
+    with progress_bars() as bars:
+        run.measure(subject, chosen, results, rounds, bars)
+    if not subject.labelled:
+        for row in results.rows:
+            row.top1 = row.top5 = None
+    for batch in (16, 1):
+        show_table(speed_table(results.rows, batch))
+    pareto(results.rows, beside / "pareto.png", "accuracy against speed and MACs", 16)
+    run.draw(subject, chosen, beside / "tokens.png")
+    _place(beside, output)
+    show = " and ".join(str(output / name) for name in ("pareto.png", "tokens.png"))
+    typer.echo(f"Look at {show}; the figures are in {output / 'demo.json'}.")
+    typer.echo("On your own model and images:")
+    typer.echo("  tokensieve bench MODEL --pretrained --data FOLDER --method bat:keep=0.79 --method tome:r=8,13")
+    typer.echo("  tokensieve show MODEL IMAGE --pretrained --method bat --output tokens.png")
+
+
+def _place(beside: Path, output: Path) -> None:
+    """Move finished files into ``output``, replacing those of an earlier run and leaving others alone."""
+    output.mkdir(parents=True, exist_ok=True)
+    for file in beside.iterdir():
+        os.replace(file, output / file.name)
+    beside.rmdir()

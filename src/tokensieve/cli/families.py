@@ -1,0 +1,17 @@
+"""``tokensieve families``: the model families, from the registry."""
+
+from __future__ import annotations
+
+from tokensieve import registry
+from tokensieve.cli.options import Verbose
+from tokensieve.cli.output import new_table, show_table
+
+
+def families(verbose: Verbose = False) -> None:
+    """List the model families that can be reduced, with the block classes of each."""
+    table = new_table()
+    for column in ("family", "models", "blocks"):
+        table.add_column(column, overflow="fold")
+    for name, family in registry.families().items():
+        table.add_row(name, family.description, ", ".join(block.__name__ for block in family.block_types))
+    show_table(table)

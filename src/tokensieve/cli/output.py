@@ -1,0 +1,118 @@
+"""What the commands print: tables on standard output, progress and notes on standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from tokensieve.measure.results import DENSE, Row
+
+errors = Console(stderr=True)
+
+
+def note(text: str) -> None:
+    """A line on standard error."""
+    errors.print(escape(text), style="dim", soft_wrap=True, highlight=False)
+
+
+def show_table(table: Table) -> None:
+    """A table on standard output, never cut off where the output is not a terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(table)
+
+
+def new_table(title: str | None = None) -> Table:
+    """An empty table in the house style."""
+    return Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+
+
+class Bars:
+    """Progress bars, one a phase (``tokensieve.measure.bench.Progress``)."""
+
+    def __init__(self, bars: RichProgress) -> None:
+        self._bars = bars
+        self._task: TaskID | None = None
+
+    def start(self, what: str, total: int | None) -> None:
+        """A phase begins; the one before is complete and its bar goes."""
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+        self._task = self._bars.add_task(escape(what), total=total)
+
+    def advance(self, steps: int = 1) -> None:
+        """Some steps are done."""
+        if self._task is not None:
+            self._bars.advance(self._task, steps)
+
+
+@contextmanager
+def progress_bars() -> Iterator[Bars]:
+    """Progress bars on standard error while the block runs."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with RichProgress(*columns, console=errors, transient=True) as bars:
+        yield Bars(bars)
+
+
+def accuracy_table(rows: Sequence[Row], title: str) -> Table:
+    """MACs, accuracy and agreement of every variant."""
+    table = new_table(title)
+    table.add_column("variant", overflow="fold")
+    for name in ("GMACs", "F", "top-1", "top-5", "agree", "KL"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*_accuracy_cells(row), style="bold" if row.variant == DENSE else None)
+    return table
+
+
+def speed_table(rows: Sequence[Row], batch: int) -> Table:
+    """Speed of every variant at one batch size, with its accuracy beside it."""
+    table = new_table(f"Speed at batch {batch}")
+    table.add_column("variant", overflow="fold")
+    for name in ("GMACs", "top-1", "images/s", "S", "F", "O", "S/F", "S/O", "peak MB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        speed = next((s for s in row.speed if s.batch == batch), None)
+        if speed is None:
+            continue
+        table.add_row(
+            escape(row.variant),
+            f"{row.gmacs:.3f}",
+            _number(row.top1, 1),
+            f"{speed.images_per_second:.1f}" + (" ~" if speed.noisy else ""),
+            f"{speed.S:.2f}",
+            f"{row.F:.2f}",
+            _number(speed.O, 2),
+            f"{speed.S_over_F:.2f}",
+            _number(speed.S_over_O, 2),
+            f"{speed.peak_memory / 1e6:.1f}",
+            style="bold" if row.variant == DENSE else None,
+        )
+    if any(s.noisy for row in rows for s in row.speed if s.batch == batch):
+        table.caption = "~ noisy: the rounds lie more than 10 % apart; close other programs, or use more --rounds"
+        table.caption_justify = "left"
+    return table
+
+
+def _accuracy_cells(row: Row) -> list[str]:
+    return [
+        escape(row.variant),
+        f"{row.gmacs:.3f}",
+        f"{row.F:.2f}",
+        _number(row.top1, 2),
+        _number(row.top5, 2),
+        _number(row.agreement, 2),
+        _number(row.kl, 4),
+    ]
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,115 @@
+"""The main job on something small: dense against BAT, ToSA and ToMe at three budgets, with a plot and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader
+
+import tokensieve as ts
+from tokensieve.demo.digits import ClutteredDigits
+from tokensieve.demo.model import digits_vit
+from tokensieve.demo.selectors import load_selectors
+from tokensieve.errors import TokensieveError
+from tokensieve.measure.bench import Progress, bench, reduce
+from tokensieve.measure.data import ImageStream, collate
+from tokensieve.measure.model import create
+from tokensieve.measure.results import Results
+from tokensieve.measure.solve import solve
+from tokensieve.method import Method
+from tokensieve.show.run import data_config, show_rows
+from tokensieve.show.write import write_rows
+
+BUDGETS = (0.85, 0.75, 0.65)
+METHODS = ("bat", "tosa", "tome")
+SHOWN = 0.65
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the demo runs on: a dense model, images with labels, a few of them as pictures, and learned parts."""
+
+    model: nn.Module
+    stream: ImageStream
+    pictures: Sequence[tuple[str, Image.Image]]
+    prepare: Callable[[nn.Module], None]
+    labelled: bool
+
+
+def digits(images: int, batch_size: int = 50) -> Subject:
+    """The embedded model on held-out digits, with its trained selectors."""
+    data = ClutteredDigits("val", images, seed=7)
+    loader = DataLoader(data, batch_size=batch_size, collate_fn=collate)
+
+    def prepare(model: nn.Module) -> None:
+        if any(m.name == "tosa" for m in ts.applied(model)):
+            load_selectors(model)
+
+    pictures = [(f"digit {data.scene(index).label}", data.image(index)) for index in (0, 3, 5)]
+    return Subject(digits_vit().eval(), ImageStream(loader, images, None, ()), pictures, prepare, labelled=True)
+
+
+def photographs(name: str) -> Subject:
+    """A pretrained model from the hub on scikit-learn's two bundled photographs.
+
+    Raises:
+        TokensieveError: the hub did not give the model; says so in one sentence.
+    """
+    from sklearn.datasets import load_sample_images
+    from timm.data import create_transform
+
+    model = create(name, pretrained=True).eval()
+    config: dict[str, Any] = data_config(model)
+    transform = create_transform(**config, is_training=False)
+    sample = load_sample_images()
+    pictures = [
+        (Path(file).stem, Image.fromarray(pixels)) for file, pixels in zip(sample.filenames, sample.images, strict=True)
+    ]
+    batch = [(transform(picture), -1) for _, picture in pictures]
+    loader = DataLoader(batch, batch_size=len(batch), collate_fn=collate)  # type: ignore[arg-type]
+    return Subject(model, ImageStream(loader, len(batch), None, ()), pictures, lambda model: None, labelled=False)
+
+
+def variants(subject: Subject) -> dict[str, tuple[Method, ...]]:
+    """Every method at every budget, the knob of each solved for; spec to composition."""
+    x = subject.stream.first(1)
+    chosen = [solve(subject.model, ts.method(name), share, x) for name in METHODS for share in BUDGETS]
+    return {ts.spell(methods): methods for methods in chosen}
+
+
+def measure(
+    subject: Subject, chosen: dict[str, tuple[Method, ...]], results: Results, rounds: int, progress: Progress
+) -> None:
+    """Run the dense model, the variants and their oracles; rows go into ``results``."""
+    models = {}
+    for spec, methods in chosen.items():
+        models[spec] = reduce(subject.model, methods)
+        subject.prepare(models[spec])
+    bench(subject.model, models, subject.stream, results, batches=(1, 16), rounds=rounds, progress=progress)
+
+
+def draw(subject: Subject, chosen: dict[str, tuple[Method, ...]], output: Path) -> None:
+    """The token pictures: every method at the lowest budget on every picture."""
+    shown = [list(chosen.values())[(place + 1) * len(BUDGETS) - 1] for place in range(len(METHODS))]
+    config = data_config(subject.model)
+    rows = []
+    with torch.inference_mode():
+        for methods in shown:
+            model = reduce(subject.model, methods)
+            subject.prepare(model)
+            rows.append(show_rows(model, subject.pictures, [], config))
+    per_picture = [row for column in zip(*rows, strict=True) for row in column]
+    write_rows(per_picture, output, "what becomes of the patches", True)
+
+
+def choose(pretrained: str | None, images: int) -> Subject:
+    """The embedded digits, or a pretrained model by its timm name."""
+    if images < 1:
+        raise TokensieveError(f"--images must be 1 or more, got {images}")
+    return digits(images) if pretrained is None else photographs(pretrained)

@@ -1,0 +1,106 @@
+"""Multiply-accumulates, counted from the tokens that each block really ran on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import tokensieve as ts
+from tokensieve.registry import family_of
+from tokensieve.tokens import Stage
+
+
+@dataclass(frozen=True)
+class BlockCount:
+    """Tokens and MACs of one block, per image (means where images keep different numbers of tokens).
+
+    Attributes:
+        attended: tokens in attention, prefix included.
+        processed: tokens in the MLP, prefix included.
+        macs: multiply-accumulates of the block.
+    """
+
+    attended: float
+    processed: float
+    macs: float
+
+
+@dataclass(frozen=True)
+class MacReport:
+    """MACs of one image.
+
+    Attributes:
+        blocks: every block in order.
+        rest: patch embedding, pooling and head.
+    """
+
+    blocks: tuple[BlockCount, ...]
+    rest: float
+
+    @property
+    def total(self) -> float:
+        """All multiply-accumulates of one image."""
+        return self.rest + sum(block.macs for block in self.blocks)
+
+
+def count(model: nn.Module, x: Tensor) -> MacReport:
+    """Count the MACs of a dense or a reduced model on the images ``x`` (B, C, H, W), as a mean per image.
+
+    Blocks are counted by the formula of their family from the tokens they ran on; everything outside them by its
+    convolutions and linear layers. A method's own arithmetic (matching, scores, learned selectors) is not
+    counted, as nowhere in the literature: what it costs shows in S/F.
+    """
+    located = family_of(model)
+    family, blocks = located.family, located.family.blocks(located.owner)
+    prefix = family.layout(located.owner).prefix
+    inside = {id(module) for block in blocks for module in block.modules()}
+    rest = [0]
+    handles = [
+        module.register_forward_hook(
+            lambda layer, inputs, output: rest.append(_layer_macs(layer, inputs[0], output))
+        )
+        for module in model.modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and id(module) not in inside
+    ]
+    try:
+        stages = ts.trace(model, x).stages
+    finally:
+        for handle in handles:
+            handle.remove()
+    counts = []
+    alive: Tensor | None = None
+    for block, stage in zip(blocks, stages, strict=True):
+        cost = family.macs(block)
+        attended, processed, squared = _tokens(stage, alive, prefix)
+        alive = stage.alive
+        macs = (
+            cost.attention_linear * attended + 2 * cost.attention_width * squared + cost.mlp_linear * processed
+        )
+        counts.append(BlockCount(attended, processed, macs))
+    return MacReport(tuple(counts), sum(rest) / x.shape[0])
+
+
+def _tokens(stage: Stage, before: Tensor | None, prefix: int) -> tuple[float, float, float]:
+    """Mean tokens in attention and in the MLP of a block, and the mean of the former squared.
+
+    ``before`` is which slots held a token in the MLP of the block before: they are the ones that attend, unless the
+    method acted before this block's attention.
+    """
+
+    def present(slots: int, *masks: Tensor | None) -> Tensor:
+        mask = next((mask for mask in masks if mask is not None and mask.shape[1] + prefix == slots), None)
+        return torch.tensor([slots]) if mask is None else mask.sum(dim=1) + prefix
+
+    processed = present(stage.processed, stage.alive).double()
+    attended = present(stage.attended, stage.alive, before).double()
+    return attended.mean().item(), processed.mean().item(), attended.square().mean().item()
+
+
+def _layer_macs(layer: nn.Module, x: Tensor, output: Tensor) -> int:
+    if isinstance(layer, nn.Conv2d):
+        rows, columns = layer.kernel_size
+        return output.numel() * rows * columns * layer.in_channels // layer.groups
+    assert isinstance(layer, nn.Linear)
+    return x.numel() * layer.out_features

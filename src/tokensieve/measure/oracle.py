@@ -1,0 +1,81 @@
+"""The oracle: the dense model on the token counts of a reduced one, with a selection that costs nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokensieve.family import Family
+from tokensieve.measure.macs import MacReport
+from tokensieve.measure.model import share_weights
+from tokensieve.registry import family_of
+
+
+class OracleBlock(nn.Module):
+    """One block of the dense model on its first tokens only.
+
+    Args:
+        block: the dense block.
+        family: runs it in halves.
+        attended: tokens in attention.
+        processed: tokens in the MLP.
+        left: tokens that some later block still needs; the others are cut off.
+        prefix: tokens in front that have no position on the grid.
+    """
+
+    def __init__(
+        self, block: nn.Module, family: Family, attended: int, processed: int, left: int, prefix: int
+    ) -> None:
+        super().__init__()
+        self.block = block
+        self.family = family
+        self.attended, self.processed, self.left, self.prefix = attended, processed, left, prefix
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """(B, L, C) to (B, left, C)."""
+        length = x.shape[1]
+        if self.attended >= length and self.processed >= length and not args:
+            return self._cut(self.block(x, **kwargs))
+        arguments = kwargs
+        if self.attended < length or any(value is not None for value in kwargs.values()):
+            positions = torch.arange(self.attended - self.prefix, device=x.device).unsqueeze(0)
+            arguments = self.family.reindex(kwargs, positions, self.prefix)
+        whole = self.family.attention(self.block, x[:, : self.attended], **arguments)
+        if self.attended < min(length, max(self.processed, self.left)):
+            whole = torch.cat([whole, x[:, self.attended :]], dim=1)
+        processed = self.family.mlp(self.block, whole[:, : self.processed])
+        if self.processed >= self.left:
+            return self._cut(processed)
+        return self._cut(torch.cat([processed, whole[:, self.processed :]], dim=1))
+
+    def _cut(self, x: Tensor) -> Tensor:
+        return x[:, : self.left]
+
+
+def oracle(model: nn.Module, report: MacReport) -> nn.Module:
+    """The dense ``model`` on the token counts of ``report``, selecting ``x[:, :n]``: what any method could reach.
+
+    A copy that shares the weights of ``model`` and uses no engine. Its answers mean nothing; only its time does.
+    Tokens that come back later (a skipped block) wait beside it and are concatenated again.
+
+    Args:
+        model: the dense model, with no method applied.
+        report: what ``measure.macs.count`` gave for the reduced model; means are rounded to whole tokens.
+    """
+    copied = share_weights(model)
+    located = family_of(copied)
+    owner: Any = located.owner
+    layout = located.family.layout(located.owner)
+    blocks = located.family.blocks(located.owner)
+    counts = [(round(block.attended), round(block.processed)) for block in report.blocks]
+    left = 1
+    for number in reversed(range(len(blocks))):
+        attended, processed = counts[number]
+        left = max(left, processed if number == len(blocks) - 1 else 1)
+        owner.blocks[number] = OracleBlock(
+            blocks[number], located.family, attended, processed, left, layout.prefix
+        )
+        left = max(left, attended, processed)
+    return copied.eval()

@@ -1,0 +1,79 @@
+"""The picture of a measurement: accuracy against measured speed and against MACs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from tokensieve.measure.results import DENSE, Row, replacing
+
+MARKERS = "osD^vPX*hp<>"
+
+
+def pareto(rows: Sequence[Row], file: Path, title: str = "", batch: int | None = None) -> None:
+    """Write a PNG with two panels: top-1 (agreement where there are no labels) against images/s and against GMACs.
+
+    Args:
+        rows: the measured variants; those of one method are joined by a line.
+        file: the PNG to write.
+        title: a line above the panels.
+        batch: batch size of the speed panel; default the largest measured.
+    """
+    labelled = any(row.top1 is not None for row in rows)
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    speed_panel, macs_panel = figure.subplots(1, 2, sharey=True)
+    batches = sorted({speed.batch for row in rows for speed in row.speed})
+    batch = batch if batch is not None else (batches[-1] if batches else None)
+
+    def quality(row: Row) -> float | None:
+        return row.top1 if labelled else row.agreement
+
+    def rate(row: Row) -> float | None:
+        return next((speed.images_per_second for speed in row.speed if speed.batch == batch), None)
+
+    _panel(speed_panel, rows, rate, quality)
+    _panel(macs_panel, rows, lambda row: row.gmacs, quality)
+    speed_panel.set_xlabel("images/s, measured" + (f" at batch {batch}" if batch is not None else ""))
+    macs_panel.set_xlabel("GMACs per image")
+    speed_panel.set_ylabel("top-1 accuracy (%)" if labelled else "agreement with the dense model (%)")
+    handles, labels = macs_panel.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    with replacing(file) as beside:
+        figure.savefig(beside, dpi=150, format="png")
+
+
+def _panel(
+    axes: Any, rows: Sequence[Row], cost: Callable[[Row], float | None], quality: Callable[[Row], float | None]
+) -> None:
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        x, y = cost(row), quality(row)
+        if x is not None and y is not None:
+            groups.setdefault(method_names(row.variant), []).append((x, y))
+    reduced = [name for name in dict.fromkeys(method_names(row.variant) for row in rows) if name != DENSE]
+    for name, points in groups.items():
+        xs, ys = zip(*sorted(points), strict=True)
+        if name == DENSE:
+            axes.plot(xs, ys, "*", color="black", markersize=13, label=name, zorder=3)
+            axes.axhline(ys[0], color="black", linewidth=0.6, alpha=0.4)
+            continue
+        number = reduced.index(name)
+        marker = MARKERS[number % len(MARKERS)]
+        axes.plot(
+            xs, ys, marker=marker, color=f"C{number % 10}", markersize=6, linewidth=1.3, alpha=0.85, label=name
+        )
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def method_names(variant: str) -> str:
+    """A spec without its options: ``tome:r=4+tosa:keep=0.5`` becomes ``tome+tosa``."""
+    return "+".join(re.split(r":", part)[0] for part in variant.split("+"))

@@ -1,0 +1,273 @@
+"""The rows of a measurement and the files they go to: JSON for programs and for resuming, CSV for spreadsheets."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+import tokensieve
+from tokensieve.errors import TokensieveError
+
+DENSE = "dense"
+
+
+@dataclass
+class Speed:
+    """What one variant reached at one batch size, against the dense model in the same run.
+
+    Attributes:
+        batch: images per call.
+        images_per_second: at the median of the rounds; ``low`` and ``high`` at its quartiles.
+        S: speed-up over the dense model. O: the oracle's. None for the dense model itself.
+        S_over_F, S_over_O: what is realised of the MACs saved, and of the oracle's speed-up.
+        peak_memory: bytes at the peak of one forward pass.
+        noisy: the rounds lie so far apart that the figures say little.
+    """
+
+    batch: int
+    images_per_second: float
+    low: float
+    high: float
+    S: float
+    O: float | None  # noqa: E741 - the name this literature uses
+    S_over_F: float
+    S_over_O: float | None
+    peak_memory: int
+    noisy: bool
+
+
+@dataclass
+class Row:
+    """One variant of the model.
+
+    Attributes:
+        variant: "dense", or the spec of the methods.
+        gmacs: giga multiply-accumulates per image.
+        F: dense MACs over these.
+        images, top1, top5, agreement, kl: see ``Fidelity``; None until measured.
+        speed: one entry a batch size; empty until measured.
+    """
+
+    variant: str
+    gmacs: float
+    F: float
+    images: int | None = None
+    top1: float | None = None
+    top5: float | None = None
+    agreement: float | None = None
+    kl: float | None = None
+    speed: list[Speed] = field(default_factory=list)
+
+    def flat(self) -> dict[str, Any]:
+        """One level of columns, those of speed named by batch size: ``S_b16``."""
+        columns = {key: value for key, value in asdict(self).items() if key != "speed"}
+        for speed in self.speed:
+            columns |= {
+                f"{key}_b{speed.batch}": value for key, value in asdict(speed).items() if key != "batch"
+            }
+        return columns
+
+
+@dataclass
+class Results:
+    """Rows, the settings they were measured with, and the machine.
+
+    Attributes:
+        settings: everything a figure depends on; resuming demands that it is the same.
+        command: how it was started.
+        rows: in the order measured, the dense model first.
+        file: the JSON file; the CSV file and the plot lie beside it. None keeps the rows in memory only.
+    """
+
+    settings: dict[str, Any]
+    command: str = ""
+    rows: list[Row] = field(default_factory=list)
+    file: Path | None = None
+    environment: dict[str, Any] = field(default_factory=lambda: environment())
+
+    def find(self, variant: str) -> Row | None:
+        """The row of a variant, or None."""
+        return next((row for row in self.rows if row.variant == variant), None)
+
+    def put(self, row: Row) -> None:
+        """Add a row, or replace the one of the same variant, and write."""
+        for number, known in enumerate(self.rows):
+            if known.variant == row.variant:
+                self.rows[number] = row
+                break
+        else:
+            self.rows.append(row)
+        self.write()
+
+    def write(self) -> None:
+        """Write JSON and CSV, each beside and then renamed, so that a crash leaves the old ones whole."""
+        if self.file is None:
+            return
+        content = {"command": self.command, "environment": self.environment, "settings": self.settings}
+        content["rows"] = [asdict(row) for row in self.rows]
+        with replacing(self.file) as beside:
+            beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        with replacing(self.file.with_suffix(".csv")) as beside:
+            beside.write_text(self.csv(), encoding="utf-8")
+
+    def csv(self) -> str:
+        """The rows as comma-separated values, preceded by columns that say where they were measured."""
+        where = {key: value for key, value in self.environment.items() if key != "platform"}
+        where |= {key: self.settings.get(key) for key in ("model", "dtype", "img_size")}
+        rows = [row.flat() | where for row in self.rows]
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
+
+    @property
+    def plot_file(self) -> Path | None:
+        """Where the plot goes."""
+        return None if self.file is None else self.file.with_suffix(".png")
+
+
+def open_results(
+    file: str | Path | None,
+    settings: dict[str, Any],
+    command: str = "",
+    *,
+    resume: bool = False,
+    force: bool = False,
+) -> Results:
+    """Results that will be written to ``file``, continued or new.
+
+    Args:
+        file: the JSON file, or None to keep the rows in memory only.
+        settings: everything a figure depends on, JSON-ready.
+        command: how it was started.
+        resume: go on with an existing file.
+        force: overwrite an existing file.
+
+    Raises:
+        TokensieveError: the file exists (without ``resume`` or ``force``), was measured with other settings, or its
+            folder cannot be written.
+    """
+    if file is None:
+        return Results(settings, command)
+    path = Path(file)
+    if path.suffix != ".json":
+        raise TokensieveError(
+            f"the results file must end in .json, got {str(path)!r}; CSV and plot are put beside it"
+        )
+    with replacing(path, rename=False):
+        pass
+    if resume and path.exists():
+        return Results(settings, command, _resumed(path, settings), path)
+    taken = next(
+        (str(p) for p in (path, path.with_suffix(".csv"), path.with_suffix(".png")) if p.exists()), None
+    )
+    if taken is not None and not force:
+        raise TokensieveError(
+            f"{taken!r} exists: go on with --resume, overwrite with --force, or name another file"
+        )
+    return Results(settings, command, [], path)
+
+
+def _resumed(path: Path, settings: dict[str, Any]) -> list[Row]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        measured, saved = content["settings"], content["rows"]
+        rows = [Row(**(row | {"speed": [Speed(**speed) for speed in row["speed"]]})) for row in saved]
+    except (ValueError, KeyError, TypeError) as error:
+        raise TokensieveError(f"{str(path)!r} is not a results file that can be resumed: {error}") from error
+    wanted = json.loads(json.dumps(settings))
+    for key in sorted(measured.keys() | wanted.keys()):
+        if measured.get(key) != wanted.get(key):
+            raise TokensieveError(
+                f"{str(path)!r} was measured with {key} = {measured.get(key)!r} and cannot be resumed with "
+                f"{wanted.get(key)!r}: use the same settings, or another results file"
+            )
+    return rows
+
+
+@contextmanager
+def replacing(path: Path, rename: bool = True) -> Iterator[Path]:
+    """A file beside ``path`` that takes its place when the block ends well.
+
+    Args:
+        path: the file to write.
+        rename: False only tries whether it could be written.
+
+    Raises:
+        TokensieveError: no such folder, no permission, disk full.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    except OSError as error:
+        raise TokensieveError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    os.close(handle)
+    beside = Path(name)
+    try:
+        yield beside
+        if rename:
+            beside.chmod(0o666 & ~_umask())
+            beside.replace(path)
+    except OSError as error:
+        raise TokensieveError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """Versions, device and threads: what a figure must be read with."""
+    return {
+        "tokensieve": tokensieve.__version__,
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), platform.machine())
+
+
+def _commit() -> str | None:
+    """The git commit that the package runs from, marked when there are changes on top; None outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        call = ["git", "-C", str(here), *arguments]
+        return subprocess.run(call, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        git(
+            "ls-files", "--error-unmatch", Path(__file__).name
+        )  # a package inside somebody else's checkout has no commit
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,123 @@
+"""Speed as a ratio: all variants interleaved in one process, so that a slow minute slows all of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NOISY = 0.10  # interquartile range over median beyond which a run says little
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call of one variant, one value a round.
+
+    Attributes:
+        seconds: rounds in order.
+        batch: images per call.
+    """
+
+    seconds: tuple[float, ...]
+    batch: int
+
+    @property
+    def median(self) -> float:
+        """Median seconds per call."""
+        return statistics.median(self.seconds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """First and third quartile of the seconds per call."""
+        return _quartiles(self.seconds)
+
+    @property
+    def images_per_second(self) -> float:
+        """Images per second at the median."""
+        return self.batch / self.median
+
+    @property
+    def spread(self) -> float:
+        """Interquartile range over the median."""
+        low, high = self.quartiles
+        return (high - low) / self.median
+
+    def speedup(self, over: Timing) -> float:
+        """How many times faster than ``over``: the median of the ratios round by round, which a drift cannot move."""
+        return statistics.median(b / a for a, b in zip(self.seconds, over.seconds, strict=True))
+
+
+def _quartiles(values: tuple[float, ...]) -> tuple[float, float]:
+    if len(values) < 2:
+        return values[0], values[0]
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, high
+
+
+def measure(
+    variants: Mapping[str, Callable[[Tensor], Any]],
+    x: Tensor,
+    *,
+    rounds: int = 10,
+    warmup: int = 3,
+    min_time: float = 0.05,
+    on_round: Callable[[], None] | None = None,
+) -> dict[str, Timing]:
+    """Time every variant on ``x`` (B, C, H, W), in rounds that go through all of them.
+
+    Args:
+        variants: name to callable.
+        x: the images, on the device to measure.
+        rounds: how often each variant is timed; every round starts at another variant.
+        warmup: calls of each variant before the first round.
+        min_time: a timing repeats the call until it lasts this long, in seconds.
+        on_round: called after every timing of a variant.
+
+    Returns:
+        Name to ``Timing``. Ctrl-C ends early with the rounds that are complete, if there is one.
+    """
+    names = list(variants)
+    repeats: dict[str, int] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    with torch.inference_mode():
+        for name in names:
+            for _ in range(warmup):
+                single = _time(variants[name], x, 1)
+            repeats[name] = max(1, round(min_time / single))
+        try:
+            for number in range(rounds):
+                start = number % len(names)
+                for name in names[start:] + names[:start]:
+                    seconds[name].append(_time(variants[name], x, repeats[name]))
+                    if on_round is not None:
+                        on_round()
+        except KeyboardInterrupt:
+            complete = min(map(len, seconds.values()))
+            if not complete:
+                raise
+            seconds = {name: values[:complete] for name, values in seconds.items()}
+    return {name: Timing(tuple(values), x.shape[0]) for name, values in seconds.items()}
+
+
+def noisy(timing: Timing) -> bool:
+    """Whether the run that gave ``timing`` was disturbed: its rounds lie more than 10 % apart."""
+    return timing.spread > NOISY
+
+
+def _time(run: Callable[[Tensor], Any], x: Tensor, repeats: int) -> float:
+    _synchronise(x)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run(x)
+    _synchronise(x)
+    return (time.perf_counter() - start) / repeats
+
+
+def _synchronise(x: Tensor) -> None:
+    if x.device.type == "cuda":
+        torch.cuda.synchronize(x.device)

@@ -1,0 +1,200 @@
+"""A block with methods in it: the Site, and the classes mixed into the block and into the module that owns the blocks.
+
+A block keeps its submodules, names and state-dict keys; its class gains a forward that runs it in two halves around the
+methods that act there. State travels from block to block as the argument (``Tokens``); nothing is stored on the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from torch import Tensor, nn
+
+from tokensieve import tokens as algebra
+from tokensieve.attention import Tap, key_bias
+from tokensieve.errors import RefusedError, TokensieveError
+from tokensieve.family import Family
+from tokensieve.method import Method, Point
+from tokensieve.tokens import Assignment, Fill, SoftAssignment, Stage, Tokens
+from tokensieve.view import BlockSignals, Layout, View
+
+SITE = "tokensieve"  # the name of the child module that a block with sites carries
+
+
+@dataclass(frozen=True)
+class Step:
+    """One method at one block: ``ordinal`` counts the method's sites, ``key`` names its learned part in the Site."""
+
+    method: Method
+    ordinal: int
+    key: str
+
+
+class Site(nn.Module):
+    """What the methods do at one block. Holds their learned parts and no state of any run."""
+
+    def __init__(
+        self,
+        family: Family,
+        layout: Layout,
+        block: int,
+        steps: Sequence[Step],
+        methods: tuple[Method, ...],
+        fill: Fill,
+    ) -> None:
+        super().__init__()
+        self.family = family
+        self.layout = layout
+        self.block = block
+        self.steps = tuple(steps)
+        self.methods = methods
+        self.fill: Fill = fill
+        self.log_size = any(m.log_size_attention for m in methods)
+        self.learned = nn.ModuleDict()
+        for step in self.steps:
+            part = step.method.module(layout)
+            if part is not None:
+                self.learned[step.key] = part
+        self.taps = any(step.method.needs(layout) for step in self.steps)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{step.method.point}: {step.method}" for step in self.steps)
+
+    def run(self, block: SievedBlock, x: Tensor | Tokens, kwargs: dict[str, Any]) -> Tensor | Tokens:
+        """Run ``block`` on ``x``: a plain (B, L, C) tensor at the first site, ``Tokens`` behind it."""
+        if kwargs.pop("attn_mask", None) is not None or kwargs.pop("is_causal", False):
+            raise RefusedError(
+                "a model with reduced tokens takes neither attn_mask nor is_causal: its tokens are not where the mask "
+                "expects them; ts.remove(model) gives the dense model back"
+            )
+        tokens = x if isinstance(x, Tokens) else Tokens.start(x, self.layout.prefix, self.fill)
+        tokens = algebra.returning(tokens, self.block)
+        tokens = self._act(tokens, "before", None, block.training)
+        if tokens.version:
+            kwargs = self.family.reindex(kwargs, tokens.rep, tokens.prefix)
+        attended = tokens
+        size = tokens.size if self.log_size else None
+        bias = key_bias(tokens.prefix, size, tokens.alive, tokens.mask)
+        waiting = any(entry.after_attention for entry in tokens.parked)
+        if not self.steps and bias is None and not waiting:
+            tokens = replace(tokens, x=block.dense(tokens.x, **kwargs))
+        else:
+            signals: BlockSignals | None = None
+            if self.taps or bias is not None:
+                tap = Tap(bias)
+                with tap:
+                    y = self.family.attention(block, tokens.x, **kwargs)
+                signals = BlockSignals(tap.attended(), tokens.alive) if self.taps else None
+            else:
+                y = self.family.attention(block, tokens.x, **kwargs)
+            tokens = self._act(replace(tokens, x=y), "middle", signals, block.training)
+            tokens = algebra.returning(tokens, self.block, after_attention=True)
+            processed = tokens
+            tokens = replace(tokens, x=self.family.mlp(block, tokens.x))
+            tokens = self._stage(tokens, attended, processed)
+            tokens = self._act(tokens, "after", signals, block.training)
+            return self._finish(tokens)
+        return self._finish(self._stage(tokens, attended, attended))
+
+    def _stage(self, tokens: Tokens, attended: Tokens, processed: Tokens) -> Tokens:
+        stage = Stage(self.block, attended.x.shape[1], processed.x.shape[1], processed.alive)
+        return replace(tokens, stages=(*tokens.stages, stage))
+
+    def _finish(self, tokens: Tokens) -> Tensor | Tokens:
+        out: Tensor | Tokens = self(tokens)
+        return out
+
+    def forward(self, tokens: Tokens) -> Tensor | Tokens:
+        """What leaves the block: the state, or after the last block every original token."""
+        return tokens.restore() if self.block == self.layout.depth - 1 else tokens
+
+    def _act(self, tokens: Tokens, point: Point, signals: BlockSignals | None, training: bool) -> Tokens:
+        for step in self.steps:
+            method = step.method
+            if method.point != point:
+                continue
+            keep = method.remaining(tokens.count, step.ordinal, self.layout)
+            if keep == tokens.count and not method.ragged:
+                continue
+            part = dict(self.learned.items()).get(step.key)
+            view = View(tokens, method, self.layout, self.block, step.ordinal, keep, part, training, signals)
+            decision = method.assign(view)
+            self._check_budget(decision, keep, method)
+            if isinstance(decision, Assignment) and method.returns != decision.until:
+                raise TokensieveError(
+                    f"{method.name} declares that dropped tokens return at {method.returns!r} "
+                    f"but its assignment says {decision.until!r}"
+                )
+            tokens = algebra.apply(tokens, decision, self.block, point, str(method))
+            if signals is not None:
+                signals.follow(decision)
+        return tokens
+
+    def _check_budget(self, decision: algebra.Decision, keep: int, method: Method) -> None:
+        if isinstance(decision, Assignment):
+            left = decision.keep.shape[1]
+        elif isinstance(decision, SoftAssignment):
+            left = decision.matrix.shape[1]
+        else:
+            return
+        if left > keep if method.ragged else left != keep:
+            raise TokensieveError(
+                f"{method.name} left {left} tokens in block {self.block} where its schedule says {keep}: "
+                "remaining() and assign() must agree"
+            )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # A dense checkpoint knows nothing of this site: the learned parts keep the values they have.
+        if not any(key.startswith(prefix) for key in state_dict):
+            state_dict.update(self.state_dict(prefix=prefix))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class SievedBlock(nn.Module):
+    """Mixed into a block's class while the block has a Site. The block's own forward stays reachable as ``dense``."""
+
+    def forward(self, x: Tensor | Tokens, **kwargs: Any) -> Tensor | Tokens:
+        site: Site = self._modules[SITE]  # type: ignore[assignment]
+        return site.run(self, x, kwargs)
+
+    def dense(self, x: Tensor, **kwargs: Any) -> Tensor:
+        """The block's original forward."""
+        return super().forward(x, **kwargs)  # type: ignore[misc, no-any-return]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _revive, (SievedBlock, type(self).__bases__[1]), self.__getstate__()  # type: ignore[no-untyped-call]
+
+
+class SievedOwner(nn.Module):
+    """Mixed into the class of the module that owns the blocks, so that callers get tensors and never ``Tokens``."""
+
+    def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
+        """The owner's own method, with every intermediate restored."""
+        return _whole(super().forward_intermediates(*args, **kwargs))  # type: ignore[misc]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _revive, (SievedOwner, type(self).__bases__[1]), self.__getstate__()  # type: ignore[no-untyped-call]
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, Tokens):
+        return value.restore("last")
+    if isinstance(value, dict):
+        return {key: _whole(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_whole(v) for v in value)
+    return value
+
+
+@cache
+def sieved_class(mixin: Any, base: Any) -> Any:
+    """``base`` with ``mixin`` in front of it; one class per pair."""
+    return type(f"Sieved{base.__name__}", (mixin, base), {"__module__": base.__module__, "__doc__": base.__doc__})
+
+
+def _revive(mixin: type[nn.Module], base: type[nn.Module]) -> nn.Module:
+    cls: type[nn.Module] = sieved_class(mixin, base)  # type: ignore[arg-type]
+    return cls.__new__(cls)

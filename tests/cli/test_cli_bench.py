@@ -1,0 +1,110 @@
+"""The verbs bench, eval, methods and families, with right and with wrong input."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from tokensieve import registry
+from tokensieve.cli.app import app
+
+MODEL = "test_vit"
+runner = CliRunner()
+
+
+def call(*arguments: object) -> Result:
+    return runner.invoke(app, [str(a) for a in arguments])
+
+
+def fails(*arguments: object) -> str:
+    """Standard error of a call that must end in one sentence and exit code 2."""
+    result = call(*arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    return " ".join(result.stderr.split())
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six images of three classes, numbered by a class map of two thousand names less one half."""
+    root = tmp_path_factory.mktemp("images")
+    generator = torch.Generator().manual_seed(0)
+    for label in ("c1", "c2", "c3"):
+        (root / "val" / label).mkdir(parents=True)
+        for number in range(2):
+            pixels = torch.randint(0, 256, (170, 170, 3), generator=generator, dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(root / "val" / label / f"{number}.png")
+    (root / "class_map.txt").write_text("".join(f"c{i}\n" for i in range(1000)))
+    return root
+
+
+def test_bench_measures_writes_and_resumes(images: Path, tmp_path: Path) -> None:
+    file = tmp_path / "r.json"
+    common = ("bench", MODEL, "--data", images / "val", "-j", 0, "-b", 4, "--rounds", 1, "--speed-batch-size", 2)
+    common += ("--results-file", file)
+    result = call(*common, "--method", "evit:keep=0.5,0.7")
+    assert result.exit_code == 0, result.output
+    assert "class_map.txt" in result.stderr
+    assert "evit:keep=0.5" in result.stdout
+    content = json.loads(file.read_text())
+    assert [row["variant"] for row in content["rows"]] == ["dense", "evit:keep=0.5", "evit"]
+    assert content["rows"][1]["images"] == 6
+    assert content["rows"][1]["speed"][0]["batch"] == 2
+    assert file.with_suffix(".csv").exists() and file.with_suffix(".png").exists()
+    assert "exists" in fails(*common, "--method", "evit")
+    assert call(*common, "--resume", "--method", "evit:keep=0.5", "--method", "tome:r=2").exit_code == 0
+    resumed = json.loads(file.read_text())["rows"]
+    assert resumed[:3] == content["rows"]
+    assert resumed[3]["variant"] == "tome:r=2"
+    assert "measured with limit" in fails(*common, "--resume", "--limit", 2)
+
+
+def test_eval_skips_and_names_images_that_cannot_be_read(images: Path, tmp_path: Path) -> None:
+    for label, name in (("c1", "good"), ("c1", "bad"), ("c2", "worse")):
+        (tmp_path / label).mkdir(exist_ok=True)
+        content = (images / "val" / "c1" / "0.png").read_bytes()
+        (tmp_path / label / f"{name}.png").write_bytes(content if name == "good" else content[:300])
+    arguments = ("eval", MODEL, "--data", tmp_path, "--class-map", images / "class_map.txt", "-j", 0)
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "1 images" in result.stdout
+    assert "2 image files" in result.stderr and "bad.png" in result.stderr
+    (tmp_path / "c1" / "good.png").unlink()
+    assert "none of the 2 image files can be read" in fails(*arguments)
+
+
+def test_wrong_input_ends_in_one_sentence(images: Path, tmp_path: Path) -> None:
+    data = ("--data", images / "val", "-j", 0)
+    assert "did you mean 'deit_tiny_patch16_224'" in fails("eval", "deit_tiny_patch16_244", *data)
+    assert "did you mean 'tome'" in fails("eval", MODEL, *data, "--method", "tom:r=3")
+    assert "did you mean 'keep'" in fails("eval", MODEL, *data, "--method", "evit:kep=0.3")
+    assert "keep" in fails("eval", MODEL, *data, "--method", "evit:keep=1.5")
+    assert "does not exist" in fails("eval", MODEL, "--data", tmp_path / "absent")
+    assert "--data" in fails("eval", MODEL)
+    assert "there is no image" in fails("eval", MODEL, "--data", tmp_path)
+    assert "is not a file" in fails("eval", MODEL, *data, "--checkpoint", tmp_path / "absent.pth")
+    assert "share" in fails("eval", MODEL, *data, "--method", "evit", "--macs", 3)
+    assert "device" in fails("eval", MODEL, *data, "--device", "abacus")
+    assert "must end in .json" in fails("eval", MODEL, *data, "--results-file", tmp_path / "r.txt")
+    assert "No such option" in fails("eval", MODEL, *data, "--batchsize", 3)
+
+
+def test_classes_that_are_not_the_models_are_named(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "cat" / "0.png")
+    assert "1 class folders and the model 1000 classes" in fails("eval", MODEL, "--data", tmp_path)
+    wrong = ("--data", images / "val", "--num-classes", 3, "--class-map", images / "class_map.txt")
+    assert "1000 classes and the model 3" in fails("eval", MODEL, *wrong)
+
+
+def test_methods_and_families_come_from_the_registry() -> None:
+    listed = call("methods").stdout
+    assert all(name in listed for name in registry.methods())
+    for name, method in registry.methods().items():
+        card = call("methods", name).stdout
+        assert all(option in card for option in method.option_types())
+    assert "did you mean 'tome'" in fails("methods", "tomme")
+    assert all(name in call("families").stdout for name in registry.families())

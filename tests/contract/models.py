@@ -1,0 +1,133 @@
+"""The small models and the methods that the contract tests run on, found from the registry.
+
+A registered family without a line in ``FACTORIES`` fails ``test_matrix.py``; a registered method needs no line anywhere.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import timm
+import torch
+from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsBlock, ResPostBlock
+from torch import Tensor, nn
+
+import tokensieve as ts
+from tokensieve import registry
+from tokensieve.method import Method
+from tokensieve.view import Layout
+
+SIZE = (64, 80)  # 4 × 5 patches of 16: not square, so that rows and columns cannot be mixed up
+DEPTH = 4
+PATCHES = 20
+
+Factory = Callable[..., nn.Module]
+
+
+def small(name: str, **changes: Any) -> Factory:
+    """A timm model shrunk to DEPTH blocks of 48 channels and 3 heads."""
+    arguments: dict[str, Any] = {"img_size": SIZE, "patch_size": 16, "depth": DEPTH, "embed_dim": 48, "num_heads": 3}
+    return partial(timm.create_model, name, **{**arguments, "num_classes": 10, **changes})
+
+
+# Family name to small models; the first of a family stands for it where running every one would take too long.
+FACTORIES: dict[str, dict[str, Factory]] = {
+    "timm-vit": {
+        "dinov2-reg4": small("vit_small_patch14_reg4_dinov2", init_values=0.1),
+        "plain": small("vit_tiny_patch16_224"),
+        "distilled": small("deit_tiny_distilled_patch16_224"),
+        "deit3": small("deit3_small_patch16_224"),
+        "qk-norm": small("vit_tiny_patch16_224", qk_norm=True),
+        "clip": small("vit_base_patch16_clip_224"),
+        "siglip-map": small("vit_base_patch16_siglip_224"),
+        "siglip-gap": small("vit_base_patch16_siglip_gap_224"),
+        "registers-gap": small("vit_wee_patch16_reg1_gap_256"),
+        "res-post": small("vit_tiny_patch16_224", block_fn=ResPostBlock, init_values=0.1),
+        "parallel-things": small("vit_tiny_patch16_224", block_fn=ParallelThingsBlock, init_values=0.1),
+        "parallel-scaling": small("vit_tiny_patch16_224", block_fn=ParallelScalingBlock, qk_norm=True),
+    },
+    "timm-eva": {
+        "dinov3": small("vit_small_patch16_dinov3"),
+        "eva02": small("eva02_tiny_patch14_224"),
+        "eva02-gap": small("eva02_tiny_patch14_224", global_pool="avg", class_token=False),
+        "rope-mixed": small("vit_small_patch16_rope_mixed_224"),
+        "rope-axial": small("vit_small_patch16_rope_224"),
+        "post-norm": small("eva02_tiny_patch14_224", use_post_norm=True),
+        "pe-core": small("vit_pe_core_tiny_patch16_384"),
+    },
+}
+
+
+def liven(model: nn.Module) -> nn.Module:
+    """Give every parameter a weight that matters: fresh ones leave norms, scales and special tokens without effect."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "rope" in name:
+                continue
+            if parameter.dim() >= 2 and not name.endswith(("token", "pos_embed", "latent")):
+                fan_in = parameter[0].numel()
+                parameter.copy_(noise * fan_in**-0.5)
+            elif name.endswith(("weight", "gamma", "gamma_1", "gamma_2")):
+                parameter.copy_(1 + 0.3 * noise)
+            else:
+                parameter.copy_(0.5 * noise)
+    return model
+
+
+@cache
+def _built(family: str, name: str, features_only: bool) -> nn.Module:
+    return liven(FACTORIES[family][name](**({"features_only": True} if features_only else {}))).eval()
+
+
+def build(family: str, name: str, *, features_only: bool = False) -> nn.Module:
+    """A fresh copy of a small model, dense, in eval mode, float32; the same weights every time."""
+    return copy.deepcopy(_built(family, name, features_only))
+
+
+def images(count: int = 3, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(count, 3, 64, 80), every image another one, the same for every call."""
+    drawn = torch.randn(8, 3, *SIZE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return drawn[:count].to(dtype)
+
+
+def nothing(cls: type[Method]) -> Method | None:
+    """The config of a method that removes nothing, or None where it has no such config."""
+    if cls.knob is not None:
+        return cls(**{cls.knob: {"keep": 1.0, "r": 0}[cls.knob]})
+    return cls(sites=()) if "sites" in cls.option_types() else None
+
+
+def composition(cls: type[Method]) -> tuple[Method, ...] | None:
+    """The method at its defaults together with one of the other kind, or None for methods that refuse company."""
+    if cls.ragged:
+        return None
+    if cls.until == "end":
+        return (cls(), ts.ToSA(keep=0.5, score="own"))
+    return (ts.ToMe(r=2), cls())
+
+
+METHODS: tuple[str, ...] = tuple(registry.methods())
+MODELS: tuple[tuple[str, str], ...] = tuple((family, name) for family, models in FACTORIES.items() for name in models)
+FIRST: tuple[tuple[str, str], ...] = tuple((family, next(iter(models))) for family, models in FACTORIES.items())
+
+DEFAULTS: dict[str, tuple[Method, ...]] = {name: (cls(),) for name, cls in registry.methods().items()}
+COMPOSED: dict[str, tuple[Method, ...]] = {
+    ts.spell(both): both for cls in registry.methods().values() if (both := composition(cls)) is not None
+}
+CONFIGS: dict[str, tuple[Method, ...]] = {**DEFAULTS, **COMPOSED}
+
+
+def layout_of(model: nn.Module) -> Layout:
+    """The token layout of a model, as its family says."""
+    located = registry.family_of(model)
+    return located.family.layout(located.owner)
+
+
+def learned_parts(methods: tuple[Method, ...], layout: Layout) -> bool:
+    """Whether any of the methods brings parameters of its own."""
+    return any(method.module(layout) is not None for method in methods)
