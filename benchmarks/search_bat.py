@@ -24,14 +24,7 @@ from timm.data import create_dataset, create_transform, resolve_data_config
 import tokensieve as ts
 from tokensieve.registry import family_of
 
-SITES = (
-    (2, 4, 6, 8, 10),
-    (3, 5, 7, 9),
-    (2, 4, 6, 8),
-    (3, 6, 9),
-    (1, 2, 3, 4, 5, 6, 7, 8, 9, 10),
-    (2, 3, 4, 5, 6, 7, 8, 9, 10),
-)
+SITES = ((3, 5, 7, 9), (3, 4, 6, 8, 10), (3, 4, 5, 6, 7, 8, 9), (2, 3, 5, 7, 9), (4, 6, 8, 10))
 
 
 def macs(model: torch.nn.Module, method: ts.Method) -> float:

@@ -100,8 +100,8 @@ def biased_attention(
 ) -> Tensor:
     """Fused attention with a bias (B, 1, 1, L) on the logits of every key.
 
-    An additive mask stays on the fused kernel of a CPU. On CUDA it would lose flash attention, so there the bias rides
-    in one more head dimension (see ``fold_bias``), unless it holds infinities (padding), which only a mask can carry.
+    An additive mask stays on the fused kernel of a CPU. On CUDA it would lose flash attention, so where no gradient is
+    wanted the bias rides in one more head dimension there (see ``fold_bias``).
     """
     if query.is_cuda and not query.requires_grad and not torch.is_grad_enabled():
         query, key, padded, scale = fold_bias(query, key, value, bias, scale)
@@ -118,7 +118,7 @@ def fold_bias(
 ) -> tuple[Tensor, Tensor, Tensor, float]:
     """Carry a key bias in one more head dimension: q' = [q, 1], k' = [k, bias / scale], padded to a multiple of 8.
 
-    Exact up to rounding, and needs no mask. Infinite entries are cut to the lowest value whose softmax is still zero.
+    Exact up to rounding, and needs no mask. Padding's minus infinity is cut to −10⁴, whose softmax is still zero.
     """
     dim = query.shape[-1]
     scale = dim**-0.5 if scale is None else scale
@@ -143,7 +143,8 @@ def key_bias(prefix: int, size: Tensor | None, alive: Tensor | None, mask: Tenso
     if size is not None:
         bias = at_least_float32(size).clamp(min=torch.finfo(torch.float32).tiny).log()
     if mask is not None:
-        masked = at_least_float32(mask).clamp(min=0.0).add(MASK_EPSILON).log()
+        # Clamped below what a removed token has: at its bound a clamp lets no gradient through.
+        masked = at_least_float32(mask).add(MASK_EPSILON).clamp(min=MASK_EPSILON / 2).log()
         bias = masked if bias is None else bias + masked
     if alive is not None:
         bias = torch.zeros(alive.shape, device=alive.device) if bias is None else bias
@@ -159,8 +160,8 @@ def logits(attended: Attended, rows: slice = slice(None), scaled: bool = True) -
     ``scaled=False`` leaves the factor 1 / sqrt(D) out.
     """
     queries = attended.queries[:, :, rows]
+    queries = queries * attended.scale if scaled else queries
     product = at_least_float32(queries @ attended.keys.transpose(-1, -2))
-    product = product * attended.scale if scaled else product
     return product if attended.bias is None else product + attended.bias
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tokensieve import engine
+from tokensieve._version import VERSION
 from tokensieve.errors import TokensieveError
 from tokensieve.method import Method
 from tokensieve.registry import family_of, method_class, nearest
@@ -111,7 +111,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, force: bool = Fals
     fills = [site.fill for site in engine.sites(model)]
     config = {
         "format": FORMAT,
-        "tokensieve": version("tokensieve"),
+        "tokensieve": VERSION,
         "timm": timm.__version__,
         "model": {"name": name, "args": arguments},
         "methods": [m.to_dict() for m in engine.applied(model)],

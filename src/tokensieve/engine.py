@@ -21,7 +21,7 @@ def resolve(methods: Method | str | Sequence[Method]) -> tuple[Method, ...]:
     """One composition of methods from what a user may hand over: a method, a spec, or a sequence of methods."""
     if isinstance(methods, str):
         return method_from_spec(methods)
-    chosen = (methods,) if isinstance(methods, Method) else tuple(methods)
+    chosen: tuple[Method, ...] = tuple(methods) if isinstance(methods, Sequence) else (methods,)
     for entry in chosen:
         if not isinstance(entry, Method):
             raise TokensieveError(
@@ -42,7 +42,7 @@ def apply(
     """Reduce the tokens of ``model`` with one method or several, in place.
 
     The model keeps its forward, head, ``forward_features``, ``forward_intermediates`` and state-dict keys; N tokens
-    come out as N went in. Before anything changes, every block is run on a probe input both as it is and in its two halves.
+    come out as N went in. Before anything changes, every block is run on a probe input both as it is and in two halves.
 
     Args:
         model: a model of a known family, or one that contains such a model. Not yet compiled or wrapped.

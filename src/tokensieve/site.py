@@ -75,32 +75,36 @@ class Site(nn.Module):
         tokens = self._act(tokens, "before", None, block.training)
         if tokens.version:
             kwargs = self.family.reindex(kwargs, tokens.rep, tokens.prefix)
-        attended = tokens
+        attended = tokens.x.shape[1]
         size = tokens.size if self.log_size else None
         bias = key_bias(tokens.prefix, size, tokens.alive, tokens.mask)
-        waiting = any(entry.after_attention for entry in tokens.parked)
-        if not self.steps and bias is None and not waiting:
+        if not self.steps and bias is None and not any(entry.after_attention for entry in tokens.parked):
             tokens = replace(tokens, x=block.dense(tokens.x, **kwargs))
-        else:
-            signals: BlockSignals | None = None
-            if self.taps or bias is not None:
-                tap = Tap(bias)
-                with tap:
-                    y = self.family.attention(block, tokens.x, **kwargs)
-                signals = BlockSignals(tap.attended(), tokens.alive) if self.taps else None
-            else:
-                y = self.family.attention(block, tokens.x, **kwargs)
-            tokens = self._act(replace(tokens, x=y), "middle", signals, block.training)
-            tokens = algebra.returning(tokens, self.block, after_attention=True)
-            processed = tokens
-            tokens = replace(tokens, x=self.family.mlp(block, tokens.x))
-            tokens = self._stage(tokens, attended, processed)
-            tokens = self._act(tokens, "after", signals, block.training)
-            return self._finish(tokens)
-        return self._finish(self._stage(tokens, attended, attended))
+            return self._finish(self._stage(tokens, attended, attended))
+        tokens, signals = self._attend(tokens, block, bias, kwargs)
+        tokens = self._act(tokens, "middle", signals, block.training)
+        tokens = algebra.returning(tokens, self.block, after_attention=True)
+        if not any(step.method.point == "after" for step in self.steps):
+            signals = None  # lets go of queries, keys and values before the MLP
+        processed = tokens.x.shape[1]
+        tokens = replace(tokens, x=self.family.mlp(block, tokens.x))
+        tokens = self._stage(tokens, attended, processed)
+        return self._finish(self._act(tokens, "after", signals, block.training))
 
-    def _stage(self, tokens: Tokens, attended: Tokens, processed: Tokens) -> Tokens:
-        stage = Stage(self.block, attended.x.shape[1], processed.x.shape[1], processed.alive)
+    def _attend(
+        self, tokens: Tokens, block: SievedBlock, bias: Tensor | None, kwargs: dict[str, Any]
+    ) -> tuple[Tokens, BlockSignals | None]:
+        """The attention half of the block, and its signals where a method here reads any."""
+        if not self.taps and bias is None:
+            return replace(tokens, x=self.family.attention(block, tokens.x, **kwargs)), None
+        tap = Tap(bias)
+        with tap:
+            y = self.family.attention(block, tokens.x, **kwargs)
+        signals = BlockSignals(tap.attended(), tokens.alive) if self.taps else None
+        return replace(tokens, x=y), signals
+
+    def _stage(self, tokens: Tokens, attended: int, processed: int) -> Tokens:
+        stage = Stage(self.block, attended, processed, tokens.alive)
         return replace(tokens, stages=(*tokens.stages, stage))
 
     def _finish(self, tokens: Tokens) -> Tensor | Tokens:

@@ -131,7 +131,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Parked:
-    """Tokens that sit out: the state before they left and where each of its patch tokens went (-1: parked)."""
+    """Tokens that sit out: the state before they left, where each of its patch tokens went (-1: parked), and the tokens
+    ``dropped`` that may come back (where images keep different numbers, some of these stayed)."""
 
     before: Tokens
     index: Tensor
@@ -355,9 +356,11 @@ def _apply_hard(tokens: Tokens, assignment: Assignment, block: int, point: str) 
     leaves = assignment.dropped is not None or assignment.alive is not None
     parked, canvas = tokens.parked, tokens.canvas
     if leaves and assignment.until != "end":
-        assert assignment.dropped is not None
         at, after_attention = return_point(assignment.until, block, point)
-        entry = Parked(tokens, index, assignment.dropped, at, after_attention, tokens.version + 1)
+        dropped = assignment.dropped if assignment.dropped is not None else keep[:, :0]
+        if assignment.alive is not None:
+            dropped = torch.cat([dropped, keep], dim=1)  # slots of padding hold tokens that left
+        entry = Parked(tokens, index, dropped, at, after_attention, tokens.version + 1)
         parked = (*parked, entry)
     elif leaves:
         canvas = _patches_at_originals(tokens)
@@ -387,14 +390,18 @@ def return_point(until: Until, block: int, point: str) -> tuple[int, bool]:
     return until, False
 
 
+def rows_to_one(matrix: Tensor) -> Tensor:
+    """``matrix`` with rows that sum to one; rows of zeros stay as they are."""
+    return matrix / matrix.sum(dim=2, keepdim=True).clamp(min=torch.finfo(matrix.dtype).tiny)
+
+
 def _apply_soft(tokens: Tokens, soft: SoftAssignment) -> Tokens:
     matrix = soft.matrix
     way_back = soft.restore
     if way_back is None:
-        way_back = matrix.transpose(1, 2)
-        way_back = way_back / way_back.sum(dim=2, keepdim=True).clamp(min=torch.finfo(matrix.dtype).tiny)
+        way_back = rows_to_one(matrix.transpose(1, 2))
     mixed = matrix.to(tokens.x.dtype) @ tokens.patches
-    share = way_back if isinstance(way_back, Tensor) else matrix.transpose(1, 2) / matrix.sum(1).unsqueeze(2)
+    share = way_back if isinstance(way_back, Tensor) else rows_to_one(matrix.transpose(1, 2))
     positions = torch.arange(matrix.shape[1], device=matrix.device).expand(matrix.shape[0], -1)
     return tokens.with_patches(
         mixed,
@@ -411,21 +418,20 @@ def _apply_soft(tokens: Tokens, soft: SoftAssignment) -> Tokens:
 
 def returning(tokens: Tokens, block: int, after_attention: bool = False) -> Tokens:
     """Bring back every parked group that is due after the attention of ``block``, or before ``block`` begins."""
-    while tokens.parked:
-        entry = tokens.parked[-1]
-        due = (entry.block, 0 if not entry.after_attention else 1) <= (block, 1 if after_attention else 0)
-        if not due:
-            return tokens
-        tokens = _unpark(tokens)
+    for place in reversed(range(len(tokens.parked))):
+        entry = tokens.parked[place]
+        if (entry.block, entry.after_attention) <= (block, after_attention):
+            tokens = _unpark(tokens, place)
     return tokens
 
 
-def _unpark(tokens: Tokens) -> Tokens:
-    entry = tokens.parked[-1]
+def _unpark(tokens: Tokens, place: int = -1) -> Tokens:
+    entry = tokens.parked[place]
     before = entry.before
-    parked = tokens.parked[:-1]
-    if tokens.version == entry.version:
-        # Nothing moved meanwhile: everyone returns to the place it had, and so does the whole bookkeeping.
+    parked = tuple(other for other in tokens.parked if other is not entry)
+    if tokens.version == entry.version and tokens.count + entry.dropped.shape[1] >= before.count:
+        # Nothing moved meanwhile and nothing merged as they left: everyone returns to the place it had, and so does the
+        # whole bookkeeping.
         stayed = entry.index.unsqueeze(2)
         back = torch.where(stayed < 0, before.patches, take_rows(tokens.patches, entry.index.clamp(min=0)))
         return replace(
@@ -440,12 +446,11 @@ def _unpark(tokens: Tokens) -> Tokens:
         )
     # Tokens were merged or dropped meanwhile: who comes back joins at the end, then all are put in order of position.
     present, joining = tokens.count, entry.dropped.shape[1]
+    comes = entry.index.gather(1, entry.dropped) < 0
     rep = torch.cat([tokens.rep, before.rep.gather(1, entry.dropped)], dim=1)
     order = rep.sort(dim=1, stable=True).indices
-    place = invert(order)
-    own_place = torch.full_like(before.rep, -1).scatter(
-        1, entry.dropped, torch.arange(present, present + joining, device=rep.device).expand(rep.shape[0], -1)
-    )
+    joined = torch.arange(present, present + joining, device=rep.device).expand(rep.shape[0], -1)
+    own_place = torch.full_like(before.rep, -1).scatter(1, entry.dropped, joined.masked_fill(~comes, -1))
     came_back = _regroup(before.group, own_place)
     group = torch.where(tokens.group >= 0, tokens.group, came_back)
     patches = torch.cat([tokens.patches, take_rows(before.patches, entry.dropped)], dim=1)
@@ -455,12 +460,14 @@ def _unpark(tokens: Tokens) -> Tokens:
             return None
         now = neutral[:, :1].expand(-1, present) if now is None else now
         then = neutral[:, :1].expand(-1, joining) if then is None else then.gather(1, entry.dropped)
+        if then.dtype == torch.bool:
+            then = then & comes
         return torch.cat([now, then], dim=1).gather(1, order)
 
     ones = torch.ones(rep.shape, device=rep.device)
     return replace(
         tokens.with_patches(take_rows(patches, order)),
-        group=_regroup(group, place),
+        group=_regroup(group, invert(order)),
         rep=rep.gather(1, order),
         size=ordered(tokens.size, before.size, ones),
         alive=ordered(tokens.alive, before.alive, ones.bool()),

@@ -12,7 +12,7 @@ from tokensieve import attention
 from tokensieve.attention import Attended
 from tokensieve.errors import TokensieveError
 from tokensieve.ops.rows import at_least_float32
-from tokensieve.tokens import Assignment, Decision, Tokens, slots
+from tokensieve.tokens import Assignment, Decision, SoftAssignment, Tokens, rows_to_one, slots
 
 if TYPE_CHECKING:
     from tokensieve.method import Method
@@ -55,17 +55,30 @@ class BlockSignals:
 
     attended: Attended
     alive: Tensor | None
-    moves: list[tuple[Tensor, int]] = field(default_factory=list)
+    moves: list[tuple[Tensor, int] | SoftAssignment] = field(default_factory=list)
 
     def follow(self, decision: Decision) -> None:
         """Remember a decision taken after the attention, so that later methods in the block see matching signals."""
         if isinstance(decision, Assignment):
             self.moves.append((slots(decision), decision.keep.shape[1]))
+        elif isinstance(decision, SoftAssignment):
+            self.moves.append(decision)
+
+    def follow_return(self, before: Tokens, after: Tokens) -> None:
+        """Remember that tokens which sat the attention out came back after it: they have no signal and count as 0."""
+        index = after.group.gather(1, before.rep)
+        self.moves.append((index if before.alive is None else index.masked_fill(~before.alive, -1), after.count))
 
     def carry(self, score: Tensor, how: Literal["sum", "mean"]) -> Tensor:
         """Take (B, M0) or (B, M0, D) values per token of the attention to the tokens present now."""
-        for index, count in self.moves:
+        for move in self.moves:
             flat = score if score.dim() == 3 else score.unsqueeze(2)
+            if isinstance(move, SoftAssignment):
+                mixing = move.matrix if how == "mean" else rows_to_one(move.matrix.transpose(1, 2)).transpose(1, 2)
+                mixed = mixing.to(flat.dtype) @ flat
+                score = mixed if score.dim() == 3 else mixed.squeeze(2)
+                continue
+            index, count = move
             target = index.clamp(min=0)
             present = (index >= 0).to(flat.dtype).unsqueeze(2)
             where = target.unsqueeze(2).expand_as(flat)

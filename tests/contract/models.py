@@ -57,6 +57,7 @@ FACTORIES: dict[str, dict[str, Factory]] = {
         "rope-axial": small("vit_small_patch16_rope_224"),
         "post-norm": small("eva02_tiny_patch14_224", use_post_norm=True),
         "pe-core": small("vit_pe_core_tiny_patch16_384"),
+        "grouped-queries": small("vit_base_patch16_sapiens2", num_kv_heads=(3, 1, 1, 3)),
     },
 }
 

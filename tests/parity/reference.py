@@ -221,9 +221,7 @@ def density_peaks(x: Tensor, clusters: int) -> list[list[int]]:
     largest = max(max(row) for row in distance)
     delta = []
     for i in range(length):
-        denser = [
-            j for j in range(length) if density[j] > density[i] or (density[j] == density[i] and j < i)
-        ]
+        denser = [j for j in range(length) if density[j] > density[i] or (density[j] == density[i] and j < i)]
         delta.append(min((distance[i][j] for j in denser), default=largest))
     centres = sorted(top([density[i] * delta[i] for i in range(length)], clusters))
     groups = {c: [c] for c in centres}
@@ -244,7 +242,9 @@ def bat(sites: tuple[int, ...], keep: float, clusters: float, surplus: int, weig
         attentive_count = math.ceil(round(keep * present, 6))
         others = present - attentive_count
         cluster_count = min(max(1, math.floor(clusters * others + 0.5)), others)
-        pair_count = min(max(0, cluster_count - surplus), attentive_count // 2)
+        wanted = max(0, cluster_count - surplus)
+        pair_count = min(wanted, attentive_count // 2)
+        cluster_count = max(1, cluster_count - wanted + pair_count)
         ranked = top(score, present)
         attentive, inattentive = sorted(ranked[:attentive_count]), sorted(ranked[attentive_count:])
         x = run.x[1:]
@@ -259,7 +259,9 @@ def bat(sites: tuple[int, ...], keep: float, clusters: float, surplus: int, weig
     return middle
 
 
-def tosa(layers: tuple[int, ...], keep: float, score: Callable[[Run, int], list[float]]) -> Callable[[Run, int], list[int] | None]:
+def tosa(
+    layers: tuple[int, ...], keep: float, score: Callable[[Run, int], list[float]]
+) -> Callable[[Run, int], list[int] | None]:
     """ToSA: the top K by ``score`` of the layer before go through a ToSA layer, the others keep their value."""
 
     def skip(run: Run, block: int) -> list[int] | None:

@@ -126,7 +126,9 @@ def test_evit(images: Tensor, keep: float) -> None:
 
 
 @pytest.mark.parametrize("weight", ["class", "size"])
-@pytest.mark.parametrize(("keep", "clusters", "surplus"), [(0.7, 0.5, 0), (0.79, 0.8, 0), (0.5, 0.5, 3), (0.6, 0.5, -1)])
+@pytest.mark.parametrize(
+    ("keep", "clusters", "surplus"), [(0.7, 0.5, 0), (0.79, 0.8, 0), (0.5, 0.5, 3), (0.6, 0.5, -1), (0.3, 0.5, 1)]
+)
 def test_bat(images: Tensor, weight: str, keep: float, clusters: float, surplus: int) -> None:
     # Enough rounds that every pair of greedy matching is found; how often six are enough is in test_ops.py.
     proportional = weight == "size"
@@ -141,7 +143,8 @@ def test_bat(images: Tensor, weight: str, keep: float, clusters: float, surplus:
 @pytest.mark.parametrize("score", ["own", "class"])
 def test_tosa_controls(images: Tensor, keep: float, score: str) -> None:
     scorer: Callable[..., list[float]] = {
-        "own": reference.own_columns, "class": lambda run, block: reference.class_attention(run)
+        "own": reference.own_columns,
+        "class": lambda run, block: reference.class_attention(run),
     }[score]
     model = ts.apply(tiny(), ts.ToSA(keep=keep, score=score))
     compare(model, images, skip=reference.tosa((1, 3, 5), keep, scorer))

@@ -18,7 +18,9 @@ FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
 def random_features(seed: int, batch: int, length: int, channels: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(batch, length, channels, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(batch, length, channels, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(
+        dtype
+    )
 
 
 def one_by_one(similarities: Tensor, count: int) -> list[tuple[int, int]]:
@@ -53,8 +55,12 @@ def test_greedy_pairs_are_those_found_one_by_one(seed: int, length: int, data: s
 
 @settings(deadline=None, max_examples=60)
 @given(
-    seed=st.integers(0, 10**6), length=st.integers(2, 24), rounds=st.integers(1, 6), values=st.integers(1, 4),
-    dtype=st.sampled_from([torch.float64, torch.float32]), data=st.data(),
+    seed=st.integers(0, 10**6),
+    length=st.integers(2, 24),
+    rounds=st.integers(1, 6),
+    values=st.integers(1, 4),
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+    data=st.data(),
 )
 def test_greedy_pairs_are_disjoint_and_as_many_as_asked(
     seed: int, length: int, rounds: int, values: int, dtype: torch.dtype, data: st.DataObject

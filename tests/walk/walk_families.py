@@ -52,13 +52,17 @@ def names() -> list[str]:
 
 def build(name: str) -> nn.Module:
     """The model called ``name``, as small as its constructor allows, with random weights, in eval mode."""
-    plan = timm.create_model(name, depth=2, device="meta")  # shapes only, to learn patch size and width
+    shallow: dict[str, Any] = {"depth": 2}
+    try:
+        plan = timm.create_model(name, device="meta", **shallow)  # shapes only, to learn patch size and width
+    except AssertionError:  # grouped-query attention lists its key heads block by block: one full block, one grouped
+        shallow["num_kv_heads"] = (HEADS, 1)
+        plan = timm.create_model(name, device="meta", **shallow, embed_dim=HEADS * 64, num_heads=HEADS)
     rows, columns = plan.patch_embed.patch_size
     size: dict[str, Any] = {"img_size": (ROWS * rows, COLUMNS * columns)}
-    shallow = {"depth": 2}
     heads = getattr(plan.blocks[0], "attn", plan.blocks[0])
     narrow: dict[str, Any] = {}
-    if plan.embed_dim > WIDE:
+    if plan.embed_dim > WIDE or "num_kv_heads" in shallow:
         narrow = {"embed_dim": HEADS * getattr(heads, "head_dim", 64), "num_heads": HEADS}
     errors: list[Exception] = []
     for changes in ({**size, **shallow, **narrow}, {**size, **shallow}):

@@ -92,8 +92,6 @@ def bench(
         if any(speed.batch == batch for row in results.rows for speed in row.speed):
             show_table(speed_table(results.rows, batch))
     assert results.file is not None and results.plot_file is not None
-    setting = (
-        f"{results.environment['device']}, {results.settings['dtype']}, torch {results.environment['torch']}"
-    )
+    setting = f"{results.environment['device']}, {results.settings['dtype']}, torch {results.environment['torch']}"
     pareto(results.rows, results.plot_file, f"{model} on {images} images ({setting})")
     note(f"written: {results.file}, {results.file.with_suffix('.csv').name}, {results.plot_file.name}")

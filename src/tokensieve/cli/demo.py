@@ -57,7 +57,7 @@ def demo(
     show = " and ".join(str(output / name) for name in ("pareto.png", "tokens.png"))
     typer.echo(f"Look at {show}; the figures are in {output / 'demo.json'}.")
     typer.echo("On your own model and images:")
-    typer.echo("  tokensieve bench MODEL --pretrained --data FOLDER --method bat:keep=0.79 --method tome:r=8,13")
+    typer.echo("  tokensieve bench MODEL --pretrained --data FOLDER --method bat:keep=0.72 --method tome:r=8,13")
     typer.echo("  tokensieve show MODEL IMAGE --pretrained --method bat --output tokens.png")
 
 

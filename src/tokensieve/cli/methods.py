@@ -35,9 +35,7 @@ def _list() -> None:
     for column in ("method", "paper", "needs training", f"sites of {REFERENCE_DEPTH} blocks", "knob"):
         table.add_column(column, overflow="fold")
     for name, method in registry.methods().items():
-        table.add_row(
-            name, _paper(method), "yes" if method.trained else "no", _sites(method), method.knob or "none"
-        )
+        table.add_row(name, _paper(method), "yes" if method.trained else "no", _sites(method), method.knob or "none")
     show_table(table)
 
 

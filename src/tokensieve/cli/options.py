@@ -9,9 +9,7 @@ import typer
 
 Model = Annotated[
     str,
-    typer.Argument(
-        metavar="MODEL", help="A timm model name, hf-hub:owner/model, or a folder written by ts.save."
-    ),
+    typer.Argument(metavar="MODEL", help="A timm model name, hf-hub:owner/model, or a folder written by ts.save."),
 ]
 Methods = Annotated[
     list[str] | None,
@@ -60,9 +58,7 @@ Workers = Annotated[int, typer.Option("-j", "--workers", min=0, help="Processes 
 NumClasses = Annotated[
     int | None, typer.Option("--num-classes", min=1, help="Classes of the head. Default: the model's.")
 ]
-InChans = Annotated[
-    int | None, typer.Option("--in-chans", min=1, help="Channels of an image. Default: the model's.")
-]
+InChans = Annotated[int | None, typer.Option("--in-chans", min=1, help="Channels of an image. Default: the model's.")]
 Limit = Annotated[
     int | None, typer.Option("--limit", min=1, help="Use this many images, spread evenly over the data set.")
 ]

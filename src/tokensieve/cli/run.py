@@ -122,9 +122,7 @@ def _models(request: Request) -> tuple[nn.Module, dict[str, nn.Module]]:
     )
     saved = ts.is_applied(model)
     if not (saved or request.pretrained or request.checkpoint or ":" in request.model):
-        note(
-            "the weights are random: give --pretrained or --checkpoint FILE; speed and MACs hold, accuracy does not"
-        )
+        note("the weights are random: give --pretrained or --checkpoint FILE; speed and MACs hold, accuracy does not")
     if not saved:
         return model, {}
     return ts.remove(share_weights(model)).eval(), {ts.spell(ts.applied(model)): model}

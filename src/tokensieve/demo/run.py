@@ -72,7 +72,7 @@ def photographs(name: str) -> Subject:
         (Path(file).stem, Image.fromarray(pixels)) for file, pixels in zip(sample.filenames, sample.images, strict=True)
     ]
     batch = [(transform(picture), -1) for _, picture in pictures]
-    loader = DataLoader(batch, batch_size=len(batch), collate_fn=collate)  # type: ignore[arg-type]
+    loader: DataLoader[Any] = DataLoader(batch, batch_size=len(batch), collate_fn=collate)  # type: ignore[arg-type]
     return Subject(model, ImageStream(loader, len(batch), None, ()), pictures, lambda model: None, labelled=False)
 
 

@@ -79,7 +79,9 @@ class TimmViT(Family):
 
     def macs(self, block: Any) -> BlockMacs:
         if isinstance(block, ParallelScalingBlock):
-            return BlockMacs(linear_macs(block), 0, block.num_heads * block.head_dim)
+            projections = (block.in_proj, block.out_proj, block.attn_out_proj, block.mlp_out_proj)
+            linear = sum(linear_macs(layer) for layer in projections if layer is not None)
+            return BlockMacs(linear, 0, block.num_heads * block.head_dim)
         if isinstance(block, ParallelThingsBlock):
             width = sum(attn.attn.attn_dim for attn in block.attns)  # type: ignore[union-attr, misc]
             return BlockMacs(linear_macs(block.attns), linear_macs(block.ffns), int(width))

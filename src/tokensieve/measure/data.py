@@ -116,9 +116,7 @@ class ImageStream:
                 break
         if not given:
             names = ", ".join(list(self.skipped)[:3])
-            raise TokensieveError(
-                f"none of the {len(self.skipped)} image files can be read (the first are {names})"
-            )
+            raise TokensieveError(f"none of the {len(self.skipped)} image files can be read (the first are {names})")
 
     def first(self, count: int) -> Tensor:
         """(count, C, H, W): the first images, repeated from the start where there are fewer."""
@@ -139,7 +137,7 @@ def open_images(arguments: DataArguments, model: nn.Module) -> ImageStream:
     """
     folder = arguments.dataset in ("", "folder")
     if folder and arguments.data is None:
-        raise TokensieveError("no images are given: name a folder with --data FOLDER, or a data set with --dataset NAME")
+        raise TokensieveError("no images are given: name a folder with --data, or a data set with --dataset")
     if folder and not Path(arguments.data or "").is_dir():
         raise TokensieveError(
             f"the image folder {arguments.data!r} does not exist: give --data FOLDER with one sub-folder for each class"
@@ -183,26 +181,22 @@ def open_images(arguments: DataArguments, model: nn.Module) -> ImageStream:
     return ImageStream(loader, total if limit is None else min(limit, total or limit), limit, tuple(notes))
 
 
-def _create(arguments: DataArguments, class_map: str | dict[str, int] | None) -> Any:
+def _create(arguments: DataArguments, class_map: Any) -> Any:
     try:
         return create_dataset(
             arguments.dataset,
             root=arguments.data,
             split=arguments.split,
-            class_map=class_map or "",
+            class_map=class_map or "",  # type: ignore[arg-type]  # timm takes a file name as well
             batch_size=arguments.batch_size,
             num_samples=arguments.limit,
         )
     except Exception as error:  # every source fails in its own way
         reason = str(error).partition("\n")[0] or type(error).__name__
         if "Found 0 images" in reason:
-            mapped = (
-                f" in a folder that the class map {class_map!r} lists" if isinstance(class_map, str) else ""
-            )
+            mapped = f" in a folder that the class map {class_map!r} lists" if isinstance(class_map, str) else ""
             reason = f"there is no image{mapped}; expected one sub-folder of images for each class"
-        raise TokensieveError(
-            f"cannot read images from {arguments.dataset or arguments.data!r}: {reason}"
-        ) from error
+        raise TokensieveError(f"cannot read images from {arguments.dataset or arguments.data!r}: {reason}") from error
 
 
 def _class_map(arguments: DataArguments, model: nn.Module, notes: list[str]) -> str | dict[str, int] | None:
@@ -242,6 +236,4 @@ def _check_classes(images: Any, arguments: DataArguments, model: Any, class_map:
         )
     unknown = sorted({e.name for e in os.scandir(images.reader.root) if e.is_dir()} - set(numbered))
     if class_map and unknown:
-        notes.append(
-            f"{len(unknown)} folders are not in the class map and are left out, such as {unknown[0]!r}"
-        )
+        notes.append(f"{len(unknown)} folders are not in the class map and are left out, such as {unknown[0]!r}")

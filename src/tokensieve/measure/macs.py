@@ -58,9 +58,7 @@ def count(model: nn.Module, x: Tensor) -> MacReport:
     inside = {id(module) for block in blocks for module in block.modules()}
     rest = [0]
     handles = [
-        module.register_forward_hook(
-            lambda layer, inputs, output: rest.append(_layer_macs(layer, inputs[0], output))
-        )
+        module.register_forward_hook(lambda layer, inputs, output: rest.append(_layer_macs(layer, inputs[0], output)))
         for module in model.modules()
         if isinstance(module, (nn.Linear, nn.Conv2d)) and id(module) not in inside
     ]
@@ -75,9 +73,7 @@ def count(model: nn.Module, x: Tensor) -> MacReport:
         cost = family.macs(block)
         attended, processed, squared = _tokens(stage, alive, prefix)
         alive = stage.alive
-        macs = (
-            cost.attention_linear * attended + 2 * cost.attention_width * squared + cost.mlp_linear * processed
-        )
+        macs = cost.attention_linear * attended + 2 * cost.attention_width * squared + cost.mlp_linear * processed
         counts.append(BlockCount(attended, processed, macs))
     return MacReport(tuple(counts), sum(rest) / x.shape[0])
 

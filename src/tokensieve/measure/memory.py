@@ -23,7 +23,7 @@ class LiveTensors(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.current = 0
         self.peak = 0
         self._known = WeakIdKeyDictionary()
@@ -70,7 +70,8 @@ def peak(run: Callable[[Tensor], Any], x: Tensor) -> int:
         with torch.inference_mode():
             run(x)
         torch.cuda.synchronize(x.device)
-        return torch.cuda.max_memory_allocated(x.device) - before
-    with torch.no_grad(), LiveTensors() as live:
+        return int(torch.cuda.max_memory_allocated(x.device) - before)
+    live = LiveTensors()
+    with torch.no_grad(), live:
         run(x)
     return live.peak

@@ -61,12 +61,8 @@ def _create(name: str, pretrained: bool, **arguments: Any) -> nn.Module:
     except TypeError as error:
         raise TokensieveError(f"model {name!r} does not take these arguments: {given} ({error})") from error
     except Exception as error:  # a hub can fail in as many ways as its client has exceptions
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        hint = (
-            "; give the weights with --checkpoint FILE if the hub cannot be reached"
-            if pretrained or remote
-            else ""
-        )
+        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        hint = "; give the weights with --checkpoint FILE if the hub cannot be reached" if pretrained or remote else ""
         raise TokensieveError(f"cannot create model {name!r}: {reason}{hint}") from error
 
 

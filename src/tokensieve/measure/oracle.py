@@ -25,9 +25,7 @@ class OracleBlock(nn.Module):
         prefix: tokens in front that have no position on the grid.
     """
 
-    def __init__(
-        self, block: nn.Module, family: Family, attended: int, processed: int, left: int, prefix: int
-    ) -> None:
+    def __init__(self, block: nn.Module, family: Family, attended: int, processed: int, left: int, prefix: int) -> None:
         super().__init__()
         self.block = block
         self.family = family
@@ -74,8 +72,6 @@ def oracle(model: nn.Module, report: MacReport) -> nn.Module:
     for number in reversed(range(len(blocks))):
         attended, processed = counts[number]
         left = max(left, processed if number == len(blocks) - 1 else 1)
-        owner.blocks[number] = OracleBlock(
-            blocks[number], located.family, attended, processed, left, layout.prefix
-        )
+        owner.blocks[number] = OracleBlock(blocks[number], located.family, attended, processed, left, layout.prefix)
         left = max(left, attended, processed)
     return copied.eval()

@@ -67,9 +67,7 @@ def _panel(
             continue
         number = reduced.index(name)
         marker = MARKERS[number % len(MARKERS)]
-        axes.plot(
-            xs, ys, marker=marker, color=f"C{number % 10}", markersize=6, linewidth=1.3, alpha=0.85, label=name
-        )
+        axes.plot(xs, ys, marker=marker, color=f"C{number % 10}", markersize=6, linewidth=1.3, alpha=0.85, label=name)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 

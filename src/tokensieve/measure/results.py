@@ -75,9 +75,7 @@ class Row:
         """One level of columns, those of speed named by batch size: ``S_b16``."""
         columns = {key: value for key, value in asdict(self).items() if key != "speed"}
         for speed in self.speed:
-            columns |= {
-                f"{key}_b{speed.batch}": value for key, value in asdict(speed).items() if key != "batch"
-            }
+            columns |= {f"{key}_b{speed.batch}": value for key, value in asdict(speed).items() if key != "batch"}
         return columns
 
 
@@ -116,8 +114,12 @@ class Results:
         """Write JSON and CSV, each beside and then renamed, so that a crash leaves the old ones whole."""
         if self.file is None:
             return
-        content = {"command": self.command, "environment": self.environment, "settings": self.settings}
-        content["rows"] = [asdict(row) for row in self.rows]
+        content = {
+            "command": self.command,
+            "environment": self.environment,
+            "settings": self.settings,
+            "rows": [asdict(row) for row in self.rows],
+        }
         with replacing(self.file) as beside:
             beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         with replacing(self.file.with_suffix(".csv")) as beside:
@@ -166,20 +168,14 @@ def open_results(
         return Results(settings, command)
     path = Path(file)
     if path.suffix != ".json":
-        raise TokensieveError(
-            f"the results file must end in .json, got {str(path)!r}; CSV and plot are put beside it"
-        )
+        raise TokensieveError(f"the results file must end in .json, got {str(path)!r}; CSV and plot are put beside it")
     with replacing(path, rename=False):
         pass
     if resume and path.exists():
         return Results(settings, command, _resumed(path, settings), path)
-    taken = next(
-        (str(p) for p in (path, path.with_suffix(".csv"), path.with_suffix(".png")) if p.exists()), None
-    )
+    taken = next((str(p) for p in (path, path.with_suffix(".csv"), path.with_suffix(".png")) if p.exists()), None)
     if taken is not None and not force:
-        raise TokensieveError(
-            f"{taken!r} exists: go on with --resume, overwrite with --force, or name another file"
-        )
+        raise TokensieveError(f"{taken!r} exists: go on with --resume, overwrite with --force, or name another file")
     return Results(settings, command, [], path)
 
 

@@ -32,9 +32,7 @@ def solve(model: nn.Module, methods: Sequence[Method], share: float, x: Tensor) 
         TokensieveError: no method has a knob, or the share lies outside what the knob can reach.
     """
     if not 0 < share < 1:
-        raise TokensieveError(
-            f"--macs is a share of the dense model's MACs and must lie between 0 and 1, got {share}"
-        )
+        raise TokensieveError(f"--macs is a share of the dense model's MACs and must lie between 0 and 1, got {share}")
     turned = [number for number, method in enumerate(methods) if method.knob is not None]
     if not turned:
         raise TokensieveError(f"{ts.spell(tuple(methods))} has no option that sets its cost; leave --macs out")

@@ -27,8 +27,8 @@ class BAT(Method):
     clustered around c density peaks, and each cluster becomes one token. K − m + c tokens remain. No parameters.
 
     These defaults are for pretrained models as they are: more and gentler sites than published, merges weighted by
-    token size, log-size attention; found by a search on 1000 photographs with DeiT-Tiny. The published setting, for
-    fine-tuning, is the method ``bat-paper``.
+    token size, log-size attention; found by a search on photographs with DeiT-Tiny (benchmarks/search_bat.py). The
+    published setting, for fine-tuning, is the method ``bat-paper``.
 
     Our choice where the paper is silent, each an option: head mean of class attention, ceil, pairs measured by the
     cosine of the tokens and taken greedily, density averaged over all inattentive tokens, c as a share of M − K, m = c
@@ -37,7 +37,7 @@ class BAT(Method):
 
     Options:
         keep: share of the patch tokens present that is attentive at each site, or one share per site.
-        sites: 0-based blocks; default 1, 3, 5, 7, 9 of 12, scaled to the depth.
+        sites: 0-based blocks; default 3, 4, 6, 8, 10 of 12, scaled to the depth.
         clusters: clusters as a share of the inattentive tokens, round(clusters · (M − K)), or one share per site.
         surplus: c − m, how many more clusters than pairs, or one number per site; m is cut to [0, K // 2].
         weight: of a token in a merge: its "size", its "class" attention, or "equal".
@@ -46,9 +46,9 @@ class BAT(Method):
         rounds: rounds of mutual nearest neighbours in the matching.
     """
 
-    keep: float | tuple[float, ...] = 0.79
+    keep: float | tuple[float, ...] = 0.72
     sites: tuple[int, ...] | None = None
-    clusters: float | tuple[float, ...] = 0.8
+    clusters: float | tuple[float, ...] = 0.5
     surplus: int | tuple[int, ...] = 0
     weight: Literal["size", "class", "equal"] = "size"
     proportional: bool = True
@@ -74,7 +74,7 @@ class BAT(Method):
         require(self.rounds >= 1, self, "rounds", "1 or more")
 
     def _published_sites(self) -> tuple[int, ...]:
-        return (1, 3, 5, 7, 9)
+        return (3, 4, 6, 8, 10)
 
     def blocks(self, depth: int) -> tuple[int, ...]:
         return checked_sites(self.sites, self._published_sites(), depth, self.name)
@@ -90,8 +90,10 @@ class BAT(Method):
         if others == 0:
             return attentive, 0, 0
         clusters = min(max(1, math.floor(per_site(self.clusters, site) * others + 0.5)), others)
-        pairs = min(max(0, clusters - per_site(self._surplus(site), site)), attentive // 2)
-        return attentive, pairs, clusters
+        wanted = max(0, clusters - per_site(self._surplus(site), site))
+        pairs = min(wanted, attentive // 2)
+        # Where there are too few attentive tokens for the pairs, c goes down with m and c - m stays.
+        return attentive, pairs, max(1, clusters - (wanted - pairs))
 
     def _surplus(self, site: int) -> int | tuple[int, ...]:
         return self.surplus

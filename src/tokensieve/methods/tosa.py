@@ -50,7 +50,7 @@ class ToSA(Method):
         sum_of: what is summed over a column: "probabilities" or "log_probabilities".
         heads: how heads are joined: "mean" or "max".
         block: query rows held at a time; memory is O(H·L·block).
-        stride: read every stride-th query row; 1 is exact.
+        stride: read every stride-th query row, an estimate of the column sums; 1 reads all of them and is exact.
         seed: of the random control.
     """
 
@@ -64,8 +64,8 @@ class ToSA(Method):
     scaled: bool = True
     sum_of: Literal["probabilities", "log_probabilities"] = "probabilities"
     heads: Literal["mean", "max"] = "mean"
-    block: int = 64
-    stride: int = 1
+    block: int = 16
+    stride: int = 4
     seed: int = 0
 
     point = "after"
@@ -143,7 +143,7 @@ class ToSA(Method):
         return view.score(joined)
 
     def _notice(self, selector: Selector) -> None:
-        if selector.noticed or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or selector.noticed:  # in this order no guard watches the flag
             return
         selector.noticed = True
         if not bool(selector.fitted):

@@ -17,7 +17,9 @@ def cosine(features: Tensor) -> Tensor:
 def similarity(a: Tensor, b: Tensor) -> Tensor:
     """(B, M, D) and (B, L, D) to the cosine similarities (B, M, L), in float32 or better, outside autocast."""
     with torch.autocast(a.device.type, enabled=False):
-        return cosine(a) @ cosine(b).transpose(1, 2)
+        left = cosine(a)
+        right = left if b is a else cosine(b)
+        return left @ right.transpose(1, 2)
 
 
 def bipartite_matching(metric: Tensor, remove: int, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,7 +75,8 @@ def greedy_pairs(similarities: Tensor, count: int, rounds: int = 6) -> tuple[Ten
         partner = torch.where(mutual, nearest, partner)
         value = torch.where(mutual, best, value)
         free = free & ~mutual
-        open_edges = open_edges.masked_fill(~(free.unsqueeze(1) & free.unsqueeze(2)), lowest)
+        # Rows of taken tokens may keep their edges: what they find is ignored, and nobody finds them.
+        open_edges = open_edges.masked_fill(~free.unsqueeze(1), lowest)
     # Pair up what is left by position: the 1st with the 2nd free token and so on. They sort behind all others.
     queue = (~free).int().sort(dim=1, stable=True).indices
     half = length // 2 * 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -62,7 +63,7 @@ def attention_of(model: nn.Module, x: Tensor) -> list[Attended]:
         for handle in handles:
             handle.remove()
     attended = []
-    for start, end in zip(starts, starts[1:], strict=False):
+    for start, end in itertools.pairwise(starts):
         one_block = Tap()
         one_block.calls = tap.calls[start:end]
         attended.append(one_block.attended())
@@ -123,7 +124,7 @@ def fit_selectors(
             for rows in row_blocks(here.keys.shape[2], block):
                 loss, reference = kl_rows(selector, here, there, rows)
                 (loss / count).backward()  # type: ignore[no-untyped-call]
-                fitted, own = fitted + float(loss) / count, own + float(reference) / count
+                fitted, own = fitted + float(loss.detach()) / count, own + float(reference) / count
             losses.append(SelectorLoss(layer, fitted, own))
         optimizer.step()
         schedule.step()

@@ -1,0 +1,39 @@
+"""``tokensieve demo``: the whole main job on the embedded model, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tokensieve.cli.app import app
+
+
+def test_the_demo_writes_figures_plot_and_pictures(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    run = CliRunner().invoke(app, ["demo", "--output", str(output), "--images", "40", "--rounds", "1"])
+    assert run.exit_code == 0, run.output
+    rows = json.loads((output / "demo.json").read_text())["rows"]
+    assert [row["variant"].split(":")[0] for row in rows] == ["dense", *["bat"] * 3, *["tosa"] * 3, *["tome"] * 3]
+    # Three budgets for each method, met as nearly as its knob allows.
+    dense = rows[0]["gmacs"]
+    for start in (1, 4, 7):
+        shares = [row["gmacs"] / dense for row in rows[start : start + 3]]
+        assert shares == pytest.approx([0.85, 0.75, 0.65], abs=0.01)
+    assert rows[0]["top1"] >= 90
+    assert {path.name for path in output.iterdir()} >= {"demo.json", "demo.csv", "pareto.png", "tokens.png"}
+    assert "tokensieve bench MODEL" in run.output
+
+
+def test_the_demo_leaves_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep me")
+    run = CliRunner().invoke(app, ["demo", "--output", str(tmp_path), "--images", "10"])
+    assert run.exit_code == 2
+    assert "--force" in run.output
+    assert (tmp_path / "mine.txt").read_text() == "keep me"
+
+
+def test_no_images_are_refused(tmp_path: Path) -> None:
+    run = CliRunner().invoke(app, ["demo", "--output", str(tmp_path / "out"), "--images", "0"])
+    assert run.exit_code == 2
+    assert "--images must be 1 or more" in run.output

@@ -1,0 +1,66 @@
+"""``torch.compile`` and ``torch.export`` of reduced models, on the first small model of every family at two blocks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+from models import COMPOSED, CONFIGS, DEFAULTS, FACTORIES, FIRST, images, liven
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from torch import nn
+
+import tokensieve as ts
+
+first_models = pytest.mark.parametrize(("family", "name"), FIRST)
+RAGGED = {config for config, methods in CONFIGS.items() if any(method.ragged for method in methods)}
+# One composition of each kind is enough here: how methods meet does not depend on which ones they are.
+KINDS = {(methods[0].returns, methods[1].returns): config for config, methods in COMPOSED.items()}
+every_config = pytest.mark.parametrize("config", sorted({*DEFAULTS, *KINDS.values()} - RAGGED))
+
+
+def reduced(family: str, name: str, config: str) -> nn.Module:
+    """Two blocks, because a compiler takes seconds for each."""
+    model = liven(FACTORIES[family][name](depth=2)).double().eval()
+    return ts.apply(model, CONFIGS[config])
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    torch.compiler.reset()
+
+
+@every_config
+@first_models
+def test_compiles_once_per_shape_into_one_graph(family: str, name: str, config: str) -> None:
+    model = reduced(family, name, config)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=False)
+    with torch.no_grad():
+        for batch, frames in ((2, 1), (2, 1), (3, 2), (2, 2)):
+            x = images(8, torch.float64)[-batch:]
+            torch.testing.assert_close(compiled(x), model(x))
+            assert counter.frame_count == frames
+
+
+@every_config
+@first_models
+def test_export_with_a_dynamic_batch(family: str, name: str, config: str) -> None:
+    model = reduced(family, name, config)
+    traced, other = images(2, torch.float64), images(8, torch.float64)[3:]
+    with torch.no_grad():
+        before = model(traced), model(other)
+        dynamic = ({0: torch.export.Dim("batch", min=1, max=64)},)
+        program = torch.export.export(model, (traced,), dynamic_shapes=dynamic)
+        exported = program.module()
+        for x, answer in zip((traced, other), before, strict=True):
+            torch.testing.assert_close(exported(x), answer)
+            assert torch.equal(model(x), answer)
+        torch.testing.assert_close(exported(other[:1]), before[1][:1])
+    assert ts.applied(model) == CONFIGS[config]

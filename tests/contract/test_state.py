@@ -1,0 +1,144 @@
+"""State is passed, never shared: copies, pickles, threads, gradient checkpointing and a training step."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from models import CONFIGS, FIRST, build, images
+from torch import Tensor, nn
+
+import tokensieve as ts
+
+first_models = pytest.mark.parametrize(("family", "name"), FIRST)
+every_config = pytest.mark.parametrize("config", CONFIGS)
+
+
+@pytest.fixture(autouse=True)
+def _untrained_selectors_are_meant() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ts.TokensieveWarning)
+        yield
+
+
+def run(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        out: Tensor = model(x)
+    return out
+
+
+@every_config
+@first_models
+def test_deepcopy(family: str, name: str, config: str) -> None:
+    model, x = ts.apply(build(family, name), CONFIGS[config]), images(2)
+    answer = run(model, x)
+    twin = copy.deepcopy(model)
+    assert ts.applied(twin) == CONFIGS[config]
+    ts.remove(model)
+    assert torch.equal(run(twin, x), answer)
+    assert torch.equal(run(ts.remove(twin), x), run(model, x))
+
+
+UNPICKLE = """
+import pickle, sys, torch
+torch.set_num_threads(1)
+with open(sys.argv[1], "rb") as file:
+    stored = pickle.load(file)
+import tokensieve as ts
+for config, (model, x, answer) in stored.items():
+    assert ts.is_applied(model), config
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), answer, msg=lambda text: f"{config}: {text}")
+        assert not ts.is_applied(ts.remove(model)), config
+        assert not torch.allclose(model(x), answer), config
+print(len(stored))
+"""
+
+
+@first_models
+def test_pickle_in_a_fresh_process(family: str, name: str, tmp_path: Path) -> None:
+    x, stored = images(2), {}
+    for config, methods in CONFIGS.items():
+        model = ts.apply(build(family, name), methods)
+        stored[config] = (model, x, run(model, x))
+    path = tmp_path / "models.pickle"
+    path.write_bytes(pickle.dumps(stored))
+    done = subprocess.run([sys.executable, "-c", UNPICKLE, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(len(CONFIGS))]
+
+
+@every_config
+@first_models
+def test_two_threads_on_one_model(family: str, name: str, config: str) -> None:
+    model = ts.apply(build(family, name), CONFIGS[config])
+    batches = [images(6)[first : first + 1 + first % 3] for first in range(4)] * 3
+    expected = [run(model, x) for x in batches]
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda x: run(model, x), batches))
+    for answer, wanted in zip(answers, expected, strict=True):
+        torch.testing.assert_close(answer, wanted, rtol=1e-6, atol=1e-6)
+
+
+def gradients(model: nn.Module, batches: list[Tensor]) -> dict[str, Tensor]:
+    """Gradients of two or more forwards before one backward."""
+    model.zero_grad()
+    loss = torch.stack([model(x).square().mean() for x in batches]).sum()
+    loss.backward()
+    return {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+
+
+@every_config
+@first_models
+@pytest.mark.parametrize("forwards", [1, 2])
+def test_checkpointed_gradients_equal_plain_ones(family: str, name: str, config: str, forwards: int) -> None:
+    model = ts.apply(build(family, name).double(), CONFIGS[config])
+    model.train()
+    batches = list(images(4, torch.float64).split(2))[:forwards]
+    plain = gradients(model, batches)
+    model.set_grad_checkpointing(True)
+    checkpointed = gradients(model, batches)
+    assert plain.keys() == checkpointed.keys() and len(plain) > 20
+    for key, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[key], gradient, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@every_config
+@first_models
+def test_a_training_step_has_finite_gradients(family: str, name: str, config: str) -> None:
+    model, dense = ts.apply(build(family, name), CONFIGS[config]), build(family, name)
+    before = run(model, images(2))
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    target = torch.tensor([1, 2])
+    torch.nn.functional.cross_entropy(model(images(2)), target).backward()
+    torch.nn.functional.cross_entropy(dense(images(2)), target).backward()
+    reached = dict(model.named_parameters())
+    for key, parameter in dense.named_parameters():
+        if parameter.grad is not None:
+            gradient = reached[key].grad
+            assert gradient is not None and gradient.isfinite().all(), key
+    assert any(reached[key].grad.abs().sum() > 0 for key in reached if key.startswith("blocks.0."))
+    optimizer.step()
+    after = run(model.eval(), images(2))
+    assert after.isfinite().all() and not torch.equal(after, before)
+
+
+@every_config
+@first_models
+def test_determinism_from_run_to_run(family: str, name: str, config: str) -> None:
+    x = images(2)
+    first, second = (ts.apply(build(family, name), CONFIGS[config]) for _ in range(2))
+    torch.manual_seed(1)
+    answer = run(first, x)
+    torch.manual_seed(2)
+    assert torch.equal(run(first, x), answer)
+    assert torch.equal(run(second, x), answer)
