@@ -105,6 +105,8 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, force: bool = Fals
     target = Path(folder)
     if target.exists() and not force:
         raise TokensieveError(f"{target} exists: give another folder, or force=True (--force) to replace it")
+    if target.exists() and not target.is_dir():
+        raise TokensieveError(f"cannot save to {target}: it is a file, expected a folder")
     if target.exists() and any(target.iterdir()) and not (target / CONFIG_NAME).exists():
         raise TokensieveError(f"{target} holds other files and no saved model: refused to replace it")
     name, arguments = base_of(model)
@@ -128,15 +130,18 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, force: bool = Fals
             retired = target.with_name(f".{target.name}.replaced")
             shutil.rmtree(retired, ignore_errors=True)
             target.rename(retired)
-            beside.rename(target)
+            try:
+                beside.rename(target)
+            except OSError:
+                retired.rename(target)
+                raise
             shutil.rmtree(retired)
         else:
             beside.rename(target)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
-        raise TokensieveError(
-            f"cannot save to {target}: {error.strerror or error}; what was there before is kept"
-        ) from error
+        reason = getattr(error, "strerror", None) or error
+        raise TokensieveError(f"cannot save to {target}: {reason}; what was there before is kept") from error
     return target
 
 
@@ -182,6 +187,9 @@ def load(folder: str | os.PathLike[str]) -> nn.Module:
     """
     source = Path(folder)
     config = read_config(source)
+    lacking = [key for key in ("model", "methods", "fill") if key not in config]
+    if lacking:
+        raise TokensieveError(f"{source / CONFIG_NAME} is damaged: it has no {lacking[0]!r}")
     weights = read_weights(source / WEIGHTS_NAME)
     name = config["model"]["name"]
     if name.startswith("tokensieve_"):
@@ -248,21 +256,33 @@ class SievedModel(nn.Module, ModelHubMixin, library_name="tokensieve", tags=["to
             return cls(load(model_id))
         wanted = ("revision", "cache_dir", "force_download", "token", "local_files_only")
         options = {key: kwargs[key] for key in wanted if kwargs.get(key) is not None}
-        try:
-            folder = snapshot_download(model_id, **options)
-        except Exception as error:
-            raise TokensieveError(
-                f"cannot get {model_id!r}: it is no local folder and the hub did not give it ({type(error).__name__})"
-            ) from error
-        return cls(load(folder))
+        return cls(load(snapshot_download(model_id, **options)))
 
 
 def push_to_hub(model: nn.Module, repo_id: str, **options: Any) -> str:
     """Upload a reduced model, with the ``options`` of ``ModelHubMixin.push_to_hub``; returns the commit's URL."""
-    return str(SievedModel(model).push_to_hub(repo_id, **options))
+    try:
+        return str(SievedModel(model).push_to_hub(repo_id, **options))
+    except TokensieveError:
+        raise
+    except Exception as error:
+        message = f"cannot upload to {repo_id!r}: the hub did not take it ({_first_line(error)})"
+        raise TokensieveError(message) from error
 
 
 def from_pretrained(source: str | os.PathLike[str], **options: Any) -> nn.Module:
     """The reduced model in a local folder or a hub repository, methods applied."""
-    loaded: SievedModel = SievedModel.from_pretrained(os.fspath(source), **options)
+    try:
+        loaded: SievedModel = SievedModel.from_pretrained(os.fspath(source), **options)
+    except TokensieveError:
+        raise
+    except Exception as error:
+        raise TokensieveError(
+            f"cannot get {os.fspath(source)!r}: it is no local folder and the hub did not give it "
+            f"({_first_line(error)})"
+        ) from error
     return loaded.model
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

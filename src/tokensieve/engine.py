@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ def resolve(methods: Method | str | Sequence[Method]) -> tuple[Method, ...]:
     """One composition of methods from what a user may hand over: a method, a spec, or a sequence of methods."""
     if isinstance(methods, str):
         return method_from_spec(methods)
-    chosen: tuple[Method, ...] = tuple(methods) if isinstance(methods, Sequence) else (methods,)
+    given: Any = methods
+    chosen: tuple[Method, ...] = tuple(given) if isinstance(given, (list, tuple)) else (given,)
     for entry in chosen:
         if not isinstance(entry, Method):
             raise TokensieveError(

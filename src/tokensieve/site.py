@@ -83,7 +83,10 @@ class Site(nn.Module):
             return self._finish(self._stage(tokens, attended, attended))
         tokens, signals = self._attend(tokens, block, bias, kwargs)
         tokens = self._act(tokens, "middle", signals, block.training)
+        before = tokens
         tokens = algebra.returning(tokens, self.block, after_attention=True)
+        if signals is not None and tokens is not before:
+            signals.follow_return(before, tokens)
         if not any(step.method.point == "after" for step in self.steps):
             signals = None  # lets go of queries, keys and values before the MLP
         processed = tokens.x.shape[1]

@@ -1,6 +1,6 @@
 """The small models and the methods that the contract tests run on, found from the registry.
 
-A registered family without a line in ``FACTORIES`` fails ``test_matrix.py``; a registered method needs no line anywhere.
+A registered family without a line in ``FACTORIES`` fails ``test_matrix.py``; a registered method needs no line at all.
 """
 
 from __future__ import annotations

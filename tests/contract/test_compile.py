@@ -8,9 +8,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 from models import COMPOSED, CONFIGS, DEFAULTS, FACTORIES, FIRST, images, liven
-from torch._dynamo.testing import CompileCounterWithBackend
-
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import tokensieve as ts
 

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Reducer = Callable[["Run", int], None]
+Skipper = Callable[["Run", int], list[int] | None]
+Score = Callable[["Run", int], list[float]]
 
 
 @dataclass
@@ -46,7 +48,7 @@ def vit(
     heads: int,
     depth: int,
     middle: Reducer | None = None,
-    skip: Callable[[Run, int], list[int] | None] | None = None,
+    skip: Skipper | None = None,
     log_size: bool = False,
 ) -> tuple[Tensor, Tensor, Run]:
     """A timm ViT with a class token on one image (3, H, W).
@@ -278,8 +280,8 @@ def own_columns(run: Run, block: int) -> list[float]:
     return run.attention.sum(dim=1).mean(dim=0)[1:].tolist()
 
 
-def selector_columns(state: dict[str, Tensor], name: str) -> Callable[[Run, int], list[float]]:
-    """Column sums of the map that the selector whose weights lie under ``name`` predicts, from the whole (H, L, L) logits.
+def selector_columns(state: dict[str, Tensor], name: str) -> Score:
+    """Column sums of the map that the selector whose weights lie under ``name`` predicts from whole (H, L, L) logits.
 
     ``name`` holds ``{block}``, the standard layer that the selector reads.
     """

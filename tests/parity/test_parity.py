@@ -152,12 +152,12 @@ def test_tosa_controls(images: Tensor, keep: float, score: str) -> None:
 
 @pytest.mark.parametrize("block", [1, 7, 64])
 def test_tosa_selector_against_whole_maps(images: Tensor, block: int) -> None:
-    model = ts.apply(tiny(), ts.ToSA(keep=0.5, block=block))
+    model = ts.apply(tiny(), ts.ToSA(keep=0.5, block=block, stride=1))
     torch.manual_seed(11)
     learned = [(name, p) for name, p in model.named_parameters() if ".learned." in name]
     assert len(learned) == 3 * 4
     with torch.no_grad():
-        for name, parameter in learned:
+        for _, parameter in learned:
             parameter.copy_(torch.randn_like(parameter) * 0.5)
         for name, buffer in model.named_buffers():
             if name.endswith("fitted"):
@@ -169,6 +169,6 @@ def test_tosa_selector_against_whole_maps(images: Tensor, block: int) -> None:
 
 def test_a_fresh_tosa_is_its_control(images: Tensor) -> None:
     with pytest.warns(ts.TokensieveWarning, match="has not been trained"), torch.no_grad():
-        fresh = ts.apply(tiny(), ts.ToSA(keep=0.5))(images)
+        fresh = ts.apply(tiny(), ts.ToSA(keep=0.5, stride=1))(images)
         own = ts.apply(tiny(), ts.ToSA(keep=0.5, score="own"))(images)
     torch.testing.assert_close(fresh, own, rtol=0, atol=1e-12)

@@ -99,7 +99,10 @@ def test_a_fresh_process_with_only_tokensieve_loads_it(saved: Path, images: Tens
     out = tmp_path / "out.safetensors"
     done = subprocess.run(
         [sys.executable, "-c", code, str(saved), str(tmp_path / "images.safetensors"), str(out)],
-        capture_output=True, text=True, cwd=tmp_path, check=False,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     )
     assert done.returncode == 0, done.stderr
@@ -223,19 +226,19 @@ def test_weights_of_another_model(saved: Path) -> None:
     weights = load_file(saved / WEIGHTS_NAME)
     wider = ts.apply(tiny(embed_dim=96), "bat:keep=0.6").state_dict()
     save_file(dict(wider), saved / WEIGHTS_NAME)
-    with pytest.raises(ts.TokensieveError, match="of another model: .* has shape .*, expected"):
+    with pytest.raises(ts.TokensieveError, match=r"of another model: .* has shape .*, expected"):
         ts.load(saved)
     save_file({k: v for k, v in weights.items() if not k.startswith("head.")}, saved / WEIGHTS_NAME)
-    with pytest.raises(ts.TokensieveError, match="of another model: it lacks head.bias .2 missing, 0 unknown"):
+    with pytest.raises(ts.TokensieveError, match=r"of another model: it lacks head.bias .2 missing, 0 unknown"):
         ts.load(saved)
     save_file(weights | {"extra.weight": torch.zeros(1)}, saved / WEIGHTS_NAME)
-    with pytest.raises(ts.TokensieveError, match="it has extra.weight, which the model does not"):
+    with pytest.raises(ts.TokensieveError, match=r"it has extra.weight, which the model does not"):
         ts.load(saved)
 
 
 def test_weights_are_missing(saved: Path) -> None:
     (saved / WEIGHTS_NAME).unlink()
-    with pytest.raises(ts.TokensieveError, match="model.safetensors does not exist"):
+    with pytest.raises(ts.TokensieveError, match=r"model.safetensors does not exist"):
         ts.load(saved)
 
 
@@ -270,7 +273,7 @@ def test_a_config_that_is_damaged(saved: Path, text: str) -> None:
 
 def test_a_folder_that_is_no_saved_model(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(ts.TokensieveError, match="is no saved model: it has no tokensieve.json"):
+        with pytest.raises(ts.TokensieveError, match=r"is no saved model: it has no tokensieve.json"):
             ts.load(folder)
 
 

@@ -318,7 +318,8 @@ def test_counts_per_image_do_not_depend_on_the_batch(images: Tensor) -> None:
     method = MadeUpRagged(at=(1, 3), stays=PATCHES, decide=by_content, reads=frozenset({"received"}))
 
     def scoring(view: ts.View) -> Decision:
-        assert view.received[view.alive if view.alive is not None else slice(None)].isfinite().all()
+        alive = torch.ones_like(view.rep, dtype=torch.bool) if view.alive is None else view.alive
+        assert view.received[alive].isfinite().all() and (view.received[~alive] == -torch.inf).all()
         return by_content(view)
 
     model = ts.apply(tiny(), MadeUpRagged(at=(1, 3), stays=PATCHES, decide=scoring, reads=frozenset({"received"})))

@@ -105,7 +105,7 @@ def test_a_block_that_is_not_what_it_says() -> None:
             return super().forward(x, **kwargs) + 1
 
     model.blocks[1].__class__ = Odd
-    with pytest.raises(ts.RefusedError, match="block 1 .Odd. differs from its two halves"):
+    with pytest.raises(ts.RefusedError, match=r"block 1 .Odd. differs from its two halves"):
         ts.apply(model, ts.ToMe(r=2))
     assert not ts.is_applied(model)
 

@@ -1,4 +1,4 @@
-"""A new method is one file: the registry, the command line, the contract matrix and the docs have it without an edit."""
+"""A new method is one file: registry, command line, contract matrix and docs have it without another edit."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class BAT(Method):
         keep: share of the patch tokens present that is attentive at each site, or one share per site.
         sites: 0-based blocks; default 3, 4, 6, 8, 10 of 12, scaled to the depth.
         clusters: clusters as a share of the inattentive tokens, round(clusters · (M − K)), or one share per site.
-        surplus: c − m, how many more clusters than pairs, or one number per site; m is cut to [0, K // 2].
+        surplus: c − m, how many more clusters than pairs, or one number per site; m is cut to K // 2, c with it.
         weight: of a token in a merge: its "size", its "class" attention, or "equal".
         proportional: log-size attention in later blocks.
         metric: what pairs are matched by and clusters measured on: "x", the tokens themselves, or "keys".
@@ -48,7 +48,7 @@ class BAT(Method):
 
     keep: float | tuple[float, ...] = 0.72
     sites: tuple[int, ...] | None = None
-    clusters: float | tuple[float, ...] = 0.5
+    clusters: float | tuple[float, ...] = 0.35
     surplus: int | tuple[int, ...] = 0
     weight: Literal["size", "class", "equal"] = "size"
     proportional: bool = True

@@ -15,7 +15,9 @@ def squared_distances(features: Tensor) -> Tensor:
         norms = features.square().sum(dim=2)
         product = features @ features.transpose(1, 2)
         distances = norms.unsqueeze(2) + norms.unsqueeze(1) - 2 * product
-        return distances.clamp(min=0) / features.shape[2]
+        # One side of the diagonal, mirrored: rounding must not tell x_i to x_j from x_j to x_i, nor x_i from itself.
+        distances = distances.triu(diagonal=1)
+        return (distances + distances.transpose(1, 2)).clamp(min=0) / features.shape[2]
 
 
 def density_peaks(features: Tensor, clusters: int, neighbours: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
