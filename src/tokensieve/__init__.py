@@ -7,6 +7,7 @@
 
 from tokensieve._version import VERSION as __version__
 from tokensieve.checkpoint import SievedModel, from_pretrained, load, push_to_hub, save
+from tokensieve.decision import Assignment, KeepMask, SoftAssignment
 from tokensieve.engine import applied, apply, is_applied, remove
 from tokensieve.errors import RefusedError, TokensieveError, TokensieveWarning
 from tokensieve.family import Family
@@ -14,7 +15,7 @@ from tokensieve.method import Method
 from tokensieve.record import Trace, trace
 from tokensieve.registry import families, methods
 from tokensieve.spec import method, spell, sweep
-from tokensieve.tokens import Assignment, KeepMask, SoftAssignment, Tokens
+from tokensieve.tokens import Tokens
 from tokensieve.view import Layout, View
 
 # Every method is reachable by its class name, so that a new file in methods/ needs no line here.

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
+from tokensieve.decision import Decision, Until
 from tokensieve.errors import TokensieveError
-from tokensieve.tokens import Decision, Until
 from tokensieve.view import Layout, Signal, View
 
 Point = Literal["before", "middle", "after"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tokensieve.decision import return_point
 from tokensieve.errors import TokensieveError
 from tokensieve.method import POINTS, Method
 from tokensieve.site import Step
-from tokensieve.tokens import return_point
 from tokensieve.view import Layout
 
 

@@ -48,6 +48,11 @@ def kept(patches: int, keep: float) -> int:
     return max(1, min(patches, math.ceil(round(keep * patches, 6))))
 
 
+def nearest_share(patches: int, keep: float) -> int:
+    """round(keep · patches), at least 1; halves go to the even number, so 196 at 0.5 leaves 98, 49, 24."""
+    return max(1, round(round(keep * patches, 6)))
+
+
 def removed(patches: int, r: int) -> int:
     """How many of ``patches`` a matching of two halves can remove when asked for ``r``: never more than half."""
     return min(r, patches // 2)

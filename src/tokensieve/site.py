@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from tokensieve import tokens as algebra
 from tokensieve.attention import Tap, key_bias
+from tokensieve.decision import Assignment, Decision, SoftAssignment
 from tokensieve.errors import RefusedError, TokensieveError
 from tokensieve.family import Family
 from tokensieve.method import Method, Point
-from tokensieve.tokens import Assignment, Fill, SoftAssignment, Stage, Tokens
+from tokensieve.tokens import Fill, Stage, Tokens
 from tokensieve.view import BlockSignals, Layout, View
 
 SITE = "tokensieve"  # the name of the child module that a block with sites carries
@@ -140,7 +141,7 @@ class Site(nn.Module):
                 signals.follow(decision)
         return tokens
 
-    def _check_budget(self, decision: algebra.Decision, keep: int, method: Method) -> None:
+    def _check_budget(self, decision: Decision, keep: int, method: Method) -> None:
         if isinstance(decision, Assignment):
             left = decision.keep.shape[1]
         elif isinstance(decision, SoftAssignment):

@@ -20,86 +20,20 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from tokensieve.ops.rows import at_least_float32, complement, invert, one_hot, take_rows
+from tokensieve.decision import (
+    Assignment,
+    Decision,
+    KeepMask,
+    SoftAssignment,
+    SoftRestore,
+    merge_weights,
+    return_point,
+    rows_to_one,
+    slots,
+)
+from tokensieve.ops.rows import invert, take_rows
 
-Until = Literal["end", "block", "attention"] | int
 Fill = Literal["last", "mean"]
-SoftRestore = Tensor | Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Assignment:
-    """Where each of the M patch tokens present goes (indices count patch tokens only; prefix tokens never move).
-
-    ``keep``, ``moved`` and ``dropped`` together name every one of the M tokens exactly once.
-
-    Attributes:
-        keep: (B, K) int64. New token j is led by old token ``keep[b, j]``, whose position it carries.
-        moved: (B, R) int64 or None. Old tokens that merge into a new one.
-        onto: (B, R) int64 in [0, K). The new token that each moved one joins.
-        dropped: (B, D) int64 or None. Tokens that leave: their last value is what comes back.
-        weight: (B, M) or None. Weight of each token in a merge; None means its size (how many patches it stands for).
-        reduce: "mean" divides by the summed weight; "sum" does not (EViT's fused token).
-        until: when dropped tokens return: "end" (for good), "block" (after the block that follows the decision),
-            "attention" (after that block's attention, before its MLP) or the number of the block before which they do.
-        alive: (B, K) bool or None. Which of the K slots hold a token; the others are padding and count as dropped.
-    """
-
-    keep: Tensor
-    moved: Tensor | None = None
-    onto: Tensor | None = None
-    dropped: Tensor | None = None
-    weight: Tensor | None = None
-    reduce: Literal["mean", "sum"] = "mean"
-    until: Until = "end"
-    alive: Tensor | None = None
-
-    @staticmethod
-    def from_index(index: Tensor, count: int, weight: Tensor | None = None) -> Assignment:
-        """An assignment from group numbers, as a clustering gives them.
-
-        Args:
-            index: (B, M) int64 in [0, count); every group must occur in every image.
-            count: number of groups.
-            weight: (B, M) or None, as in ``Assignment``.
-
-        The first token of a group, by position, leads it.
-        """
-        order = index.sort(dim=1, stable=True).indices
-        grouped = index.gather(1, order)
-        first = torch.ones_like(grouped, dtype=torch.bool)
-        first[:, 1:] = grouped[:, 1:] != grouped[:, :-1]
-        leading = (~first).int().sort(dim=1, stable=True).indices
-        keep, moved = order.gather(1, leading[:, :count]), order.gather(1, leading[:, count:])
-        return Assignment(keep=keep, moved=moved, onto=index.gather(1, moved), weight=weight)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SoftAssignment:
-    """Every new token is a weighted sum of the M patch tokens present.
-
-    Attributes:
-        matrix: (B, S, M). New tokens are ``matrix @ x``.
-        restore: (B, M, S) matrix, or a function ``(y (B, S, C), x_before (B, M, C)) -> (B, M, C)``, or None for the
-            transpose of ``matrix`` with rows normalised to one.
-    """
-
-    matrix: Tensor
-    restore: SoftRestore | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class KeepMask:
-    """Training-time stand-in for removal: tokens stay, but attention sees them as far as ``mask`` lets it.
-
-    Attributes:
-        mask: (B, M), 1 keeps and 0 removes, differentiable (straight-through). Multiplied into earlier masks.
-    """
-
-    mask: Tensor
-
-
-Decision = Assignment | SoftAssignment | KeepMask
 
 
 @dataclass(frozen=True)
@@ -296,51 +230,9 @@ def apply(tokens: Tokens, decision: Decision, block: int = 0, point: str = "midd
     return replace(after, version=tokens.version + 1, events=(*tokens.events, event))
 
 
-def slots(assignment: Assignment) -> Tensor:
-    """(B, M): the new token each old one goes to, -1 for those that leave."""
-    keep = assignment.keep
-    batch, count = keep.shape
-    places = torch.arange(count, device=keep.device).expand(batch, -1)
-    if assignment.alive is not None:
-        places = places.masked_fill(~assignment.alive, -1)
-    sources, targets = [keep], [places]
-    if assignment.moved is not None and assignment.onto is not None:
-        sources.append(assignment.moved)
-        targets.append(assignment.onto)
-    if assignment.dropped is not None:
-        sources.append(assignment.dropped)
-        targets.append(torch.full_like(assignment.dropped, -1))
-    return torch.cat(targets, dim=1).gather(1, invert(torch.cat(sources, dim=1)))
-
-
 def _regroup(group: Tensor, index: Tensor) -> Tensor:
     """Compose (B, N) groups with (B, M) slots; what is gone stays gone."""
     return torch.where(group < 0, group, index.gather(1, group.clamp(min=0)))
-
-
-def merge_weights(assignment: Assignment, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """How a hard assignment mixes tokens, in float32 or better.
-
-    Returns:
-        ``own`` (B, K): the factor of each leading token; exactly 1 where nothing joins it.
-        ``mixing`` (B, K, R): the factor of each moved token in each new one.
-        ``size`` (B, K): how many originals each new token stands for.
-    """
-    assert assignment.moved is not None and assignment.onto is not None
-    weight = at_least_float32(sizes if assignment.weight is None else assignment.weight)
-    joins = one_hot(assignment.onto, assignment.keep.shape[1], weight.dtype)
-    joining = joins.to(sizes.dtype) @ sizes.gather(1, assignment.moved).unsqueeze(2)
-    size = sizes.gather(1, assignment.keep) + joining.squeeze(2)
-    led, moved = weight.gather(1, assignment.keep), weight.gather(1, assignment.moved)
-    mixing = joins * moved.unsqueeze(1)
-    if assignment.reduce == "sum":
-        return torch.where(joins.sum(2) > 0, led, torch.ones_like(led)), mixing, size
-    total = led + mixing.sum(2)
-    # A weight can underflow to zero; its token then stays as it is instead of becoming 0/0.
-    usable = total > 0
-    safe = torch.where(usable, total, torch.ones_like(total))
-    own = torch.where(usable, led / safe, torch.ones_like(led))
-    return own, mixing / safe.unsqueeze(2), size
 
 
 def _apply_hard(tokens: Tokens, assignment: Assignment, block: int, point: str) -> Tokens:
@@ -377,22 +269,6 @@ def _apply_hard(tokens: Tokens, assignment: Assignment, block: int, point: str) 
         canvas=canvas,
         parked=parked,
     )
-
-
-def return_point(until: Until, block: int, point: str) -> tuple[int, bool]:
-    """(block, after its attention?) at which tokens parked at ``point`` of ``block`` come back."""
-    acting = block + 1 if point == "after" else block
-    if until == "block":
-        return acting + 1, False
-    if until == "attention":
-        return acting, True
-    assert isinstance(until, int)
-    return until, False
-
-
-def rows_to_one(matrix: Tensor) -> Tensor:
-    """``matrix`` with rows that sum to one; rows of zeros stay as they are."""
-    return matrix / matrix.sum(dim=2, keepdim=True).clamp(min=torch.finfo(matrix.dtype).tiny)
 
 
 def _apply_soft(tokens: Tokens, soft: SoftAssignment) -> Tokens:
@@ -511,42 +387,3 @@ def restore(tokens: Tokens, fill: Fill = "last") -> Tensor:
     whole = way_back.to(patches.dtype) @ patches if isinstance(way_back, Tensor) else way_back(patches, before.patches)
     prefix = tokens.x[:, : tokens.prefix]
     return restore(replace(before, x=torch.cat([prefix, whole], dim=1) if tokens.prefix else whole), fill)
-
-
-def check(assignment: Assignment, length: int) -> str | None:
-    """Why ``assignment`` is not valid for ``length`` patch tokens, or None. Reads values: for tests and probes."""
-    parts = [p for p in (assignment.keep, assignment.moved, assignment.dropped) if p is not None]
-    named = torch.cat(parts, dim=1).sort(dim=1).values
-    if named.shape[1] != length or not bool((named == torch.arange(length, device=named.device)).all()):
-        return (
-            f"keep, moved and dropped must together name each of the {length} patch tokens exactly once, "
-            f"but they have shapes {[tuple(p.shape) for p in parts]}"
-        )
-    if (assignment.moved is None) != (assignment.onto is None):
-        return "moved and onto go together: give both or neither"
-    if assignment.onto is not None and assignment.onto.numel():
-        if assignment.moved is None or assignment.onto.shape != assignment.moved.shape:
-            return f"onto must have the shape of moved, got {tuple(assignment.onto.shape)}"
-        low, high = int(assignment.onto.min()), int(assignment.onto.max())
-        if low < 0 or high >= assignment.keep.shape[1]:
-            return f"onto must lie in [0, {assignment.keep.shape[1]}), got [{low}, {high}]"
-    return None
-
-
-def keep_only(keep: Tensor, length: int, until: Until = "end") -> Assignment:
-    """Keep the tokens ``keep`` (B, K) of ``length``, drop the others ``until`` they return."""
-    return Assignment(keep=keep, dropped=complement(keep, length), until=until)
-
-
-def ragged(mask: Tensor, capacity: int | None = None) -> Assignment:
-    """Keep a different number of tokens in every image.
-
-    Args:
-        mask: (B, M) bool, True where the token stays; at least one per image.
-        capacity: slots per image; default the largest count in the batch (one host sync).
-    """
-    counts = mask.sum(dim=1)
-    capacity = int(counts.max()) if capacity is None else capacity
-    order = (~mask).int().sort(dim=1, stable=True).indices
-    alive = torch.arange(capacity, device=mask.device).unsqueeze(0) < counts.unsqueeze(1)
-    return Assignment(keep=order[:, :capacity], dropped=order[:, capacity:], alive=alive)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from tokensieve import attention
 from tokensieve.attention import Attended
+from tokensieve.decision import Assignment, Decision, SoftAssignment, rows_to_one, slots
 from tokensieve.errors import TokensieveError
 from tokensieve.ops.rows import at_least_float32
-from tokensieve.tokens import Assignment, Decision, SoftAssignment, Tokens, rows_to_one, slots
+from tokensieve.tokens import Tokens
 
 if TYPE_CHECKING:
     from tokensieve.method import Method

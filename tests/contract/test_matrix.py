@@ -31,8 +31,8 @@ from torch import Tensor, nn
 import tokensieve as ts
 from tokensieve import registry
 from tokensieve.checkpoint import method_from_dict
+from tokensieve.decision import return_point
 from tokensieve.method import Method
-from tokensieve.tokens import return_point
 from tokensieve.view import Layout
 
 every_model = pytest.mark.parametrize(("family", "name"), MODELS)

@@ -15,8 +15,8 @@ from timm.layers import set_fused_attn
 from torch import Tensor, nn
 
 import tokensieve as ts
+from tokensieve.decision import Assignment, ragged
 from tokensieve.method import Method
-from tokensieve.tokens import Assignment, ragged
 from tokensieve.view import Layout, Signal, View, importance_signal
 
 TINY: dict[str, Any] = {"depth": 2, "embed_dim": 48, "num_heads": 3, "num_classes": 10}

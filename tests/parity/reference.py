@@ -177,7 +177,7 @@ def topk(sites: tuple[int, ...], keep: float) -> Reducer:
         if block not in sites:
             return
         score = class_attention(run)
-        chosen = sorted(top(score, math.ceil(round(keep * len(score), 6))))
+        chosen = sorted(top(score, max(1, round(round(keep * len(score), 6)))))
         for i in set(range(len(score))) - set(chosen):
             for m in run.members[i]:
                 run.gone[m] = run.x[i + 1]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import tokensieve as ts
 from tokensieve.attention import MASK_EPSILON
+from tokensieve.decision import Decision, Until, keep_only, ragged
 from tokensieve.ops.rows import split_top
-from tokensieve.tokens import Decision, Until, keep_only, ragged
 
 DEPTH, PATCHES = 5, 16
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 
 from tokensieve.method import Method
-from tokensieve.tokens import Assignment, keep_only
+from tokensieve.decision import Assignment, keep_only
 from tokensieve.view import Layout, View
 
 

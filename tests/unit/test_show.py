@@ -16,6 +16,7 @@ from torch import nn
 
 import tokensieve as ts
 from tokensieve import tokens as algebra
+from tokensieve.decision import Assignment, SoftAssignment, keep_only
 from tokensieve.errors import TokensieveError
 from tokensieve.show import draw
 from tokensieve.show.images import model_input, model_view, read_image
@@ -24,7 +25,7 @@ from tokensieve.show.page import page
 from tokensieve.show.run import class_names, data_config, show_rows
 from tokensieve.show.sheet import sheet, wrapped
 from tokensieve.show.write import write_rows
-from tokensieve.tokens import Assignment, SoftAssignment, Tokens, keep_only, returning
+from tokensieve.tokens import Tokens, returning
 
 GRID = (2, 4)
 

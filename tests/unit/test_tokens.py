@@ -12,21 +12,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from tokensieve.tokens import (
+from tokensieve.decision import (
     Assignment,
     KeepMask,
     SoftAssignment,
-    Tokens,
     Until,
-    apply,
     check,
     keep_only,
     ragged,
-    restore,
     return_point,
-    returning,
     slots,
 )
+from tokensieve.tokens import Tokens, apply, restore, returning
 
 CHANNELS = 3
 

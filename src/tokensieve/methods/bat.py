@@ -9,12 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tokensieve.decision import Assignment
 from tokensieve.method import Method, freeze_lists, require, require_choice
 from tokensieve.ops.density import density_peaks
 from tokensieve.ops.matching import greedy_pairs, similarity
 from tokensieve.ops.rows import complement, split_top, take_rows
 from tokensieve.schedule import checked_sites, kept, per_site
-from tokensieve.tokens import Assignment
 from tokensieve.view import Layout, Signal, View, importance_signal
 
 

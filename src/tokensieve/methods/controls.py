@@ -8,10 +8,10 @@ from typing import Literal
 
 import torch
 
+from tokensieve.decision import Assignment
 from tokensieve.method import Method, freeze_lists, require
 from tokensieve.ops.rows import split_top
-from tokensieve.schedule import checked_sites, kept, per_site
-from tokensieve.tokens import Assignment
+from tokensieve.schedule import checked_sites, nearest_share, per_site
 from tokensieve.view import Layout, Signal, View, importance_signal
 
 PUBLISHED_SITES = (3, 6, 9)
@@ -22,7 +22,7 @@ class Pruning(Method):
     """Base of the methods that keep a share of the tokens at a few sites.
 
     Options:
-        keep: share of the patch tokens present that stays at each site, or one share per site; ceil(keep · M).
+        keep: share of the patch tokens present that stays at each site, or one share per site; round(keep · M).
         sites: 0-based blocks; default 3, 6, 9 of 12, scaled to the depth.
     """
 
@@ -40,7 +40,7 @@ class Pruning(Method):
         return checked_sites(self.sites, PUBLISHED_SITES, depth, self.name)
 
     def remaining(self, patches: int, site: int, layout: Layout) -> int:
-        return kept(patches, per_site(self.keep, site))
+        return nearest_share(patches, per_site(self.keep, site))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class TopK(Pruning):
     Acts in the middle of blocks 3, 6, 9 of 12. Needs no training. This is EViT without its fused token.
 
     Options:
-        keep: share of the patch tokens present that stays at each site, or one share per site; ceil(keep · M).
+        keep: share of the patch tokens present that stays at each site, or one share per site; round(keep · M).
         sites: 0-based blocks; default 3, 6, 9 of 12, scaled to the depth.
         score: "importance" is class attention, or attention received where there is no class token; "received" is
             attention received in any model.
@@ -75,7 +75,7 @@ class Random(Pruning):
     depends on the batch it is in.
 
     Options:
-        keep: share of the patch tokens present that stays at each site, or one share per site; ceil(keep · M).
+        keep: share of the patch tokens present that stays at each site, or one share per site; round(keep · M).
         sites: 0-based blocks; default 3, 6, 9 of 12, scaled to the depth.
         seed: of the order.
     """
@@ -97,7 +97,7 @@ class Grid(Pruning):
     low-discrepancy sequence), so any count works on any grid.
 
     Options:
-        keep: share of the patch tokens present that stays at each site, or one share per site; ceil(keep · M).
+        keep: share of the patch tokens present that stays at each site, or one share per site; round(keep · M).
         sites: 0-based blocks; default 3, 6, 9 of 12, scaled to the depth.
     """
 

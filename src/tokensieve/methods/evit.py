@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+from tokensieve.decision import Assignment
 from tokensieve.method import require
 from tokensieve.methods.controls import Pruning
 from tokensieve.ops.rows import split_top
-from tokensieve.tokens import Assignment
+from tokensieve.schedule import kept, per_site
 from tokensieve.view import Layout, Signal, View, importance_signal
 
 
@@ -47,7 +48,7 @@ class EViT(Pruning):
         return frozenset({importance_signal(layout)})
 
     def remaining(self, patches: int, site: int, layout: Layout) -> int:
-        left = super().remaining(patches, site, layout)
+        left = kept(patches, per_site(self.keep, site))
         # One dropped token alone has nobody to be fused with: fusing it would only rescale it, so it counts as kept.
         return min(left + 1, patches) if self.fuse else left
 

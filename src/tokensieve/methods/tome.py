@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from tokensieve.decision import Assignment
 from tokensieve.errors import TokensieveError
 from tokensieve.method import Method, freeze_lists, require, require_choice
 from tokensieve.ops.matching import bipartite_matching
 from tokensieve.schedule import checked_sites, inflected, removed
-from tokensieve.tokens import Assignment
 from tokensieve.view import Layout, Signal, View
 
 

@@ -11,13 +11,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from tokensieve.decision import Assignment, Until
 from tokensieve.errors import TokensieveError, TokensieveWarning
 from tokensieve.method import Method, freeze_lists, require, require_choice
 from tokensieve.methods.controls import shuffled
 from tokensieve.ops.rows import split_top
 from tokensieve.ops.selector import Selector
 from tokensieve.schedule import per_site
-from tokensieve.tokens import Assignment, Until
 from tokensieve.view import Layout, Signal, View, importance_signal
 
 
