@@ -19,7 +19,7 @@ def test_the_demo_writes_figures_plot_and_pictures(tmp_path: Path) -> None:
     dense = rows[0]["gmacs"]
     for start in (1, 4, 7):
         shares = [row["gmacs"] / dense for row in rows[start : start + 3]]
-        assert shares == pytest.approx([0.85, 0.75, 0.65], abs=0.01)
+        assert shares == pytest.approx([0.75, 0.65, 0.55], abs=0.02)
     assert rows[0]["top1"] >= 90
     assert {path.name for path in output.iterdir()} >= {"demo.json", "demo.csv", "pareto.png", "tokens.png"}
     assert "tokensieve bench MODEL" in run.output

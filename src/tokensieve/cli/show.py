@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from tokensieve.cli import options as o
 from tokensieve.errors import TokensieveError
 from tokensieve.measure.model import create
 from tokensieve.show.images import read_image
@@ -39,6 +40,7 @@ def show(
     ] = None,
     blocks: Annotated[str | None, typer.Option(help="Blocks to show, such as 3,6,9; default up to six sites.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output file.")] = False,
+    verbose: o.Verbose = False,
 ) -> None:
     """Draw what methods do to the patches of images, site by site.
 

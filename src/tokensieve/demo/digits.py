@@ -48,7 +48,8 @@ class ClutteredDigits(Dataset[tuple[Tensor, int]]):
         split: "train" (four fifths of the scans of each class) or "val" (the other fifth).
         size: number of images; the first n of a larger set are those of a set of size n.
         seed: non-negative; other seeds give other images of the same source digits.
-        image_size: height and width in pixels, at least 16. Digits are 25 % to 57 % of it tall (28 to 64 of 112 px).
+        image_size: height and width in pixels, at least 16. Digits are 25 % to 57 % of it tall, which is 28
+            to 64 of 112 pixels.
     """
 
     def __init__(self, split: Split, size: int, seed: int = 0, image_size: int = 112) -> None:

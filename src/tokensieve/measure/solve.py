@@ -52,7 +52,7 @@ def solve(model: nn.Module, methods: Sequence[Method], share: float, x: Tensor) 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TokensieveWarning)
             ts.apply(reduced, with_knob(step))
-        return count(reduced, x).total
+            return count(reduced, x).total
 
     def cost_or_nothing(step: int) -> float:
         try:
