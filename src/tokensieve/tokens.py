@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -145,6 +146,15 @@ class Tokens:
         size = torch.ones(self.rep.shape, dtype=dtype, device=self.x.device) if self.size is None else self.size
         return size if self.alive is None else size * self.alive
 
+    def rows(self, index: Tensor) -> Tensor:
+        """(B, K, C), the patch tokens at ``index`` (B, K); cheaper than slicing ``patches`` off first."""
+        return take_rows(self.x, index + self.prefix)
+
+    def behind_prefix(self, index: Tensor) -> Tensor:
+        """Patch numbers (B, K) as row numbers of ``x`` (B, P + K), all prefix tokens first."""
+        front = torch.arange(self.prefix, device=index.device).expand(index.shape[0], -1)
+        return torch.cat([front, index + self.prefix], dim=1) if self.prefix else index
+
     def with_patches(self, patches: Tensor, **changes: Any) -> Tokens:
         """The same prefix with other patch tokens, other fields as in ``dataclasses.replace``."""
         x = torch.cat([self.x[:, : self.prefix], patches], dim=1) if self.prefix else patches
@@ -238,13 +248,15 @@ def _regroup(group: Tensor, index: Tensor) -> Tensor:
 def _apply_hard(tokens: Tokens, assignment: Assignment, block: int, point: str) -> Tokens:
     keep = assignment.keep
     index = slots(assignment)
-    patches = tokens.patches
-    kept = take_rows(patches, keep)
+    kept = take_rows(tokens.x, tokens.behind_prefix(keep))
     size = None if tokens.size is None else tokens.size.gather(1, keep)
     if assignment.moved is not None and assignment.moved.shape[1]:
         own, mixing, size = merge_weights(assignment, tokens.sizes)
-        moved = take_rows(patches, assignment.moved)
-        kept = torch.baddbmm(kept * own.unsqueeze(2).to(kept.dtype), mixing.to(kept.dtype), moved)
+        moved = tokens.rows(assignment.moved)
+        # The prefix rides along with factor one and nothing mixed in: cheaper than taking it off and putting it back.
+        own = F.pad(own, (tokens.prefix, 0), value=1.0).unsqueeze(2).to(kept.dtype)
+        mixing = F.pad(mixing, (0, 0, tokens.prefix, 0)).to(kept.dtype)
+        kept = torch.baddbmm(kept * own, mixing, moved)
     leaves = assignment.dropped is not None or assignment.alive is not None
     parked, canvas = tokens.parked, tokens.canvas
     if leaves and assignment.until != "end":
@@ -259,8 +271,9 @@ def _apply_hard(tokens: Tokens, assignment: Assignment, block: int, point: str) 
     alive = assignment.alive
     if alive is None and tokens.alive is not None:
         alive = tokens.alive.gather(1, keep)
-    return tokens.with_patches(
-        kept,
+    return replace(
+        tokens,
+        x=kept,
         group=_regroup(tokens.group, index),
         rep=tokens.rep.gather(1, keep),
         size=size,
@@ -308,10 +321,11 @@ def _unpark(tokens: Tokens, place: int = -1) -> Tokens:
     if tokens.version == entry.version and tokens.count + entry.dropped.shape[1] >= before.count:
         # Nothing moved meanwhile and nothing merged as they left: everyone returns to the place it had, and so does the
         # whole bookkeeping.
-        stayed = entry.index.unsqueeze(2)
-        back = torch.where(stayed < 0, before.patches, take_rows(tokens.patches, entry.index.clamp(min=0)))
+        away = F.pad(entry.index < 0, (tokens.prefix, 0), value=False).unsqueeze(2)
+        present_rows = take_rows(tokens.x, tokens.behind_prefix(entry.index.clamp(min=0)))
         return replace(
-            tokens.with_patches(back),
+            tokens,
+            x=torch.where(away, before.x, present_rows),
             group=before.group,
             rep=before.rep,
             size=before.size,
@@ -329,7 +343,7 @@ def _unpark(tokens: Tokens, place: int = -1) -> Tokens:
     own_place = torch.full_like(before.rep, -1).scatter(1, entry.dropped, joined.masked_fill(~comes, -1))
     came_back = _regroup(before.group, own_place)
     group = torch.where(tokens.group >= 0, tokens.group, came_back)
-    patches = torch.cat([tokens.patches, take_rows(before.patches, entry.dropped)], dim=1)
+    patches = torch.cat([tokens.patches, before.rows(entry.dropped)], dim=1)
 
     def ordered(now: Tensor | None, then: Tensor | None, neutral: Tensor) -> Tensor | None:
         if now is None and then is None:
@@ -356,7 +370,7 @@ def _unpark(tokens: Tokens, place: int = -1) -> Tokens:
 def _patches_at_originals(tokens: Tokens) -> Tensor:
     """(B, N, C): every original patch at this level, the current value where present and the canvas where gone."""
     group = tokens.group
-    values = tokens.patches if tokens.version == 0 else take_rows(tokens.patches, group.clamp(min=0))
+    values = tokens.patches if tokens.version == 0 else tokens.rows(group.clamp(min=0))
     if tokens.canvas is None:
         return values
     return torch.where((group < 0).unsqueeze(2), tokens.canvas, values)

@@ -12,7 +12,6 @@ from tokensieve import attention
 from tokensieve.attention import Attended
 from tokensieve.decision import Assignment, Decision, SoftAssignment, rows_to_one, slots
 from tokensieve.errors import TokensieveError
-from tokensieve.ops.rows import at_least_float32
 from tokensieve.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -212,10 +211,9 @@ class View:
         """(B, M) class attention where the model has a class token, else attention received."""
         return self.cls_row if self.layout.class_token else self.received
 
-    @property
-    def features(self) -> Tensor:
-        """(B, M, C) the tokens in float32 or better, for distances."""
-        return at_least_float32(self.x)
+    def rows(self, index: Tensor) -> Tensor:
+        """(B, K, C) the patch tokens at ``index`` (B, K), without a copy of the others."""
+        return self.tokens.rows(index)
 
 
 def importance_signal(layout: Layout) -> Signal:

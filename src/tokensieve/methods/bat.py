@@ -53,7 +53,7 @@ class BAT(Method):
     weight: Literal["size", "class", "equal"] = "size"
     proportional: bool = True
     metric: Literal["x", "keys"] = "x"
-    rounds: int = 6
+    rounds: int = 4
 
     knob = "keep"
     paper = (
@@ -102,14 +102,17 @@ class BAT(Method):
         attentive, pairs, clusters = self.counts(patches, site)
         return attentive - pairs + clusters
 
+    def _features(self, view: View, index: Tensor) -> Tensor:
+        return view.rows(index) if self.metric == "x" else take_rows(view.keys, index)
+
     def assign(self, view: View) -> Assignment:
         attentive_count, pairs, clusters = self.counts(view.count, view.site)
         score = view.importance
-        features = view.features if self.metric == "x" else view.keys
         attentive, inattentive = split_top(score, attentive_count)
         weight = {"size": None, "class": score, "equal": torch.ones_like(score)}[self.weight]
-        leads, moved, onto = match_pairs(take_rows(features, attentive), score.gather(1, attentive), pairs, self.rounds)
-        centres, others, joins = density_peaks(take_rows(features, inattentive), clusters)
+        first, second = self._features(view, attentive), self._features(view, inattentive)
+        leads, moved, onto = match_pairs(first, score.gather(1, attentive), pairs, self.rounds)
+        centres, others, joins = density_peaks(second, clusters)
         return Assignment(
             keep=torch.cat([attentive.gather(1, leads), inattentive.gather(1, centres)], dim=1),
             moved=torch.cat([attentive.gather(1, moved), inattentive.gather(1, others)], dim=1),
