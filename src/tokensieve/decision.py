@@ -121,10 +121,15 @@ def merge_weights(assignment: Assignment, sizes: Tensor) -> tuple[Tensor, Tensor
     assert assignment.moved is not None and assignment.onto is not None
     weight = at_least_float32(sizes if assignment.weight is None else assignment.weight)
     joins = one_hot(assignment.onto, assignment.keep.shape[1], weight.dtype)
-    joining = joins.to(sizes.dtype) @ sizes.gather(1, assignment.moved).unsqueeze(2)
-    size = sizes.gather(1, assignment.keep) + joining.squeeze(2)
     led, moved = weight.gather(1, assignment.keep), weight.gather(1, assignment.moved)
     mixing = joins * moved.unsqueeze(1)
+    if assignment.weight is None and assignment.reduce == "mean":
+        # The weights are the sizes, so their sum is the new size; it is zero for padding alone.
+        size = led + mixing.sum(2)
+        total = size.clamp(min=torch.finfo(size.dtype).tiny)
+        return led / total, mixing / total.unsqueeze(2), size.to(sizes.dtype)
+    joining = joins.to(sizes.dtype) @ sizes.gather(1, assignment.moved).unsqueeze(2)
+    size = sizes.gather(1, assignment.keep) + joining.squeeze(2)
     if assignment.reduce == "sum":
         return torch.where(joins.sum(2) > 0, led, torch.ones_like(led)), mixing, size
     total = led + mixing.sum(2)

@@ -65,7 +65,7 @@ class ToSA(Method):
     sum_of: Literal["probabilities", "log_probabilities"] = "probabilities"
     heads: Literal["mean", "max"] = "mean"
     block: int = 16
-    stride: int = 4
+    stride: int = 8
     seed: int = 0
 
     point = "after"
