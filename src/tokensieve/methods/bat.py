@@ -27,8 +27,8 @@ class BAT(Method):
     clustered around c density peaks, and each cluster becomes one token. K − m + c tokens remain. No parameters.
 
     These defaults are for pretrained models as they are: more and gentler sites than published, merges weighted by
-    token size, log-size attention; found by a search with DeiT-Tiny on 500 photographs (benchmarks/search_bat.py), which
-    are among the 1000 of the table in the README. The published setting, for fine-tuning, is the method ``bat-paper``.
+    token size, log-size attention; found by a search with DeiT-Tiny on 500 photographs (benchmarks/search_bat.py),
+    some of the 1000 of the README's table. The published setting, for fine-tuning, is the method ``bat-paper``.
 
     Our choice where the paper is silent, each an option: head mean of class attention, ceil, pairs measured by the
     cosine of the tokens and taken greedily, density averaged over all inattentive tokens, c as a share of M − K, m = c
