@@ -127,7 +127,7 @@ class Site(nn.Module):
             keep = method.remaining(tokens.count, step.ordinal, self.layout)
             if keep == tokens.count and not method.ragged:
                 continue
-            part = dict(self.learned.items()).get(step.key)
+            part = self.learned[step.key] if step.key in self.learned else None  # noqa: SIM401 - has no get
             view = View(tokens, method, self.layout, self.block, step.ordinal, keep, part, training, signals)
             decision = method.assign(view)
             self._check_budget(decision, keep, method)

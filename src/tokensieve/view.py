@@ -55,14 +55,12 @@ class BlockSignals:
 
     attended: Attended
     alive: Tensor | None
-    moves: list[tuple[Tensor, int] | SoftAssignment] = field(default_factory=list)
+    moves: list[Assignment | SoftAssignment | tuple[Tensor, int]] = field(default_factory=list)
 
     def follow(self, decision: Decision) -> None:
         """Remember a decision taken after the attention, so that later methods in the block see matching signals."""
-        if isinstance(decision, Assignment):
-            self.moves.append((slots(decision), decision.keep.shape[1]))
-        elif isinstance(decision, SoftAssignment):
-            self.moves.append(decision)
+        if isinstance(decision, (Assignment, SoftAssignment)):
+            self.moves.append(decision)  # where it took each token is worked out in carry, for those who ask
 
     def follow_return(self, before: Tokens, after: Tokens) -> None:
         """Remember that tokens which sat the attention out came back after it: they have no signal and count as 0."""
@@ -78,7 +76,7 @@ class BlockSignals:
                 mixed = mixing.to(flat.dtype) @ flat
                 score = mixed if score.dim() == 3 else mixed.squeeze(2)
                 continue
-            index, count = move
+            index, count = (slots(move), move.keep.shape[1]) if isinstance(move, Assignment) else move
             target = index.clamp(min=0)
             present = (index >= 0).to(flat.dtype).unsqueeze(2)
             where = target.unsqueeze(2).expand_as(flat)

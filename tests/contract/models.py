@@ -90,6 +90,13 @@ def build(family: str, name: str, *, features_only: bool = False) -> nn.Module:
     return copy.deepcopy(_built(family, name, features_only))
 
 
+def run(model: nn.Module, x: Tensor) -> Tensor:
+    """The answer of a model, without gradients."""
+    with torch.no_grad():
+        out: Tensor = model(x)
+    return out
+
+
 def images(count: int = 3, dtype: torch.dtype = torch.float32) -> Tensor:
     """(count, 3, 64, 80), every image another one, the same for every call."""
     drawn = torch.randn(8, 3, *SIZE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)

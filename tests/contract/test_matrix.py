@@ -7,8 +7,6 @@ compared in float64, where rounding cannot turn one choice of tokens into anothe
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -25,8 +23,9 @@ from models import (
     layout_of,
     learned_parts,
     nothing,
+    run,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 import tokensieve as ts
 from tokensieve import registry
@@ -40,19 +39,6 @@ first_models = pytest.mark.parametrize(("family", "name"), FIRST)
 every_method = pytest.mark.parametrize("method", METHODS)
 every_config = pytest.mark.parametrize("config", CONFIGS)
 every_default = pytest.mark.parametrize("config", DEFAULTS)
-
-
-@pytest.fixture(autouse=True)
-def _untrained_selectors_are_meant() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ts.TokensieveWarning)
-        yield
-
-
-def run(model: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        out: Tensor = model(x)
-    return out
 
 
 def test_every_registered_family_and_method_is_in_the_matrix() -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import timm
 import torch
-from models import DEFAULTS, PATCHES, SIZE, build, images, liven, small
+from models import DEFAULTS, PATCHES, SIZE, build, images, liven, run, small
 from timm.layers import set_fused_attn
 from torch import Tensor, nn
 
@@ -21,19 +20,6 @@ from tokensieve.view import Layout, Signal, View, importance_signal
 
 TINY: dict[str, Any] = {"depth": 2, "embed_dim": 48, "num_heads": 3, "num_classes": 10}
 every_default = pytest.mark.parametrize("method", DEFAULTS)
-
-
-@pytest.fixture(autouse=True)
-def _untrained_selectors_are_meant() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ts.TokensieveWarning)
-        yield
-
-
-def run(model: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        out: Tensor = model(x)
-    return out
 
 
 def kernel_lengths(model: nn.Module, x: Tensor) -> list[int]:

@@ -6,33 +6,18 @@ import copy
 import pickle
 import subprocess
 import sys
-import warnings
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from models import CONFIGS, FIRST, build, images
+from models import CONFIGS, FIRST, build, images, run
 from torch import Tensor, nn
 
 import tokensieve as ts
 
 first_models = pytest.mark.parametrize(("family", "name"), FIRST)
 every_config = pytest.mark.parametrize("config", CONFIGS)
-
-
-@pytest.fixture(autouse=True)
-def _untrained_selectors_are_meant() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ts.TokensieveWarning)
-        yield
-
-
-def run(model: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        out: Tensor = model(x)
-    return out
 
 
 @every_config
