@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from tokensieve.errors import RefusedError
+from tokensieve.ops.fused import fused
 from tokensieve.ops.rows import at_least_float32
 
 MASK_EPSILON = 1e-6  # a removed token's share of attention while training; exact zero would have no gradient
@@ -176,12 +177,28 @@ def row_blocks(length: int, block: int, stride: int = 1) -> list[slice]:
     return [slice(start, min(start + step, length), stride) for start in range(0, length, step)]
 
 
-def received(
-    attended: Attended,
-    queries: Tensor | None = None,
-    block: int = 64,
-    stride: int = 1,
-) -> Tensor:
+@fused
+def class_attention(attended: Attended) -> Tensor:
+    """The class token's row of the attention map, mean over heads: (B, L), in float32 or better."""
+    return attention_rows(attended, slice(0, 1)).mean(dim=1).squeeze(1)
+
+
+@fused
+def column_sums(attended: Attended, voters: Tensor | None, block: int, stride: int) -> Tensor:
+    """Sums over every stride-th query row of each column of the attention map, (B, H, L); see ``received``."""
+    total: Tensor | None = None
+    for rows in row_blocks(attended.keys.shape[2], block, stride):
+        attention = attention_rows(attended, rows)
+        if voters is None:
+            columns = attention.sum(dim=2)
+        else:
+            columns = (voters[:, None, None, rows].to(attention.dtype) @ attention).squeeze(2)
+        total = columns if total is None else total + columns
+    assert total is not None
+    return total
+
+
+def received(attended: Attended, voters: Tensor | None = None, block: int = 64, stride: int = 1) -> Tensor:
     """Attention received: the mean of each key's column of the attention map, (B, H, L).
 
     Streamed over blocks of query rows: exact with ``stride=1``, in O(L·block) memory; a larger stride reads every
@@ -189,22 +206,12 @@ def received(
 
     Args:
         attended: what the attention was computed from.
-        queries: (B, L) bool, the rows that count, or None for all (padding must not vote).
+        voters: (B, L) bool, the query rows that count, or None for all (padding must not vote).
         block: query rows held at a time.
         stride: distance between the rows read.
     """
     length = attended.keys.shape[2]
-    total: Tensor | None = None
-    voters: Tensor | None = None
-    for rows in row_blocks(length, block, stride):
-        attention = attention_rows(attended, rows)
-        if queries is None:
-            columns, count = attention.sum(dim=2), torch.full((1, 1, 1), attention.shape[2], device=attention.device)
-        else:
-            weight = queries[:, None, rows].to(attention.dtype)
-            columns = (weight.unsqueeze(2) @ attention).squeeze(2)
-            count = weight.sum(dim=2, keepdim=True)
-        total = columns if total is None else total + columns
-        voters = count if voters is None else voters + count
-    assert total is not None and voters is not None
-    return total / voters
+    count: Tensor | int = len(range(0, length, stride))
+    if voters is not None:
+        count = voters[:, ::stride].sum(dim=1).view(-1, 1, 1)
+    return column_sums(attended, voters, block, stride) / count

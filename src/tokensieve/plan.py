@@ -38,7 +38,7 @@ def schedule(methods: Sequence[Method], layout: Layout) -> dict[int, tuple[Step,
                 raise TokensieveError(
                     f"two {method.name} methods want the same tokens in block {block}: give them different sites"
                 )
-            steps.append(Step(method, ordinal, f"{method.name}_{place}"))
+            steps.append(Step(method, ordinal, f"{method.name}_{place}", str(method)))
             for number in _skipping(method, block):
                 if number in skipped and skipped[number] is not method:
                     raise TokensieveError(

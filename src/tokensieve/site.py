@@ -27,11 +27,13 @@ SITE = "tokensieve"  # the name of the child module that a block with sites carr
 
 @dataclass(frozen=True)
 class Step:
-    """One method at one block: ``ordinal`` counts the method's sites, ``key`` names its learned part in the Site."""
+    """One method at one block: ``ordinal`` counts the method's sites, ``key`` names its learned part in the Site and
+    ``label`` the method in the record."""
 
     method: Method
     ordinal: int
     key: str
+    label: str
 
 
 class Site(nn.Module):
@@ -80,8 +82,7 @@ class Site(nn.Module):
         size = tokens.size if self.log_size else None
         bias = key_bias(tokens.prefix, size, tokens.alive, tokens.mask)
         if not self.steps and bias is None and not any(entry.after_attention for entry in tokens.parked):
-            tokens = replace(tokens, x=block.dense(tokens.x, **kwargs))
-            return self._finish(self._stage(tokens, attended, attended))
+            return self._finish(self._stage(tokens, block.dense(tokens.x, **kwargs), attended))
         tokens, signals = self._attend(tokens, block, bias, kwargs)
         tokens = self._act(tokens, "middle", signals, block.training)
         before = tokens
@@ -90,9 +91,7 @@ class Site(nn.Module):
             signals.follow_return(before, tokens)
         if not any(step.method.point == "after" for step in self.steps):
             signals = None  # lets go of queries, keys and values before the MLP
-        processed = tokens.x.shape[1]
-        tokens = replace(tokens, x=self.family.mlp(block, tokens.x))
-        tokens = self._stage(tokens, attended, processed)
+        tokens = self._stage(tokens, self.family.mlp(block, tokens.x), attended)
         return self._finish(self._act(tokens, "after", signals, block.training))
 
     def _attend(
@@ -107,9 +106,10 @@ class Site(nn.Module):
         signals = BlockSignals(tap.attended(), tokens.alive) if self.taps else None
         return replace(tokens, x=y), signals
 
-    def _stage(self, tokens: Tokens, attended: int, processed: int) -> Tokens:
-        stage = Stage(self.block, attended, processed, tokens.alive)
-        return replace(tokens, stages=(*tokens.stages, stage))
+    def _stage(self, tokens: Tokens, x: Tensor, attended: int) -> Tokens:
+        """The state after the block's MLP, which gave ``x``."""
+        stage = Stage(self.block, attended, x.shape[1], tokens.alive)
+        return replace(tokens, x=x, stages=(*tokens.stages, stage))
 
     def _finish(self, tokens: Tokens) -> Tensor | Tokens:
         out: Tensor | Tokens = self(tokens)
@@ -136,7 +136,7 @@ class Site(nn.Module):
                     f"{method.name} declares that dropped tokens return at {method.returns!r} "
                     f"but its assignment says {decision.until!r}"
                 )
-            tokens = algebra.apply(tokens, decision, self.block, point, str(method))
+            tokens = algebra.apply(tokens, decision, self.block, point, step.label)
             if signals is not None:
                 signals.follow(decision)
         return tokens

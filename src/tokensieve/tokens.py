@@ -17,7 +17,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -27,11 +26,10 @@ from tokensieve.decision import (
     KeepMask,
     SoftAssignment,
     SoftRestore,
-    merge_weights,
     return_point,
     rows_to_one,
-    slots,
 )
+from tokensieve.moving import move_tokens, put_back, regroup
 from tokensieve.ops.rows import invert, take_rows
 
 Fill = Literal["last", "mean"]
@@ -150,11 +148,6 @@ class Tokens:
         """(B, K, C), the patch tokens at ``index`` (B, K); cheaper than slicing ``patches`` off first."""
         return take_rows(self.x, index + self.prefix)
 
-    def behind_prefix(self, index: Tensor) -> Tensor:
-        """Patch numbers (B, K) as row numbers of ``x`` (B, P + K), all prefix tokens first."""
-        front = torch.arange(self.prefix, device=index.device).expand(index.shape[0], -1)
-        return torch.cat([front, index + self.prefix], dim=1) if self.prefix else index
-
     def with_patches(self, patches: Tensor, **changes: Any) -> Tokens:
         """The same prefix with other patch tokens, other fields as in ``dataclasses.replace``."""
         x = torch.cat([self.x[:, : self.prefix], patches], dim=1) if self.prefix else patches
@@ -231,32 +224,22 @@ def apply(tokens: Tokens, decision: Decision, block: int = 0, point: str = "midd
         mask = decision.mask if tokens.mask is None else tokens.mask * decision.mask
         return replace(tokens, mask=mask)
     if isinstance(decision, SoftAssignment):
-        after = _apply_soft(tokens, decision)
+        changes = _mixed(tokens, decision)
     else:
-        after = _apply_hard(tokens, decision, block, point)
+        changes = _moved(tokens, decision, block, point)
     returns = isinstance(decision, Assignment) and decision.dropped is not None and decision.until != "end"
-    group = after.group if after.outer is None else None
-    event = Event(block, point, method, tokens.count, after.count, group, returns)
-    return replace(after, version=tokens.version + 1, events=(*tokens.events, event))
+    group = None if isinstance(decision, SoftAssignment) or tokens.outer is not None else changes["group"]
+    after = changes["x"].shape[1] - tokens.prefix
+    event = Event(block, point, method, tokens.count, after, group, returns)
+    return replace(tokens, **changes, version=tokens.version + 1, events=(*tokens.events, event))
 
 
-def _regroup(group: Tensor, index: Tensor) -> Tensor:
-    """Compose (B, N) groups with (B, M) slots; what is gone stays gone."""
-    return torch.where(group < 0, group, index.gather(1, group.clamp(min=0)))
-
-
-def _apply_hard(tokens: Tokens, assignment: Assignment, block: int, point: str) -> Tokens:
+def _moved(tokens: Tokens, assignment: Assignment, block: int, point: str) -> dict[str, Any]:
+    """What an assignment changes in the state."""
     keep = assignment.keep
-    index = slots(assignment)
-    kept = take_rows(tokens.x, tokens.behind_prefix(keep))
-    size = None if tokens.size is None else tokens.size.gather(1, keep)
-    if assignment.moved is not None and assignment.moved.shape[1]:
-        own, mixing, size = merge_weights(assignment, tokens.sizes)
-        moved = tokens.rows(assignment.moved)
-        # The prefix rides along with factor one and nothing mixed in: cheaper than taking it off and putting it back.
-        own = F.pad(own, (tokens.prefix, 0), value=1.0).unsqueeze(2).to(kept.dtype)
-        mixing = F.pad(mixing, (0, 0, tokens.prefix, 0)).to(kept.dtype)
-        kept = torch.baddbmm(kept * own, mixing, moved)
+    merges = assignment.moved is not None and assignment.moved.shape[1] > 0
+    before = tokens.sizes if merges and tokens.alive is not None else tokens.size
+    x, group, rep, size, index = move_tokens(tokens.x, tokens.group, tokens.rep, before, assignment)
     leaves = assignment.dropped is not None or assignment.alive is not None
     parked, canvas = tokens.parked, tokens.canvas
     if leaves and assignment.until != "end":
@@ -271,20 +254,20 @@ def _apply_hard(tokens: Tokens, assignment: Assignment, block: int, point: str) 
     alive = assignment.alive
     if alive is None and tokens.alive is not None:
         alive = tokens.alive.gather(1, keep)
-    return replace(
-        tokens,
-        x=kept,
-        group=_regroup(tokens.group, index),
-        rep=tokens.rep.gather(1, keep),
-        size=size,
-        alive=alive,
-        mask=None if tokens.mask is None else tokens.mask.gather(1, keep),
-        canvas=canvas,
-        parked=parked,
-    )
+    return {
+        "x": x,
+        "group": group,
+        "rep": rep,
+        "size": size,
+        "alive": alive,
+        "mask": None if tokens.mask is None else tokens.mask.gather(1, keep),
+        "canvas": canvas,
+        "parked": parked,
+    }
 
 
-def _apply_soft(tokens: Tokens, soft: SoftAssignment) -> Tokens:
+def _mixed(tokens: Tokens, soft: SoftAssignment) -> dict[str, Any]:
+    """What a soft assignment changes in the state."""
     matrix = soft.matrix
     way_back = soft.restore
     if way_back is None:
@@ -292,17 +275,17 @@ def _apply_soft(tokens: Tokens, soft: SoftAssignment) -> Tokens:
     mixed = matrix.to(tokens.x.dtype) @ tokens.patches
     share = way_back if isinstance(way_back, Tensor) else rows_to_one(matrix.transpose(1, 2))
     positions = torch.arange(matrix.shape[1], device=matrix.device).expand(matrix.shape[0], -1)
-    return tokens.with_patches(
-        mixed,
-        group=positions,
-        rep=tokens.rep.gather(1, matrix.argmax(dim=2)),
-        size=(tokens.sizes.unsqueeze(1).to(share.dtype) @ share).squeeze(1),
-        alive=None,
-        mask=None,
-        canvas=None,
-        parked=(),
-        outer=Outer(tokens, way_back),
-    )
+    return {
+        "x": torch.cat([tokens.x[:, : tokens.prefix], mixed], dim=1) if tokens.prefix else mixed,
+        "group": positions,
+        "rep": tokens.rep.gather(1, matrix.argmax(dim=2)),
+        "size": (tokens.sizes.unsqueeze(1).to(share.dtype) @ share).squeeze(1),
+        "alive": None,
+        "mask": None,
+        "canvas": None,
+        "parked": (),
+        "outer": Outer(tokens, way_back),
+    }
 
 
 def returning(tokens: Tokens, block: int, after_attention: bool = False) -> Tokens:
@@ -321,11 +304,9 @@ def _unpark(tokens: Tokens, place: int = -1) -> Tokens:
     if tokens.version == entry.version and tokens.count + entry.dropped.shape[1] >= before.count:
         # Nothing moved meanwhile and nothing merged as they left: everyone returns to the place it had, and so does the
         # whole bookkeeping.
-        away = F.pad(entry.index < 0, (tokens.prefix, 0), value=False).unsqueeze(2)
-        present_rows = take_rows(tokens.x, tokens.behind_prefix(entry.index.clamp(min=0)))
         return replace(
             tokens,
-            x=torch.where(away, before.x, present_rows),
+            x=put_back(tokens.x, entry.index, before.patches, tokens.prefix, with_prefix=True),
             group=before.group,
             rep=before.rep,
             size=before.size,
@@ -341,7 +322,7 @@ def _unpark(tokens: Tokens, place: int = -1) -> Tokens:
     order = rep.sort(dim=1, stable=True).indices
     joined = torch.arange(present, present + joining, device=rep.device).expand(rep.shape[0], -1)
     own_place = torch.full_like(before.rep, -1).scatter(1, entry.dropped, joined.masked_fill(~comes, -1))
-    came_back = _regroup(before.group, own_place)
+    came_back = regroup(before.group, own_place)
     group = torch.where(tokens.group >= 0, tokens.group, came_back)
     patches = torch.cat([tokens.patches, before.rows(entry.dropped)], dim=1)
 
@@ -357,7 +338,7 @@ def _unpark(tokens: Tokens, place: int = -1) -> Tokens:
     ones = torch.ones(rep.shape, device=rep.device)
     return replace(
         tokens.with_patches(take_rows(patches, order)),
-        group=_regroup(group, invert(order)),
+        group=regroup(group, invert(order)),
         rep=rep.gather(1, order),
         size=ordered(tokens.size, before.size, ones),
         alive=ordered(tokens.alive, before.alive, ones.bool()),
@@ -369,11 +350,9 @@ def _unpark(tokens: Tokens, place: int = -1) -> Tokens:
 
 def _patches_at_originals(tokens: Tokens) -> Tensor:
     """(B, N, C): every original patch at this level, the current value where present and the canvas where gone."""
-    group = tokens.group
-    values = tokens.patches if tokens.version == 0 else tokens.rows(group.clamp(min=0))
-    if tokens.canvas is None:
-        return values
-    return torch.where((group < 0).unsqueeze(2), tokens.canvas, values)
+    if tokens.version == 0:
+        return tokens.patches
+    return put_back(tokens.x, tokens.group, tokens.canvas, tokens.prefix, with_prefix=False)
 
 
 def _fill_mean(tokens: Tokens, patches: Tensor) -> Tensor:
@@ -391,11 +370,16 @@ def restore(tokens: Tokens, fill: Fill = "last") -> Tensor:
     """
     while tokens.parked:
         tokens = _unpark(tokens)
+    filled = tokens.canvas is not None and fill == "mean"
+    if tokens.outer is None and not filled:
+        if tokens.version == 0:
+            return tokens.x
+        return put_back(tokens.x, tokens.group, tokens.canvas, tokens.prefix, with_prefix=True)
     patches = _patches_at_originals(tokens)
-    if tokens.canvas is not None and fill == "mean":
+    if filled:
         patches = _fill_mean(tokens, patches)
     if tokens.outer is None:
-        return torch.cat([tokens.x[:, : tokens.prefix], patches], dim=1) if tokens.prefix else patches
+        return tokens.with_patches(patches).x
     before = tokens.outer.before
     way_back = tokens.outer.restore
     whole = way_back.to(patches.dtype) @ patches if isinstance(way_back, Tensor) else way_back(patches, before.patches)

@@ -12,6 +12,7 @@ from tokensieve import attention
 from tokensieve.attention import Attended
 from tokensieve.decision import Assignment, Decision, SoftAssignment, rows_to_one, slots
 from tokensieve.errors import TokensieveError
+from tokensieve.ops.rows import head_mean
 from tokensieve.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -153,24 +154,23 @@ class View:
         return self.signals
 
     def _per_token(self, tensor: Tensor, signals: BlockSignals) -> Tensor:
-        mean = tensor[:, :, self.layout.prefix :].mean(dim=1)
-        return signals.carry(mean, "mean")
+        return signals.carry(head_mean(tensor[:, :, self.layout.prefix :]), "mean")
 
     @property
     def queries(self) -> Tensor:
-        """(B, M, D) queries, mean over heads."""
+        """(B, M, D) queries, mean over heads, in float32 or better."""
         signals = self._read("queries")
         return self._per_token(signals.attended.queries, signals)
 
     @property
     def keys(self) -> Tensor:
-        """(B, M, D) keys, mean over heads; of merged tokens the mean of their members."""
+        """(B, M, D) keys, mean over heads, in float32 or better; of merged tokens the mean of their members."""
         signals = self._read("keys")
         return self._per_token(signals.attended.keys, signals)
 
     @property
     def values(self) -> Tensor:
-        """(B, M, D) values, mean over heads."""
+        """(B, M, D) values, mean over heads, in float32 or better."""
         signals = self._read("values")
         return self._per_token(signals.attended.values, signals)
 
@@ -193,7 +193,7 @@ class View:
     def cls_row(self) -> Tensor:
         """(B, M) class attention, mean over heads, in float32 or better; sums to at most 1 over the patches."""
         signals = self._read("cls_row")
-        return self.score(attention.attention_rows(signals.attended, slice(0, 1)).mean(dim=1).squeeze(1))
+        return self.score(attention.class_attention(signals.attended))
 
     @property
     def received(self) -> Tensor:

@@ -12,8 +12,8 @@ from torch import Tensor
 from tokensieve.decision import Assignment
 from tokensieve.method import Method, freeze_lists, require, require_choice
 from tokensieve.ops.density import density_peaks
-from tokensieve.ops.matching import greedy_pairs, similarity
-from tokensieve.ops.rows import complement, split_top, take_rows
+from tokensieve.ops.matching import match_pairs, similarity
+from tokensieve.ops.rows import split_top, take_rows
 from tokensieve.schedule import checked_sites, kept, per_site
 from tokensieve.view import Layout, Signal, View, importance_signal
 
@@ -111,7 +111,7 @@ class BAT(Method):
         attentive, inattentive = split_top(score, attentive_count)
         weight = {"size": None, "class": score, "equal": torch.ones_like(score)}[self.weight]
         first, second = self._features(view, attentive), self._features(view, inattentive)
-        leads, moved, onto = match_pairs(first, score.gather(1, attentive), pairs, self.rounds)
+        leads, moved, onto = match_pairs(similarity(first, first), score.gather(1, attentive), pairs, self.rounds)
         centres, others, joins = density_peaks(second, clusters)
         return Assignment(
             keep=torch.cat([attentive.gather(1, leads), inattentive.gather(1, centres)], dim=1),
@@ -160,22 +160,3 @@ class BATPaper(BAT):
 
 # c − m per stage that reproduces the GMACs in the authors' logs.
 LOGGED_SURPLUS = {0.7: 0, 0.6: -1, 0.5: 3, 0.4: 3, 0.3: 1, 0.2: 1}
-
-
-def match_pairs(features: Tensor, score: Tensor, pairs: int, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The most similar disjoint pairs among K tokens; the higher score of a pair leads it.
-
-    Args:
-        features: (B, K, D). score: (B, K). pairs: number of pairs. rounds: see ``greedy_pairs``.
-
-    Returns:
-        ``leads`` (B, K - pairs) ascending, ``moved`` (B, pairs), ``onto`` (B, pairs): places in ``leads``.
-    """
-    length = features.shape[1]
-    first, second = greedy_pairs(similarity(features, features), pairs, rounds)
-    swap = score.gather(1, first) < score.gather(1, second)
-    leader, moved = torch.where(swap, second, first), torch.where(swap, first, second)
-    leads = complement(moved, length)
-    # The place of a leader among those that stay: its own index less the number of moved tokens before it.
-    before = (moved.unsqueeze(1) < leader.unsqueeze(2)).sum(dim=2)
-    return leads, moved, leader - before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokensieve.ops.fused import fused
 from tokensieve.ops.rows import at_least_float32, split_top
 
 
@@ -20,6 +21,7 @@ def squared_distances(features: Tensor) -> Tensor:
         return (distances + distances.transpose(1, 2)).clamp(min=0) / features.shape[2]
 
 
+@fused
 def density_peaks(features: Tensor, clusters: int, neighbours: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Cluster tokens around the peaks of their density.
 

@@ -5,23 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokensieve.ops.rows import at_least_float32
+from tokensieve.ops.fused import fused
+from tokensieve.ops.rows import at_least_float32, complement
 
 
-def cosine(features: Tensor) -> Tensor:
-    """Rows (B, M, D) scaled to length one, in float32 or better."""
-    features = at_least_float32(features)
-    return torch.nn.functional.normalize(features, dim=-1)
+@fused
+def unit_rows(features: Tensor) -> Tensor:
+    """Rows of (B, M, D) scaled to length one, in float32 or better."""
+    return torch.nn.functional.normalize(at_least_float32(features), dim=-1)
 
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
     """(B, M, D) and (B, L, D) to the cosine similarities (B, M, L), in float32 or better, outside autocast."""
     with torch.autocast(a.device.type, enabled=False):
-        left = cosine(a)
-        right = left if b is a else cosine(b)
+        left = unit_rows(a)
+        right = left if b is a else unit_rows(b)
         return left @ right.transpose(1, 2)
 
 
+@fused
 def bipartite_matching(metric: Tensor, remove: int, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Bipartite soft matching (Bolya et al. 2022, arXiv 2210.09461, appendix D).
 
@@ -37,14 +39,13 @@ def bipartite_matching(metric: Tensor, remove: int, first: int = 0) -> tuple[Ten
         ``keep`` (B, M - remove): the a's that stay, ascending, then all b's; ``moved`` (B, remove) by falling
         similarity; ``onto`` (B, remove): the place in ``keep`` of the b that each moved a joins.
     """
-    positions = torch.arange(metric.shape[1], device=metric.device)
-    side_a, side_b = positions[first::2], positions[1 - first :: 2]
+    batch, length = metric.shape[:2]
+    positions = torch.arange(length, device=metric.device)
     score, partner = similarity(metric[:, first::2], metric[:, 1 - first :: 2]).max(dim=-1)
     order = score.sort(dim=1, descending=True, stable=True).indices
     moving, staying = order[:, :remove], order[:, remove:].sort(dim=1).values
-    batch = metric.shape[0]
-    keep = torch.cat([side_a[staying], side_b.expand(batch, -1)], dim=1)
-    return keep, side_a[moving], partner.gather(1, moving) + staying.shape[1]
+    keep = torch.cat([positions[first::2][staying], positions[1 - first :: 2].expand(batch, -1)], dim=1)
+    return keep, positions[first::2][moving], partner.gather(1, moving) + staying.shape[1]
 
 
 def greedy_pairs(similarities: Tensor, count: int, rounds: int = 6) -> tuple[Tensor, Tensor]:
@@ -91,3 +92,23 @@ def greedy_pairs(similarities: Tensor, count: int, rounds: int = 6) -> tuple[Ten
     rank = torch.cat([value.masked_fill(~leads, -torch.inf), last], dim=1)
     order = rank.sort(dim=1, descending=True, stable=True).indices[:, :count]
     return first.gather(1, order), second.gather(1, order)
+
+
+@fused
+def match_pairs(similarities: Tensor, score: Tensor, pairs: int, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The most similar disjoint pairs among K tokens; the higher score of a pair leads it, the lower index a tie.
+
+    Args:
+        similarities: (B, K, K), see ``greedy_pairs``, as are ``pairs`` and ``rounds``.
+        score: (B, K).
+
+    Returns:
+        ``leads`` (B, K - pairs) ascending, ``moved`` (B, pairs), ``onto`` (B, pairs): places in ``leads``.
+    """
+    first, second = greedy_pairs(similarities, pairs, rounds)
+    swap = score.gather(1, first) < score.gather(1, second)
+    leader, moved = torch.where(swap, second, first), torch.where(swap, first, second)
+    leads = complement(moved, similarities.shape[1])
+    # The place of a leader among those that stay: its own index less the number of moved tokens before it.
+    before = (moved.unsqueeze(1) < leader.unsqueeze(2)).sum(dim=2)
+    return leads, moved, leader - before

@@ -5,10 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokensieve.ops.fused import fused
+
 
 def at_least_float32(x: Tensor) -> Tensor:
     """``x`` in float32, or untouched where it already has float64."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+@fused
+def head_mean(features: Tensor) -> Tensor:
+    """(B, H, M, D) to the mean over heads, (B, M, D), in float32 or better."""
+    return at_least_float32(features).mean(dim=1)
 
 
 def take_rows(x: Tensor, index: Tensor) -> Tensor:
@@ -55,6 +63,7 @@ def rank_descending(score: Tensor) -> Tensor:
     return score.sort(dim=1, descending=True, stable=True).indices
 
 
+@fused
 def split_top(score: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The ``count`` highest and the other indices of ``score`` (B, M), each in ascending order of position."""
     order = rank_descending(score)

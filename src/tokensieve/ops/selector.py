@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tokensieve.attention import Attended, logits, row_blocks
+from tokensieve.ops.fused import fused
 from tokensieve.ops.rows import at_least_float32
 
 
@@ -61,10 +62,11 @@ class Selector(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Logits (B, H, R, L) of R query rows to the predicted log-probabilities (B, H, R, L) of the next layer."""
-        return self.predict(rows).log_softmax(dim=self._axis)
+        return self.predict(rows).log_softmax(dim=self.axis)
 
     @property
-    def _axis(self) -> int:
+    def axis(self) -> int:
+        """The dimension of (B, H, R, L) that the softmax runs over."""
         return -1 if self.normalize == "keys" else 1
 
     def predict(self, rows: Tensor) -> Tensor:
@@ -87,16 +89,28 @@ class Selector(nn.Module):
 
         Nothing of size H·L² is held. ``stride`` reads every stride-th row.
         """
-        total: Tensor | None = None
-        for rows in row_blocks(attended.keys.shape[2], block, stride):
-            predicted = self.predict(logits(attended, rows, self.scaled))
-            if sum_of == "probabilities":
-                part = predicted.softmax(dim=self._axis).sum(dim=2)
-            else:
-                part = predicted.log_softmax(dim=self._axis).sum(dim=2)
-            total = part if total is None else total + part
-        assert total is not None
-        return total
+        return selected_columns(self, attended, block, stride, sum_of)
+
+
+@fused
+def selected_columns(
+    selector: Selector,
+    attended: Attended,
+    block: int,
+    stride: int,
+    sum_of: Literal["probabilities", "log_probabilities"],
+) -> Tensor:
+    """Column sums (B, H, L) of the map that ``selector`` predicts; see ``Selector.columns``."""
+    total: Tensor | None = None
+    for rows in row_blocks(attended.keys.shape[2], block, stride):
+        predicted = selector.predict(logits(attended, rows, selector.scaled))
+        if sum_of == "probabilities":
+            part = predicted.softmax(dim=selector.axis).sum(dim=2)
+        else:
+            part = predicted.log_softmax(dim=selector.axis).sum(dim=2)
+        total = part if total is None else total + part
+    assert total is not None
+    return total
 
 
 def _mix(x: Tensor, conv: nn.Conv1d) -> Tensor:

@@ -1,0 +1,80 @@
+"""An assignment applied to the tokens, and the way back: the two operators that move whole tokens."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokensieve.decision import Assignment, merge_weights, slots
+from tokensieve.ops.fused import fused
+from tokensieve.ops.rows import take_rows
+
+
+def regroup(group: Tensor, index: Tensor) -> Tensor:
+    """Compose (B, N) groups with (B, M) slots; what is gone stays gone."""
+    return torch.where(group < 0, group, index.gather(1, group.clamp(min=0)))
+
+
+def behind_prefix(index: Tensor, prefix: int) -> Tensor:
+    """Patch numbers (B, K) as row numbers (B, P + K) of a tensor with P prefix tokens, those first."""
+    front = torch.arange(prefix, device=index.device).expand(index.shape[0], -1)
+    return torch.cat([front, index + prefix], dim=1) if prefix else index
+
+
+@fused
+def move_tokens(
+    x: Tensor, group: Tensor, rep: Tensor, size: Tensor | None, assignment: Assignment
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+    """Apply an assignment: keep, merge and let go.
+
+    Args:
+        x: (B, P + M, C), P prefix tokens in front, which stay as they are.
+        group: (B, N) int64, the patch token each original stands in, negative where it is gone.
+        rep: (B, M) int64, the original whose position each patch token carries.
+        size: (B, M) how many originals each token stands for, in float32 or better; None where all stand for one.
+        assignment: over the M patch tokens.
+
+    Returns:
+        ``x`` (B, P + K, C), ``group`` (B, N), ``rep`` (B, K), ``size`` (B, K) or None where nothing has ever merged,
+        and ``slots`` (B, M): the new place of each old patch token, -1 for those that leave.
+    """
+    keep, prefix = assignment.keep, x.shape[1] - rep.shape[1]
+    index = slots(assignment)
+    kept = take_rows(x, behind_prefix(keep, prefix))
+    after = None if size is None else size.gather(1, keep)
+    if assignment.moved is not None and assignment.moved.shape[1]:
+        if size is None:
+            size = torch.ones(rep.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+        own, mixing, after = merge_weights(assignment, size)
+        moved = take_rows(x, assignment.moved + prefix)
+        # The prefix rides along with factor one and nothing mixed in: cheaper than taking it off and putting it back.
+        own = F.pad(own, (prefix, 0), value=1.0).unsqueeze(2).to(kept.dtype)
+        mixing = F.pad(mixing, (0, 0, prefix, 0)).to(kept.dtype)
+        kept = torch.baddbmm(kept * own, mixing, moved)
+    return kept, regroup(group, index), rep.gather(1, keep), after, index
+
+
+@fused
+def put_back(x: Tensor, index: Tensor, other: Tensor | None, prefix: int, with_prefix: bool) -> Tensor:
+    """Tokens at the places they had: ``out[n] = x[prefix + index[n]]``, or ``other[n]`` where ``index`` is negative.
+
+    Args:
+        x: (B, P + M, C).
+        index: (B, N) int64 in [-1, M).
+        other: (B, N, C) what stands where ``index`` is negative; None where nobody will read those places.
+        prefix: P.
+        with_prefix: whether the prefix tokens of ``x`` come first in the answer.
+
+    Returns:
+        (B, N, C), or (B, P + N, C) with the prefix.
+    """
+    rows = index.clamp(min=0)
+    out = take_rows(x, behind_prefix(rows, prefix) if with_prefix else rows + prefix)
+    if other is None:
+        return out
+    away = index < 0
+    if not (with_prefix and prefix):
+        return torch.where(away.unsqueeze(2), other, out)
+    away = F.pad(away, (prefix, 0), value=False)
+    return torch.where(away.unsqueeze(2), F.pad(other, (0, 0, prefix, 0)), out)

@@ -1,0 +1,198 @@
+"""CPU kernels in C++, one function for each fused operator: same arguments and answers as the reference of that name.
+
+Each returns NotImplemented where it cannot serve: under autograd, for float64, off the CPU, or when not built.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from tokensieve.errors import TokensieveWarning
+from tokensieve.ops.native.build import library_path
+
+if TYPE_CHECKING:
+    from tokensieve.attention import Attended
+    from tokensieve.decision import Assignment
+    from tokensieve.ops.selector import Selector
+
+SERVED = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.int64})
+PLAIN = frozenset({Tensor, torch.nn.Parameter})
+MOST_HEADS = 64
+
+
+@cache
+def available() -> bool:
+    """Whether the kernels are built and load here; says once, as a warning, when they do not."""
+    path = library_path()
+    if not path.exists():
+        reason = "are not built"
+    else:
+        try:
+            torch.ops.load_library(str(path))
+            return True
+        except OSError as error:
+            reason = f"do not load ({error})"
+    warnings.warn(
+        f"tokensieve's CPU kernels {reason}: the plain torch operators run instead, with the same answers, slower; "
+        "build them with `python -m tokensieve.ops.native` (needs a C++ compiler and the package ninja)",
+        TokensieveWarning,
+        stacklevel=4,
+    )
+    return False
+
+
+def _serves(*tensors: Tensor | None) -> bool:
+    """Whether the kernels may run on these tensors: plain ones on the CPU, float32 or half, no gradient wanted."""
+    grad = torch.is_grad_enabled()
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if type(tensor) not in PLAIN or not tensor.is_cpu or (grad and tensor.requires_grad):
+            return False
+        if tensor.dtype not in SERVED or (tensor.dim() and tensor.stride(-1) != 1):
+            return False
+    if torch._C._functorch.maybe_current_level() is not None or torch._C._is_tracing():
+        return False
+    return available()
+
+
+def class_attention(attended: Attended) -> Tensor | Any:
+    """See ``tokensieve.attention.class_attention``."""
+    if not _serves(attended.queries, attended.keys, attended.bias):
+        return NotImplemented
+    return torch.ops.tokensieve.class_attention.default(
+        attended.queries, attended.keys, attended.scale, _flat_bias(attended)
+    )
+
+
+def _flat_bias(attended: Attended) -> Tensor | None:
+    if attended.bias is None:
+        return None
+    batch, _, length, _ = attended.keys.shape
+    return attended.bias.float().expand(batch, 1, 1, length).reshape(batch, length)
+
+
+def column_sums(attended: Attended, voters: Tensor | None, block: int, stride: int) -> Tensor | Any:
+    """See ``tokensieve.attention.column_sums``."""
+    if not _serves(attended.queries, attended.keys, attended.bias):
+        return NotImplemented
+    votes = None if voters is None else voters.float().contiguous()
+    return torch.ops.tokensieve.column_sums.default(
+        attended.queries, attended.keys, attended.scale, _flat_bias(attended), votes, stride, *[None] * 4, False
+    )
+
+
+def selected_columns(
+    selector: Selector,
+    attended: Attended,
+    block: int,
+    stride: int,
+    sum_of: Literal["probabilities", "log_probabilities"],
+) -> Tensor | Any:
+    """See ``tokensieve.ops.selector.selected_columns``."""
+    parameters = (selector.expand.weight, selector.expand.bias, selector.reduce.weight, selector.reduce.bias)
+    plain = selector.expand.kernel_size == (1,) and selector.normalize == "keys"
+    if not plain or attended.keys.shape[1] > MOST_HEADS or selector.expand.weight.dtype != torch.float32:
+        return NotImplemented
+    if not _serves(attended.queries, attended.keys, attended.bias, *parameters):
+        return NotImplemented
+    expand, expand_bias, reduce, reduce_bias = (
+        p.flatten(1) if p.dim() == 3 else p for p in parameters if p is not None
+    )
+    return torch.ops.tokensieve.column_sums.default(
+        attended.queries,
+        attended.keys,
+        attended.scale if selector.scaled else 1.0,
+        _flat_bias(attended),
+        None,
+        stride,
+        expand,
+        expand_bias,
+        reduce,
+        reduce_bias,
+        sum_of == "log_probabilities",
+    )
+
+
+def split_top(score: Tensor, count: int) -> tuple[Tensor, Tensor] | Any:
+    """See ``tokensieve.ops.rows.split_top``."""
+    if not score.is_floating_point() or not _serves(score):
+        return NotImplemented
+    return torch.ops.tokensieve.split_top.default(score.float(), count)
+
+
+def head_mean(features: Tensor) -> Tensor | Any:
+    """See ``tokensieve.ops.rows.head_mean``."""
+    if not _serves(features):
+        return NotImplemented
+    return torch.ops.tokensieve.mean_rows.default(features, False)
+
+
+def unit_rows(features: Tensor) -> Tensor | Any:
+    """See ``tokensieve.ops.matching.unit_rows``."""
+    if not _serves(features):
+        return NotImplemented
+    return torch.ops.tokensieve.mean_rows.default(features.unsqueeze(1), True)
+
+
+def bipartite_matching(metric: Tensor, remove: int, first: int = 0) -> tuple[Tensor, Tensor, Tensor] | Any:
+    """See ``tokensieve.ops.matching.bipartite_matching``."""
+    if not _serves(metric):
+        return NotImplemented
+    return torch.ops.tokensieve.bipartite_matching.default(metric, remove, first)
+
+
+def match_pairs(similarities: Tensor, score: Tensor, pairs: int, rounds: int) -> tuple[Tensor, Tensor, Tensor] | Any:
+    """See ``tokensieve.ops.matching.match_pairs``."""
+    if similarities.dtype != torch.float32 or not similarities.is_contiguous() or not _serves(similarities, score):
+        return NotImplemented
+    return torch.ops.tokensieve.match_pairs.default(similarities, score.float(), pairs, rounds)
+
+
+def density_peaks(
+    features: Tensor, clusters: int, neighbours: int | None = None
+) -> tuple[Tensor, Tensor, Tensor] | Any:
+    """See ``tokensieve.ops.density.density_peaks``."""
+    if not _serves(features):
+        return NotImplemented
+    with torch.autocast("cpu", enabled=False):
+        features = features.float()
+        products = features @ features.transpose(1, 2)
+    return torch.ops.tokensieve.density_peaks.default(products, features.shape[2], clusters, neighbours or 0)
+
+
+def move_tokens(
+    x: Tensor, group: Tensor, rep: Tensor, size: Tensor | None, assignment: Assignment
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor] | Any:
+    """See ``tokensieve.moving.move_tokens``."""
+    weight = assignment.weight
+    if assignment.alive is not None or not x.is_contiguous() or not _serves(x, size, weight, group, rep):
+        return NotImplemented
+    moved, onto = assignment.moved, assignment.onto
+    merges = moved is not None and moved.shape[1] > 0
+    out, groups, reps, sizes, slots = torch.ops.tokensieve.move_tokens.default(
+        x,
+        group,
+        rep,
+        None if size is None else size.float().contiguous(),
+        assignment.keep.contiguous(),
+        moved.contiguous() if merges and moved is not None else None,
+        onto.contiguous() if merges and onto is not None else None,
+        None if weight is None or not merges else weight.float().contiguous(),
+        assignment.reduce == "mean",
+    )
+    return out, groups, reps, None if size is None and not merges else sizes, slots
+
+
+def put_back(x: Tensor, index: Tensor, other: Tensor | None, prefix: int, with_prefix: bool) -> Tensor | Any:
+    """See ``tokensieve.moving.put_back``."""
+    if not x.is_contiguous() or not _serves(x, other, index):
+        return NotImplemented
+    if other is not None and (other.dtype != x.dtype or other.stride(1) != other.shape[2]):
+        return NotImplemented
+    return torch.ops.tokensieve.put_back.default(x, index, other, prefix, with_prefix)

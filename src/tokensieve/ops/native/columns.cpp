@@ -1,0 +1,149 @@
+// Column sums of attention maps, streamed: a few query rows at a time, no map is ever held.
+#include "products.h"
+
+namespace tokensieve {
+namespace {
+
+// Adds the softmax of a row of logits, times `vote`, to `total`; or its logarithm when `logarithm`.
+FOR_EVERY_PROCESSOR void add_softmax(float* row, int64_t length, float vote, bool logarithm, float* total) {
+  float highest = -INFINITE;
+#pragma omp simd reduction(max : highest)
+  for (int64_t j = 0; j < length; ++j) highest = row[j] > highest ? row[j] : highest;
+  float sum = 0.0f;
+  if (logarithm) {
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < length; ++j) sum += fast_exp(row[j] - highest);
+    const float shift = highest + std::log(sum);
+    for (int64_t j = 0; j < length; ++j) total[j] += vote * (row[j] - shift);
+    return;
+  }
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < length; ++j) {
+    row[j] = fast_exp(row[j] - highest);
+    sum += row[j];
+  }
+  const float factor = vote / sum;
+  for (int64_t j = 0; j < length; ++j) total[j] += row[j] * factor;
+}
+
+// The selector's two convolutions of width 1 on a tile of LANES keys; `in` and `out` hold one row of lanes per head.
+template <int64_t HEADS>
+INLINE void mix_body(const Lanes* in, const float* expand, const float* expand_bias, const float* reduce,
+                     const float* reduce_bias, int64_t heads, int64_t hidden, Lanes* out) {
+  const int64_t count = HEADS > 0 ? HEADS : heads;
+  Lanes sums[HEADS > 0 ? HEADS : 64];
+  for (int64_t h = 0; h < count; ++h) sums[h] = spread(reduce_bias[h]);
+  for (int64_t k = 0; k < hidden; ++k) {
+    Lanes unit = spread(expand_bias[k]);
+    for (int64_t h = 0; h < count; ++h) unit += spread(expand[k * count + h]) * in[h];
+    const Lanes zero = spread(0.0f);
+    unit = unit > zero ? unit : zero;
+    for (int64_t h = 0; h < count; ++h) sums[h] += spread(reduce[k * count + h]) * unit;
+  }
+  for (int64_t h = 0; h < count; ++h) out[h] = sums[h];
+}
+
+// rows (H, R, width) of logits, replaced by what the selector makes of them. `reduce` is (hidden, H).
+template <int64_t HEADS>
+INLINE void mix_rows_body(float* rows, int64_t count, int64_t width, const float* expand, const float* expand_bias,
+                          const float* reduce, const float* reduce_bias, int64_t heads, int64_t hidden) {
+  Lanes in[HEADS > 0 ? HEADS : 64], out[HEADS > 0 ? HEADS : 64];
+  for (int64_t place = 0; place < count * width; place += LANES) {
+    for (int64_t h = 0; h < heads; ++h) in[h] = *reinterpret_cast<const Lanes*>(rows + h * ROWS * width + place);
+    mix_body<HEADS>(in, expand, expand_bias, reduce, reduce_bias, heads, hidden, out);
+    for (int64_t h = 0; h < heads; ++h) *reinterpret_cast<Lanes*>(rows + h * ROWS * width + place) = out[h];
+  }
+}
+
+#define MIX_ROWS(HEADS)                                                                                               \
+  FOR_EVERY_PROCESSOR void mix_rows_##HEADS(float* rows, int64_t count, int64_t width, const float* expand,          \
+                                            const float* expand_bias, const float* reduce, const float* reduce_bias, \
+                                            int64_t heads, int64_t hidden) {                                          \
+    mix_rows_body<HEADS>(rows, count, width, expand, expand_bias, reduce, reduce_bias, heads, hidden);                \
+  }
+MIX_ROWS(0)
+MIX_ROWS(3)
+MIX_ROWS(6)
+MIX_ROWS(12)
+MIX_ROWS(16)
+#undef MIX_ROWS
+
+void mix_rows(float* rows, int64_t count, int64_t width, const float* expand, const float* expand_bias,
+              const float* reduce, const float* reduce_bias, int64_t heads, int64_t hidden) {
+  const auto kernel = heads == 3    ? mix_rows_3
+                      : heads == 6  ? mix_rows_6
+                      : heads == 12 ? mix_rows_12
+                      : heads == 16 ? mix_rows_16
+                                    : mix_rows_0;
+  kernel(rows, count, width, expand, expand_bias, reduce, reduce_bias, heads, hidden);
+}
+
+}  // namespace
+
+// Column sums (B, H, L) of the softmax of attention logits, over the query rows first, first + stride, …
+//
+// queries and keys (B, H, L, D), bias (B, L) or none, votes (B, L) or none: the weight of every query row. With expand
+// (hidden, H), its bias, reduce (H, hidden) and its bias the logits go through ToSA's selector before the softmax.
+Tensor column_sums(const Tensor& queries, const Tensor& keys, double scale, const Maybe& bias, const Maybe& votes,
+                   int64_t stride, const Maybe& expand, const Maybe& expand_bias, const Maybe& reduce,
+                   const Maybe& reduce_bias, bool logarithm) {
+  const int64_t batch = keys.size(0), heads = keys.size(1), length = keys.size(2), dim = keys.size(3);
+  const int64_t width = (length + LANES - 1) / LANES * LANES, hidden = expand ? expand->size(0) : 0;
+  Tensor out = new_float(keys, {batch, heads, length});
+  float* result = out_data<float>(out);
+  std::vector<float> reduced(hidden * heads);
+  for (int64_t h = 0; h < (hidden ? heads : 0); ++h) {
+    for (int64_t k = 0; k < hidden; ++k) reduced[k * heads + h] = data<float>(*reduce)[h * hidden + k];
+  }
+  // The selector mixes the heads of an image; without it every head is work of its own.
+  const int64_t together = hidden ? heads : 1;
+  with_type(keys, [&](auto kind) {
+    using T = std::decay_t<decltype(*kind)>;
+    const T* q = data<T>(queries);
+    const T* k = data<T>(keys);
+    in_parallel(batch * heads / together, 1, [&](int64_t begin, int64_t end) {
+      std::vector<float> storage[4];
+      float* transposed = aligned(storage[0], together * dim * width);
+      float* biases = aligned(storage[1], width);
+      float* rows = aligned(storage[2], together * ROWS * width);
+      float* scaled = aligned(storage[3], ROWS * dim);
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t b = task * together / heads, start = task * together % heads;
+        if (bias) std::copy_n(data<float>(*bias) + b * length, length, biases);
+        for (int64_t h = 0; h < together; ++h) {
+          transpose(k + b * keys.stride(0) + (start + h) * keys.stride(1), length, keys.stride(2), dim, width,
+                    transposed + h * dim * width);
+          std::fill_n(result + (b * heads + start + h) * length, length, 0.0f);
+        }
+        for (int64_t first = 0; first < length; first += ROWS * stride) {
+          const int64_t count = std::min(ROWS, (length - first + stride - 1) / stride);
+          for (int64_t h = 0; h < together; ++h) {
+            const T* query = q + b * queries.stride(0) + (start + h) * queries.stride(1);
+            for (int64_t r = 0; r < ROWS; ++r) {
+              const int64_t row = r < count ? first + r * stride : first;
+              for (int64_t d = 0; d < dim; ++d) {
+                scaled[r * dim + d] = load(query[row * queries.stride(2) + d]) * static_cast<float>(scale);
+              }
+            }
+            product_rows(scaled, transposed + h * dim * width, biases, dim, width, rows + h * ROWS * width);
+          }
+          if (hidden) {
+            mix_rows(rows, count, width, data<float>(*expand), data<float>(*expand_bias), reduced.data(),
+                     data<float>(*reduce_bias), heads, hidden);
+          }
+          for (int64_t h = 0; h < together; ++h) {
+            for (int64_t r = 0; r < count; ++r) {
+              const float vote = votes ? data<float>(*votes)[b * length + first + r * stride] : 1.0f;
+              if (vote == 0.0f) continue;
+              add_softmax(rows + (h * ROWS + r) * width, length, vote, logarithm,
+                          result + (b * heads + start + h) * length);
+            }
+          }
+        }
+      }
+    });
+  });
+  return out;
+}
+
+}  // namespace tokensieve

@@ -1,0 +1,110 @@
+// What the kernels share: the stable tensor interface, loads in float32, and functions compiled for several processors.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+// One body, compiled for AVX-512, AVX2 and the baseline, chosen when the library is loaded.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#define FOR_EVERY_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define FOR_EVERY_PROCESSOR
+#endif
+#define INLINE inline __attribute__((always_inline))
+
+namespace tokensieve {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Maybe = std::optional<Tensor>;
+
+constexpr float INFINITE = std::numeric_limits<float>::infinity();
+
+INLINE float load(float value) { return value; }
+INLINE float load(c10::BFloat16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.x) << 16;
+  float out;
+  std::memcpy(&out, &bits, sizeof(out));
+  return out;
+}
+INLINE float load(c10::Half value) { return static_cast<float>(value); }
+
+// exp(x) to about two units in the last place, in a form that a compiler vectorises; exactly zero below -87.
+INLINE float fast_exp(float x) {
+  const float clamped = x < -87.0f ? -87.0f : x;
+  const float shifted = clamped * 1.44269504088896f + 12582912.0f;
+  const float whole = shifted - 12582912.0f;
+  const float rest = clamped - whole * 0.693359375f + whole * 2.12194440e-4f;
+  float series = 1.9875691500e-4f;
+  series = series * rest + 1.3981999507e-3f;
+  series = series * rest + 8.3334519073e-3f;
+  series = series * rest + 4.1665795894e-2f;
+  series = series * rest + 1.6666665459e-1f;
+  series = series * rest + 5.0000001201e-1f;
+  series = series * rest * rest + rest + 1.0f;
+  const int32_t bits = (static_cast<int32_t>(whole) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof(power));
+  return x < -87.0f ? 0.0f : series * power;
+}
+
+// Scores as integers that sort from high to low, equal ones by index. NaN comes first, as torch sorts it.
+INLINE uint64_t descending_key(float score, uint32_t index) {
+  uint32_t bits;
+  const float value = score + 0.0f;  // minus zero equals zero
+  std::memcpy(&bits, &value, sizeof(bits));
+  uint32_t ascending = (bits & 0x80000000u) ? ~bits : bits | 0x80000000u;
+  if (score != score) ascending = 0xFFFFFFFFu;
+  return (static_cast<uint64_t>(~ascending) << 32) | index;
+}
+
+inline Tensor new_int64(const Tensor& like, std::initializer_list<int64_t> sizes) {
+  return torch::stable::new_empty(like, std::vector<int64_t>(sizes), ScalarType::Long);
+}
+inline Tensor new_float(const Tensor& like, std::initializer_list<int64_t> sizes) {
+  return torch::stable::new_empty(like, std::vector<int64_t>(sizes), ScalarType::Float);
+}
+
+// Runs `body(begin, end)` over [0, count) on torch's own threads.
+template <class Body>
+inline void in_parallel(int64_t count, int64_t grain, const Body& body) {
+  torch::stable::parallel_for(0, count, grain, body);
+}
+
+// Calls `body` with a null pointer of the element type of `tensor`: float, bfloat16 or half.
+template <class Body>
+inline void with_type(const Tensor& tensor, const Body& body) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return body(static_cast<const float*>(nullptr));
+    case ScalarType::BFloat16:
+      return body(static_cast<const c10::BFloat16*>(nullptr));
+    case ScalarType::Half:
+      return body(static_cast<const c10::Half*>(nullptr));
+    default:
+      STD_TORCH_CHECK(false, "expected float32, bfloat16 or float16");
+  }
+}
+
+template <class T>
+inline const T* data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+template <class T>
+inline T* out_data(Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+}  // namespace tokensieve

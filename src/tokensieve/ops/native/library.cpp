@@ -1,0 +1,48 @@
+// The operators torch.ops.tokensieve.*; ops/native/__init__.py calls them.
+#include "common.h"
+
+namespace tokensieve {
+
+Tensor class_attention(const Tensor&, const Tensor&, double, const Maybe&);
+std::tuple<Tensor, Tensor> split_top(const Tensor&, int64_t);
+Tensor mean_rows(const Tensor&, bool);
+std::tuple<Tensor, Tensor, Tensor> bipartite_matching(const Tensor&, int64_t, int64_t);
+std::tuple<Tensor, Tensor, Tensor> match_pairs(const Tensor&, const Tensor&, int64_t, int64_t);
+std::tuple<Tensor, Tensor, Tensor> density_peaks(Tensor, int64_t, int64_t, int64_t);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> move_tokens(const Tensor&, const Tensor&, const Tensor&,
+                                                               const Maybe&, const Tensor&, const Maybe&, const Maybe&,
+                                                               const Maybe&, bool);
+Tensor put_back(const Tensor&, const Tensor&, const Maybe&, int64_t, bool);
+Tensor column_sums(const Tensor&, const Tensor&, double, const Maybe&, const Maybe&, int64_t, const Maybe&,
+                   const Maybe&, const Maybe&, const Maybe&, bool);
+
+STABLE_TORCH_LIBRARY(tokensieve, library) {
+  library.def("class_attention(Tensor queries, Tensor keys, float scale, Tensor? bias) -> Tensor");
+  library.def("split_top(Tensor score, int count) -> (Tensor, Tensor)");
+  library.def("mean_rows(Tensor features, bool unit) -> Tensor");
+  library.def("bipartite_matching(Tensor metric, int remove, int first) -> (Tensor, Tensor, Tensor)");
+  library.def("match_pairs(Tensor similarities, Tensor score, int pairs, int rounds) -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "density_peaks(Tensor(a!) products, int channels, int clusters, int neighbours) -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "move_tokens(Tensor x, Tensor group, Tensor rep, Tensor? size, Tensor keep, Tensor? moved, Tensor? onto, "
+      "Tensor? weight, bool mean) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  library.def("put_back(Tensor x, Tensor index, Tensor? other, int prefix, bool with_prefix) -> Tensor");
+  library.def(
+      "column_sums(Tensor queries, Tensor keys, float scale, Tensor? bias, Tensor? votes, int stride, "
+      "Tensor? expand, Tensor? expand_bias, Tensor? reduce, Tensor? reduce_bias, bool logarithm) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(tokensieve, CPU, library) {
+  library.impl("class_attention", TORCH_BOX(&class_attention));
+  library.impl("split_top", TORCH_BOX(&split_top));
+  library.impl("mean_rows", TORCH_BOX(&mean_rows));
+  library.impl("bipartite_matching", TORCH_BOX(&bipartite_matching));
+  library.impl("match_pairs", TORCH_BOX(&match_pairs));
+  library.impl("density_peaks", TORCH_BOX(&density_peaks));
+  library.impl("move_tokens", TORCH_BOX(&move_tokens));
+  library.impl("put_back", TORCH_BOX(&put_back));
+  library.impl("column_sums", TORCH_BOX(&column_sums));
+}
+
+}  // namespace tokensieve

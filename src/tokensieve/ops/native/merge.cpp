@@ -1,0 +1,159 @@
+// Moving tokens: an assignment applied in one pass, and the way back.
+#include "common.h"
+
+#include <algorithm>
+#include <atomic>
+
+namespace tokensieve {
+namespace {
+
+template <class T>
+INLINE void merge_row_body(const T* lead, float own, const T* rows, const int64_t* members, const float* factors,
+                           int64_t count, int64_t channels, float* sum, T* out) {
+  for (int64_t c = 0; c < channels; ++c) sum[c] = own * load(lead[c]);
+  for (int64_t r = 0; r < count; ++r) {
+    const T* row = rows + members[r] * channels;
+    const float factor = factors[r];
+    for (int64_t c = 0; c < channels; ++c) sum[c] += factor * load(row[c]);
+  }
+  for (int64_t c = 0; c < channels; ++c) out[c] = static_cast<T>(sum[c]);
+}
+
+#define MERGE_ROW(T)                                                                                                  \
+  FOR_EVERY_PROCESSOR void merge_row(const T* lead, float own, const T* rows, const int64_t* members,                \
+                                     const float* factors, int64_t count, int64_t channels, float* sum, T* out) {    \
+    merge_row_body<T>(lead, own, rows, members, factors, count, channels, sum, out);                                  \
+  }
+MERGE_ROW(float)
+MERGE_ROW(c10::BFloat16)
+MERGE_ROW(c10::Half)
+#undef MERGE_ROW
+
+}  // namespace
+
+// Applies keep (B, K), moved and onto (B, R) to x (B, P + M, C), group (B, N), rep (B, M) and size (B, M) or none.
+//
+// Merges weigh by `weight` (B, M), or by size where there is none, and divide by the summed weight when `mean`.
+// Returns x (B, P + K, C), group (B, N), rep (B, K), size (B, K) and slots (B, M), -1 for tokens that leave.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> move_tokens(const Tensor& x, const Tensor& group, const Tensor& rep,
+                                                               const Maybe& size, const Tensor& keep,
+                                                               const Maybe& moved, const Maybe& onto,
+                                                               const Maybe& weight, bool mean) {
+  const int64_t batch = x.size(0), channels = x.size(2), present = rep.size(1), prefix = x.size(1) - present;
+  const int64_t originals = group.size(1), kept = keep.size(1), merging = moved ? moved->size(1) : 0;
+  Tensor out = torch::stable::new_empty(x, {batch, prefix + kept, channels});
+  Tensor groups = new_int64(x, {batch, originals}), reps = new_int64(x, {batch, kept});
+  Tensor sizes = new_float(x, {batch, kept}), slots = new_int64(x, {batch, present});
+  const int64_t* keeps = data<int64_t>(keep);
+  const int64_t* moves = moved ? data<int64_t>(*moved) : nullptr;
+  const int64_t* targets = onto ? data<int64_t>(*onto) : nullptr;
+  const float* weights = weight ? data<float>(*weight) : nullptr;
+  const float* before = size ? data<float>(*size) : nullptr;
+  int64_t* slot = out_data<int64_t>(slots);
+  float* after = out_data<float>(sizes);
+  std::vector<float> own(batch * kept, 1.0f), factors(batch * merging);
+  std::vector<int64_t> members(batch * merging), starts(batch * (kept + 1), 0);
+  std::atomic<bool> valid{true};
+  in_parallel(batch, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> total(kept);
+    for (int64_t b = begin; b < end; ++b) {
+      int64_t* place = slot + b * present;
+      const auto size_of = [&](int64_t m) { return before ? before[b * present + m] : 1.0f; };
+      const auto weight_of = [&](int64_t m) { return weights ? weights[b * present + m] : size_of(m); };
+      std::fill(place, place + present, -1);
+      for (int64_t j = 0; j < kept; ++j) {
+        const int64_t m = keeps[b * kept + j];
+        if (m < 0 || m >= present) { valid = false; return; }
+        place[m] = j;
+        total[j] = weight_of(m);
+        after[b * kept + j] = size_of(m);
+        out_data<int64_t>(reps)[b * kept + j] = data<int64_t>(rep)[b * rep.stride(0) + m];
+      }
+      int64_t* start = starts.data() + b * (kept + 1);
+      for (int64_t r = 0; r < merging; ++r) {
+        const int64_t m = moves[b * merging + r], j = targets[b * merging + r];
+        if (m < 0 || m >= present || j < 0 || j >= kept) { valid = false; return; }
+        place[m] = j;
+        total[j] += weight_of(m);
+        after[b * kept + j] += size_of(m);
+        ++start[j + 1];
+      }
+      for (int64_t j = 0; j < kept; ++j) {
+        const bool joined = start[j + 1] > 0;
+        const float lead = weight_of(keeps[b * kept + j]);
+        // A weight can underflow to zero; its token then stays as it is instead of becoming 0/0.
+        if (joined) own[b * kept + j] = !mean ? lead : total[j] > 0.0f ? lead / total[j] : 1.0f;
+        start[j + 1] += start[j];
+      }
+      std::vector<int64_t> next(start, start + kept);
+      for (int64_t r = 0; r < merging; ++r) {
+        const int64_t m = moves[b * merging + r], j = targets[b * merging + r];
+        const float share = mean ? (total[j] > 0.0f ? weight_of(m) / total[j] : weight_of(m)) : weight_of(m);
+        members[b * merging + next[j]] = prefix + m;
+        factors[b * merging + next[j]++] = share;
+      }
+      for (int64_t n = 0; n < originals; ++n) {
+        const int64_t g = data<int64_t>(group)[b * group.stride(0) + n];
+        out_data<int64_t>(groups)[b * originals + n] = g < 0 ? g : place[g];
+      }
+    }
+  });
+  STD_TORCH_CHECK(valid, "an assignment names a token that is not there: keep and moved lie in [0, M), onto in [0, K)");
+  with_type(x, [&](auto kind) {
+    using T = std::decay_t<decltype(*kind)>;
+    const T* from = data<T>(x);
+    T* to = out_data<T>(out);
+    const int64_t width = prefix + kept;
+    in_parallel(batch * width, 16, [&](int64_t begin, int64_t end) {
+      std::vector<float> sum(channels);
+      for (int64_t row = begin; row < end; ++row) {
+        const int64_t b = row / width, j = row % width - prefix;
+        const T* image = from + b * (prefix + present) * channels;
+        if (j < 0) {
+          std::memcpy(to + row * channels, image + (j + prefix) * channels, channels * sizeof(T));
+          continue;
+        }
+        const T* lead = image + (prefix + keeps[b * kept + j]) * channels;
+        const int64_t* start = starts.data() + b * (kept + 1) + j;
+        const int64_t count = start[1] - start[0];
+        if (count == 0) {
+          std::memcpy(to + row * channels, lead, channels * sizeof(T));
+        } else {
+          merge_row(lead, own[b * kept + j], image, members.data() + b * merging + start[0],
+                    factors.data() + b * merging + start[0], count, channels, sum.data(), to + row * channels);
+        }
+      }
+    });
+  });
+  return {out, groups, reps, sizes, slots};
+}
+
+// The tokens behind `prefix` of x (B, P + M, C) at index (B, N), and the row of `other` (B, N, C) where index is negative;
+// the prefix itself in front when `with_prefix`.
+Tensor put_back(const Tensor& x, const Tensor& index, const Maybe& other, int64_t prefix, bool with_prefix) {
+  const int64_t batch = x.size(0), length = x.size(1), channels = x.size(2), originals = index.size(1);
+  const int64_t front = with_prefix ? prefix : 0, width = front + originals;
+  Tensor out = torch::stable::new_empty(x, {batch, width, channels});
+  const int64_t bytes = channels * static_cast<int64_t>(x.element_size());
+  const char* from = static_cast<const char*>(x.const_data_ptr());
+  const char* rest = other ? static_cast<const char*>(other->const_data_ptr()) : nullptr;
+  const int64_t rest_step = other ? other->stride(0) * static_cast<int64_t>(x.element_size()) : 0;
+  char* to = static_cast<char*>(out.mutable_data_ptr());
+  const int64_t* places = data<int64_t>(index);
+  const int64_t step = index.stride(0);
+  std::atomic<bool> valid{true};
+  in_parallel(batch * width, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t b = row / width, n = row % width - front;
+      const int64_t place = n < 0 ? n : places[b * step + n];
+      if (place >= length - prefix) { valid = false; return; }
+      const char* source = from + (b * length + prefix + place) * bytes;
+      if (n >= 0 && place < 0) source = rest ? rest + b * rest_step + n * bytes : from + (b * length + prefix) * bytes;
+      std::memcpy(to + row * bytes, source, bytes);
+    }
+  });
+  STD_TORCH_CHECK(valid, "an index names a token that is not there");
+  return out;
+}
+
+}  // namespace tokensieve

@@ -1,0 +1,101 @@
+// Scores and who they select: class attention in one pass over the keys, and the split into the highest and the rest.
+#include "common.h"
+
+#include <algorithm>
+
+namespace tokensieve {
+namespace {
+
+template <class T>
+INLINE void class_row_body(const T* query, const T* keys, int64_t length, int64_t step, int64_t dim, float scale,
+                           const float* bias, float share, float* row, float* total) {
+  float highest = -INFINITE;
+  for (int64_t j = 0; j < length; ++j) {
+    const T* key = keys + j * step;
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t d = 0; d < dim; ++d) sum += load(query[d]) * load(key[d]);
+    row[j] = sum * scale + (bias ? bias[j] : 0.0f);
+    highest = row[j] > highest ? row[j] : highest;
+  }
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < length; ++j) {
+    row[j] = fast_exp(row[j] - highest);
+    sum += row[j];
+  }
+  const float factor = share / sum;
+  for (int64_t j = 0; j < length; ++j) total[j] += row[j] * factor;
+}
+
+#define CLASS_ROW(T)                                                                                                  \
+  FOR_EVERY_PROCESSOR void class_row(const T* query, const T* keys, int64_t length, int64_t step, int64_t dim,       \
+                                     float scale, const float* bias, float share, float* row, float* total) {        \
+    class_row_body<T>(query, keys, length, step, dim, scale, bias, share, row, total);                                \
+  }
+CLASS_ROW(float)
+CLASS_ROW(c10::BFloat16)
+CLASS_ROW(c10::Half)
+#undef CLASS_ROW
+
+}  // namespace
+
+// queries, keys (B, H, L, D), bias (B, L) or none, to the attention row of the first query, mean over heads: (B, L).
+Tensor class_attention(const Tensor& queries, const Tensor& keys, double scale, const Maybe& bias) {
+  const int64_t batch = keys.size(0), heads = keys.size(1), length = keys.size(2), dim = keys.size(3);
+  Tensor out = new_float(keys, {batch, length});
+  float* result = out_data<float>(out);
+  const float* biases = bias ? data<float>(*bias) : nullptr;
+  with_type(keys, [&](auto kind) {
+    using T = std::decay_t<decltype(*kind)>;
+    const T* q = data<T>(queries);
+    const T* k = data<T>(keys);
+    in_parallel(batch, 1, [&](int64_t begin, int64_t end) {
+      std::vector<float> row(length);
+      for (int64_t b = begin; b < end; ++b) {
+        float* total = result + b * length;
+        std::fill(total, total + length, 0.0f);
+        for (int64_t h = 0; h < heads; ++h) {
+          class_row(q + b * queries.stride(0) + h * queries.stride(1), k + b * keys.stride(0) + h * keys.stride(1),
+                    length, keys.stride(2), dim, static_cast<float>(scale), biases ? biases + b * length : nullptr,
+                    1.0f / static_cast<float>(heads), row.data(), total);
+        }
+      }
+    });
+  });
+  return out;
+}
+
+// score (B, M) float32 to the `count` highest and the other indices, each ascending.
+std::tuple<Tensor, Tensor> split_top(const Tensor& score, int64_t count) {
+  const int64_t batch = score.size(0), length = score.size(1), rest = length - count;
+  Tensor top = new_int64(score, {batch, count}), others = new_int64(score, {batch, rest});
+  const float* scores = data<float>(score);
+  int64_t* chosen = out_data<int64_t>(top);
+  int64_t* left = out_data<int64_t>(others);
+  const int64_t step = score.stride(0);
+  in_parallel(batch, 1, [&](int64_t begin, int64_t end) {
+    std::vector<uint64_t> keys(length);
+    for (int64_t b = begin; b < end; ++b) {
+      for (int64_t m = 0; m < length; ++m) keys[m] = descending_key(scores[b * step + m], static_cast<uint32_t>(m));
+      uint64_t worst = 0;
+      if (count > 0) {
+        std::vector<uint64_t> ranked(keys);
+        std::nth_element(ranked.begin(), ranked.begin() + (count - 1), ranked.end());
+        worst = ranked[count - 1];
+      }
+      int64_t* a = chosen + b * count;
+      int64_t* z = left + b * rest;
+      for (int64_t m = 0; m < length; ++m) {
+        if (count > 0 && keys[m] <= worst) {
+          *a++ = m;
+        } else {
+          *z++ = m;
+        }
+      }
+    }
+  });
+  return {top, others};
+}
+
+}  // namespace tokensieve
