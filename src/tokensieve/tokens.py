@@ -146,7 +146,7 @@ class Tokens:
 
     def rows(self, index: Tensor) -> Tensor:
         """(B, K, C), the patch tokens at ``index`` (B, K); cheaper than slicing ``patches`` off first."""
-        return take_rows(self.x, index + self.prefix)
+        return put_back(self.x, index, None, self.prefix, with_prefix=False)
 
     def with_patches(self, patches: Tensor, **changes: Any) -> Tokens:
         """The same prefix with other patch tokens, other fields as in ``dataclasses.replace``."""

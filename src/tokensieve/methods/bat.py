@@ -109,7 +109,6 @@ class BAT(Method):
         attentive_count, pairs, clusters = self.counts(view.count, view.site)
         score = view.importance
         attentive, inattentive = split_top(score, attentive_count)
-        weight = {"size": None, "class": score, "equal": torch.ones_like(score)}[self.weight]
         first, second = self._features(view, attentive), self._features(view, inattentive)
         leads, moved, onto = match_pairs(similarity(first, first), score.gather(1, attentive), pairs, self.rounds)
         centres, others, joins = density_peaks(second, clusters)
@@ -117,8 +116,13 @@ class BAT(Method):
             keep=torch.cat([attentive.gather(1, leads), inattentive.gather(1, centres)], dim=1),
             moved=torch.cat([attentive.gather(1, moved), inattentive.gather(1, others)], dim=1),
             onto=torch.cat([onto, joins + leads.shape[1]], dim=1),
-            weight=weight,
+            weight=self._weights(score),
         )
+
+    def _weights(self, score: Tensor) -> Tensor | None:
+        if self.weight == "size":
+            return None
+        return score if self.weight == "class" else torch.ones_like(score)
 
 
 @dataclass(frozen=True, kw_only=True)
