@@ -177,7 +177,7 @@ def command_section(path: str, command: Any) -> str:
     """One command: what it does, then its arguments and options."""
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option" and "--help" not in p.opts and not p.hidden]
-    words = {p.name: p.metavar or p.name.upper() + ("…" if p.nargs == -1 else "") for p in arguments}
+    words = {p.name: (p.metavar or p.name.upper()) + ("…" if p.nargs == -1 else "") for p in arguments}
     usage = " ".join([path, *words.values(), *(["[OPTIONS]"] if options else [])])
     paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", command.help or "")]
     section = f"## {path}\n\n```text\n{usage}\n```\n\n" + "\n\n".join(paragraphs) + "\n"
