@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
+from tokensieve import option
 from tokensieve.decision import Decision, Until
 from tokensieve.errors import TokensieveError
 from tokensieve.view import Layout, Signal, View
@@ -22,6 +23,9 @@ POINTS: tuple[Point, ...] = ("before", "middle", "after")
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """Base of every method. A subclass is one frozen dataclass in one file, and its docstring is its card.
+
+    Options are checked against their annotations when a config is made; lists become tuples, so that it stays hashable.
+    A subclass that checks more does so in ``__post_init__``, after ``super().__post_init__()``.
 
     Class attributes:
         name: what users type; default the class name in lower case.
@@ -47,6 +51,14 @@ class Method(ABC):
         super().__init_subclass__(**kwargs)
         if "name" not in cls.__dict__:
             cls.name = cls.__name__.lower()
+
+    def __post_init__(self) -> None:
+        for name, kind in self.option_types().items():
+            given = getattr(self, name)
+            try:
+                object.__setattr__(self, name, option.fit(given, kind))
+            except TypeError as error:
+                raise TokensieveError(f"{self.name}: {name} must be {error}, got {given!r}") from None
 
     @abstractmethod
     def blocks(self, depth: int) -> tuple[int, ...]:
@@ -101,7 +113,7 @@ class Method(ABC):
         parts = [self.name]
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
-            if value != f.default:
+            if value != f.default or f.name == self.knob:
                 parts.append(f"{f.name}={_spell(value)}")
         return ":".join(parts)
 
@@ -112,20 +124,7 @@ def _spell(value: Any) -> str:
     return str(value)
 
 
-def freeze_lists(config: Method) -> None:
-    """Turn list options into tuples, so that a config stays hashable and round-trips through JSON."""
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if isinstance(value, list):
-            object.__setattr__(config, f.name, tuple(tuple(v) if isinstance(v, list) else v for v in value))
-
-
 def require(condition: bool, config: Method, option: str, expected: str) -> None:
     """Raise unless ``condition``: names the option, what was given and what was expected."""
     if not condition:
         raise TokensieveError(f"{config.name}: {option} must be {expected}, got {getattr(config, option)!r}")
-
-
-def require_choice(config: Method, option: str, choices: tuple[str, ...]) -> None:
-    """Raise unless the option is one of ``choices``."""
-    require(getattr(config, option) in choices, config, option, "one of " + ", ".join(map(repr, choices)))

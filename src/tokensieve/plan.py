@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tokensieve import option
 from tokensieve.decision import return_point
 from tokensieve.errors import TokensieveError
 from tokensieve.method import POINTS, Method
@@ -32,6 +33,7 @@ def schedule(methods: Sequence[Method], layout: Layout) -> dict[int, tuple[Step,
                 f"{method.name} acts at blocks {list(acting)}: expected ascending numbers below the depth "
                 f"{layout.depth}"
             )
+        _check_lists(method, len(acting))
         for ordinal, block in enumerate(acting):
             steps = plan.setdefault(block, [])
             if any(type(step.method) is type(method) and step.method.point == method.point for step in steps):
@@ -46,8 +48,32 @@ def schedule(methods: Sequence[Method], layout: Layout) -> dict[int, tuple[Step,
                         "give them different sites"
                     )
                 skipped[number] = method
+    _check_skippers(plan, skipped)
     _simulate(plan, methods, layout)
     return {block: tuple(steps) for block, steps in sorted(plan.items())}
+
+
+def _check_lists(method: Method, sites: int) -> None:
+    """An option that lists one value per site lists at least one, and none for a site that there is not."""
+    for name, kind in method.option_types().items():
+        value = getattr(method, name)
+        if option.is_list_for_sites(kind) and isinstance(value, tuple) and not 1 <= len(value) <= max(sites, 1):
+            raise TokensieveError(
+                f"{method.name}: {name} lists {len(value)} values, and the method acts at {sites} sites: "
+                f"give one value, or a list of 1 to {sites}"
+            )
+
+
+def _check_skippers(plan: dict[int, list[Step]], skipped: dict[int, Method]) -> None:
+    """Who skips is chosen where all are there to be chosen from."""
+    for block, steps in plan.items():
+        for step in steps:
+            other = skipped.get(block)
+            if step.method.returns != "end" and other is not None and other is not step.method:
+                raise TokensieveError(
+                    f"{step.method.name} chooses in block {block} which tokens skip, and {other.name} makes tokens "
+                    "skip that block: give them sites that are not neighbours"
+                )
 
 
 def _skipping(method: Method, block: int) -> range:

@@ -96,9 +96,13 @@ def speed_table(rows: Sequence[Row], batch: int) -> Table:
             f"{speed.peak_memory / 1e6:.1f}",
             style="bold" if row.variant == DENSE else None,
         )
+    notes = [
+        "S speed-up over dense, F dense MACs over these, O speed-up of the oracle: the same counts, chosen for free"
+    ]
     if any(s.noisy for row in rows for s in row.speed if s.batch == batch):
-        table.caption = "~ noisy: the rounds lie more than 10 % apart; close other programs, or use more --rounds"
-        table.caption_justify = "left"
+        notes.append("~ noisy: the rounds lie more than 10 % apart; close other programs, or use more --rounds")
+    table.caption = "\n".join(notes)
+    table.caption_justify = "left"
     return table
 
 

@@ -20,6 +20,7 @@ from tokensieve.measure.model import share_weights
 from tokensieve.measure.oracle import oracle
 from tokensieve.measure.results import DENSE, Results, Row, Speed
 from tokensieve.method import Method
+from tokensieve.registry import nearest
 
 COUNTED_IMAGES = 16  # images that MACs are averaged over; only ragged methods need more than one
 
@@ -72,6 +73,23 @@ class Runtime:
         if not self.amp:
             return nullcontext()
         return torch.autocast(torch.device(self.device).type, dtype=getattr(torch, self.amp_dtype))
+
+
+def check_device(device: str) -> None:
+    """Raise unless tensors can live on ``device`` here."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # a device without data, such as "meta", is one too
+        raise TokensieveError(f"device {device!r} is not available: {str(error).partition(chr(10))[0]}") from error
+
+
+def check_backend(backend: str) -> None:
+    """Raise unless ``torch.compile`` has the backend."""
+    known = torch.compiler.list_backends()
+    if backend not in torch.compiler.list_backends(exclude_tags=()):
+        raise TokensieveError(
+            f"torch.compile has no backend {backend!r}{nearest(backend, known)}; it has {', '.join(known)}"
+        )
 
 
 @dataclass

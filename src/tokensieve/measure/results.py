@@ -5,12 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import platform
 import subprocess
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +16,7 @@ import torch
 
 import tokensieve
 from tokensieve.errors import TokensieveError
+from tokensieve.files import replacing
 
 DENSE = "dense"
 
@@ -88,6 +85,7 @@ class Results:
         command: how it was started.
         rows: in the order measured, the dense model first.
         file: the JSON file; the CSV file and the plot lie beside it. None keeps the rows in memory only.
+        stopped: whether Ctrl-C ended the measurement before it was complete.
     """
 
     settings: dict[str, Any]
@@ -95,6 +93,7 @@ class Results:
     rows: list[Row] = field(default_factory=list)
     file: Path | None = None
     environment: dict[str, Any] = field(default_factory=lambda: environment())
+    stopped: bool = False
 
     def find(self, variant: str) -> Row | None:
         """The row of a variant, or None."""
@@ -136,6 +135,11 @@ class Results:
         writer.writeheader()
         writer.writerows(rows)
         return text.getvalue()
+
+    @property
+    def images(self) -> int:
+        """How many images the rows were measured on; 0 before there is one."""
+        return max((row.images or 0 for row in self.rows), default=0)
 
     @property
     def plot_file(self) -> Path | None:
@@ -194,40 +198,6 @@ def _resumed(path: Path, settings: dict[str, Any]) -> list[Row]:
                 f"{wanted.get(key)!r}: use the same settings, or another results file"
             )
     return rows
-
-
-@contextmanager
-def replacing(path: Path, rename: bool = True) -> Iterator[Path]:
-    """A file beside ``path`` that takes its place when the block ends well.
-
-    Args:
-        path: the file to write.
-        rename: False only tries whether it could be written.
-
-    Raises:
-        TokensieveError: no such folder, no permission, disk full.
-    """
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    except OSError as error:
-        raise TokensieveError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
-    os.close(handle)
-    beside = Path(name)
-    try:
-        yield beside
-        if rename:
-            beside.chmod(0o666 & ~_umask())
-            beside.replace(path)
-    except OSError as error:
-        raise TokensieveError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:

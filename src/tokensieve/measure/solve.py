@@ -31,8 +31,7 @@ def solve(model: nn.Module, methods: Sequence[Method], share: float, x: Tensor) 
     Raises:
         TokensieveError: no method has a knob, or the share lies outside what the knob can reach.
     """
-    if not 0 < share < 1:
-        raise TokensieveError(f"--macs is a share of the dense model's MACs and must lie between 0 and 1, got {share}")
+    check_share(share)
     turned = [number for number, method in enumerate(methods) if method.knob is not None]
     if not turned:
         raise TokensieveError(f"{ts.spell(tuple(methods))} has no option that sets its cost; leave --macs out")
@@ -75,6 +74,12 @@ def solve(model: nn.Module, methods: Sequence[Method], share: float, x: Tensor) 
     if not cost_or_nothing(below) and cost(above) > 1.01 * target:
         raise _unreachable(methods, knob, share, f"at least {cost(above) / dense.total:.3f}")
     return with_knob(nearest)
+
+
+def check_share(share: float) -> None:
+    """Raise unless ``share`` is one that a reduced model could have."""
+    if not 0 < share < 1:
+        raise TokensieveError(f"--macs is a share of the dense model's MACs and must lie between 0 and 1, got {share}")
 
 
 def _unreachable(methods: Sequence[Method], knob: str, share: float, bound: str) -> TokensieveError:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.decision import Assignment
-from tokensieve.method import Method, freeze_lists, require, require_choice
+from tokensieve.method import Method, require
 from tokensieve.ops.density import density_peaks
 from tokensieve.ops.matching import match_pairs, similarity
 from tokensieve.ops.rows import split_top, take_rows
@@ -64,13 +64,11 @@ class BAT(Method):
     )
 
     def __post_init__(self) -> None:
-        freeze_lists(self)
+        super().__post_init__()
         for option in ("keep", "clusters"):
             value = getattr(self, option)
             shares = value if isinstance(value, tuple) else (value,)
             require(bool(shares) and all(0 < share <= 1 for share in shares), self, option, "a share in (0, 1]")
-        require_choice(self, "weight", ("size", "class", "equal"))
-        require_choice(self, "metric", ("x", "keys"))
         require(self.rounds >= 1, self, "rounds", "1 or more")
 
     def _published_sites(self) -> tuple[int, ...]:

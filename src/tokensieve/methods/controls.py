@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from tokensieve.decision import Assignment
-from tokensieve.method import Method, freeze_lists, require
+from tokensieve.method import Method, require
 from tokensieve.ops.rows import split_top
 from tokensieve.schedule import checked_sites, nearest_share, per_site
 from tokensieve.view import Layout, Signal, View, importance_signal
@@ -32,7 +32,7 @@ class Pruning(Method):
     knob = "keep"
 
     def __post_init__(self) -> None:
-        freeze_lists(self)
+        super().__post_init__()
         shares = self.keep if isinstance(self.keep, tuple) else (self.keep,)
         require(all(0 < share <= 1 for share in shares) and bool(shares), self, "keep", "a share in (0, 1]")
 

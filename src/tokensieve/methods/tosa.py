@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tokensieve.decision import Assignment, Until
 from tokensieve.errors import TokensieveError, TokensieveWarning
-from tokensieve.method import Method, freeze_lists, require, require_choice
+from tokensieve.method import Method, require
 from tokensieve.methods.controls import shuffled
 from tokensieve.ops.rows import split_top
 from tokensieve.ops.selector import Selector
@@ -31,8 +31,8 @@ class ToSA(Method):
     unchanged and take their places again, so every layer's output is complete and dense prediction works.
 
     The selectors must be trained (KL to the next layer's map, no labels). A fresh selector predicts this layer's own
-    map, so that untrained ToSA is exactly its control ``score=own``, and says so once. No accuracy table of the paper
-    is public.
+    map, and says so once: untrained ToSA is its control ``score=own``, exactly so with ``stride=1``, and with a wider
+    stride by an estimate of the same column sums. No accuracy table of the paper is public.
 
     Our choice where the public text is silent, each an option: every second layer from 1 on, kernel-1 convolutions
     H → 4H → H, softmax over the keys, head mean, sums of probabilities, bypassing the whole layer.
@@ -75,14 +75,9 @@ class ToSA(Method):
     paper = ("ToSA: Token Selective Attention for Efficient Vision Transformers", "Singh et al.", 2024, "2406.08816")
 
     def __post_init__(self) -> None:
-        freeze_lists(self)
+        super().__post_init__()
         shares = self.keep if isinstance(self.keep, tuple) else (self.keep,)
         require(bool(shares) and all(0 < share <= 1 for share in shares), self, "keep", "a share in (0, 1]")
-        require_choice(self, "score", ("selector", "own", "class", "random"))
-        require_choice(self, "bypass", ("layer", "attention"))
-        require_choice(self, "normalize", ("keys", "heads"))
-        require_choice(self, "sum_of", ("probabilities", "log_probabilities"))
-        require_choice(self, "heads", ("mean", "max"))
         require(self.expansion >= 2, self, "expansion", "2 or more")
         require(self.kernel >= 1 and self.kernel % 2 == 1, self, "kernel", "an odd number, 1 or more")
         require(self.block >= 1, self, "block", "1 or more")
