@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from tokensieve.cli import options as o
-from tokensieve.cli.output import note, progress_bars, show_table, speed_table
+from tokensieve.cli.output import accuracy_table, note, progress_bars, show_table, speed_table
 from tokensieve.errors import TokensieveError
 from tokensieve.measure.plot import pareto
 from tokensieve.measure.results import Results
@@ -52,6 +52,7 @@ def demo(
         if not subject.labelled:
             for row in results.rows:
                 row.top1 = row.top5 = None
+        show_table(accuracy_table(results.rows, f"{results.settings['model']}, {results.images} images"))
         for batch in (16, 1):
             show_table(speed_table(results.rows, batch))
         pareto(results.rows, beside / "pareto.png", "accuracy against speed and MACs", 16)

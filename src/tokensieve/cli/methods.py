@@ -16,6 +16,7 @@ from tokensieve.method import Method
 from tokensieve.schedule import REFERENCE_DEPTH
 
 READABLE = 100  # columns of running text
+SHORT = {"before": "before", "middle": "in", "after": "after"}
 
 
 def methods(
@@ -34,19 +35,22 @@ def methods(
 def _list() -> None:
     table = new_table()
     table.add_column("method", no_wrap=True)
-    for column in (
-        "what it does",
-        "acts",
-        f"in blocks, of {REFERENCE_DEPTH}",
-        "main option",
-        "needs training",
-        "paper",
-    ):
-        table.add_column(column, overflow="fold")
+    table.add_column("what it does", overflow="fold", ratio=1)
+    table.add_column(f"blocks of {REFERENCE_DEPTH}", overflow="fold", max_width=16)
+    for column in ("option", "training", "arXiv"):
+        table.add_column(column, no_wrap=True)
     for name, method in registry.methods().items():
-        paper = "control" if method.paper is None else f"arXiv {method.paper[3]}"
-        cells = (name, card.summary(method), card.ACTS[method.point], _blocks(method), method.knob or "none")
-        table.add_row(*map(escape, (*cells, "yes" if method.trained else "no", paper)))
+        paper = "control" if method.paper is None else method.paper[3]
+        where = f"{SHORT[method.point]} {_blocks(method)}"
+        cells = (
+            name,
+            card.summary(method),
+            where,
+            method.knob or "none",
+            "needed" if method.trained else "none",
+            paper,
+        )
+        table.add_row(*map(escape, cells))
     show_table(table)
 
 
@@ -65,7 +69,7 @@ def _card(method: type[Method]) -> None:
 
 
 def _facts(method: type[Method]) -> str:
-    where = f"Acts {card.ACTS[method.point]}, in blocks {_blocks(method)} of {REFERENCE_DEPTH}."
+    where = f"Acts {card.ACTS[method.point]}, in {_blocks(method)} of {REFERENCE_DEPTH} blocks."
     if method.paper is None:
         return where
     title, authors, year, number = method.paper
