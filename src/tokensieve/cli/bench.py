@@ -9,9 +9,9 @@ import typer
 from tokensieve.cli import options as o
 from tokensieve.cli.output import accuracy_table, note, show_table, speed_table
 from tokensieve.cli.run import Request, default_results_file, measure
-from tokensieve.measure.bench import Runtime
 from tokensieve.measure.data import DataArguments
 from tokensieve.measure.plot import pareto
+from tokensieve.measure.runtime import Runtime
 
 
 def bench(
@@ -42,8 +42,10 @@ def bench(
     device: o.Device = "cpu",
     amp: o.Amp = False,
     amp_dtype: o.AmpDtype = "bfloat16",
+    model_dtype: o.ModelDtype = None,
     channels_last: o.ChannelsLast = False,
     torchcompile: o.TorchCompile = None,
+    cuda_graph: o.CudaGraph = False,
     results_file: o.ResultsFile = None,
     resume: o.Resume = False,
     force: o.Force = False,
@@ -77,7 +79,13 @@ def bench(
             limit=limit,
         ),
         runtime=Runtime(
-            device=device, amp=amp, amp_dtype=amp_dtype, channels_last=channels_last, torchcompile=torchcompile
+            device=device,
+            amp=amp,
+            amp_dtype=amp_dtype,
+            model_dtype=model_dtype,
+            channels_last=channels_last,
+            torchcompile=torchcompile,
+            cuda_graph=cuda_graph,
         ),
         batches=tuple(dict.fromkeys(speed_batch_size or (1, 16))),
         rounds=rounds,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from tokensieve.cli import options as o
 from tokensieve.cli.output import accuracy_table, note, show_table
 from tokensieve.cli.run import Request, measure
-from tokensieve.measure.bench import Runtime
 from tokensieve.measure.data import DataArguments
+from tokensieve.measure.runtime import Runtime
 
 
 def evaluate(
@@ -32,6 +32,7 @@ def evaluate(
     device: o.Device = "cpu",
     amp: o.Amp = False,
     amp_dtype: o.AmpDtype = "bfloat16",
+    model_dtype: o.ModelDtype = None,
     channels_last: o.ChannelsLast = False,
     torchcompile: o.TorchCompile = None,
     results_file: o.ResultsFile = None,
@@ -66,7 +67,12 @@ def evaluate(
             limit=limit,
         ),
         runtime=Runtime(
-            device=device, amp=amp, amp_dtype=amp_dtype, channels_last=channels_last, torchcompile=torchcompile
+            device=device,
+            amp=amp,
+            amp_dtype=amp_dtype,
+            model_dtype=model_dtype,
+            channels_last=channels_last,
+            torchcompile=torchcompile,
         ),
         batches=(),
         rounds=0,

@@ -9,17 +9,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 import tokensieve as ts
 from tokensieve.cli.output import Bars, note, progress_bars
-from tokensieve.errors import TokensieveError
 from tokensieve.measure import bench as measuring
-from tokensieve.measure.bench import Runtime
 from tokensieve.measure.data import DataArguments, ImageStream, open_images
 from tokensieve.measure.model import create, share_weights
 from tokensieve.measure.results import Results, environment, open_results
+from tokensieve.measure.runtime import Runtime
 from tokensieve.measure.solve import solve
 
 
@@ -63,7 +61,7 @@ class Request:
 def measure(request: Request) -> Results:
     """Carry the request out, with progress bars; Ctrl-C returns what is done."""
     compositions = [variant for spec in request.methods for variant in ts.sweep(spec)]
-    _check_device(request.runtime)
+    request.runtime.check()
     results = open_results(
         request.results_file,
         request.settings(),
@@ -97,17 +95,6 @@ def measure(request: Request) -> Results:
         names = ", ".join(list(images.skipped)[:5]) + (", …" if len(images.skipped) > 5 else "")
         note(f"{len(images.skipped)} image files cannot be read and were left out: {names}")
     return results
-
-
-def _check_device(runtime: Runtime) -> None:
-    try:
-        torch.empty(0, device=runtime.device)
-    except (RuntimeError, AssertionError) as error:
-        raise TokensieveError(
-            f"device {runtime.device!r} is not available: {str(error).partition(chr(10))[0]}"
-        ) from error
-    if runtime.amp_dtype not in ("bfloat16", "float16"):
-        raise TokensieveError(f"--amp-dtype must be bfloat16 or float16, got {runtime.amp_dtype!r}")
 
 
 def _models(request: Request) -> tuple[nn.Module, dict[str, nn.Module]]:
