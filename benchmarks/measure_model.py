@@ -41,7 +41,7 @@ def measure(cell: Cell, device: str, data: str | None, progress: Progress) -> di
     if len(timings.dense.seconds) < cell.rounds:
         raise KeyboardInterrupt  # the timing ended early; half a cell is not saved
     rows = [_row(subject, variant, timings) for variant in subject.all if variant.name not in refused]
-    return subject.told | {"discarded": timings.discarded, "refused": refused, "rows": rows}
+    return subject.told | {"refused": refused, "rows": rows}
 
 
 def _failing(subject: Subject) -> dict[str, str]:

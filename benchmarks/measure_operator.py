@@ -19,7 +19,7 @@ from subject import Subject, prepare
 from tokensieve.engine import sites
 from tokensieve.measure import speed
 from tokensieve.measure.oracle import OracleBlock, oracle
-from tokensieve.measure.timing import Progress, Variant
+from tokensieve.measure.timing import Progress, Variant, disturbed, steadiest
 from tokensieve.registry import family_of
 from tokensieve.tokens import Tokens, returning
 
@@ -50,7 +50,11 @@ def _row(subject: Subject, variant: Variant, cell: Cell) -> dict[str, Any]:
         "oracle": [module for module in free.modules() if isinstance(module, OracleBlock)],
     }
     runs = {name: subject.runtime.callable(Through(blocks[first:last])) for name, blocks in chains.items()}
-    timed = speed.measure(runs, x, rounds=cell.rounds, warmup=cell.warmup)
+
+    def one_set(number: int) -> dict[str, speed.Timing]:
+        return speed.measure(runs, x, rounds=cell.rounds, warmup=1 if number else cell.warmup)
+
+    timed, discarded = steadiest(one_set, cell.rounds, "dense", ["oracle"])
     if len(timed["dense"].seconds) < cell.rounds:
         raise KeyboardInterrupt
     rounds = zip(*(timed[name].seconds for name in ("reduced", "oracle", "dense")), strict=True)
@@ -69,7 +73,8 @@ def _row(subject: Subject, variant: Variant, cell: Cell) -> dict[str, Any]:
         "site_share": median(shares),
         "low": low,
         "high": high,
-        "noisy": any(speed.noisy(timing) for timing in timed.values()),
+        "discarded": discarded,
+        "noisy": disturbed(timed, ["oracle"]),
     }
 
 

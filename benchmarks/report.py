@@ -132,8 +132,9 @@ def _cells(store: Store) -> Iterator[str]:
 
 def _remarks(record: Record) -> Iterator[str]:
     parts = []
-    if record.get("discarded"):
-        parts.append(f"{record['discarded']} set(s) of rounds were discarded because an oracle moved.")
+    discarded = max((row.get("discarded", 0) for row in record["rows"]), default=0)
+    if discarded:
+        parts.append(f"{discarded} set(s) of rounds were discarded because an oracle moved.")
     for variant, reason in record.get("refused", {}).items():
         parts.append(f"`{variant}` cannot run here: {reason}.")
     if parts:
@@ -235,6 +236,7 @@ def _reference(record: Record) -> Iterator[str]:
                 f"{row['S']:.2f}",
                 f"{row['O']:.2f}",
                 f"{row['reference_S']:.2f}",
+                f"{row['explicit_S']:.2f}",
                 f"{row['over_reference']:.2f} ({row['low']:.2f} to {row['high']:.2f}){_mark(row['noisy'])}",
                 f"{100 * row['same_groups']:.0f} % of {row['compared']} images",
                 f"{row['largest_difference']:.1e}",
@@ -268,7 +270,7 @@ def _profiles(store: Store) -> Iterator[str]:
     if not store.profiles:
         return
     yield from ("", "## Where the time goes", "")
-    yield "Milliseconds of one call under torch.profiler, which slows Python down: read the parts, not the sum."
+    yield "Milliseconds of one call under torch.profiler, the shortest of several. It slows Python down: read the parts, not the sum."
     for profile in store.profiles:
         yield from ("", f"### {profile['cell'].partition('/')[2]}, {profile['variant']}", "")
         groups = list(profile["dense"])

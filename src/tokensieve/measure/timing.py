@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -74,16 +74,12 @@ class Timings:
         """The dense model's."""
         return self.variants[DENSE]
 
-    def moved(self, name: str) -> bool:
-        """Whether the oracle of a variant moved in this set too."""
-        return name in self.oracles and speed.moved(self.oracles[name], self.dense)
-
     def speed(self, name: str, promised: float) -> Speed:
         """The figures of one variant whose MACs promise the factor ``promised``."""
         timing, free = self.variants[name], self.oracles.get(name)
         gain = timing.speedup(self.dense)
         fast, slow = timing.quartiles
-        disturbed = any(speed.noisy(t) for t in (timing, self.dense, free) if t is not None)
+        own = {"variant": timing, DENSE: self.dense} | ({} if free is None else {"oracle": free})
         return Speed(
             batch=timing.batch,
             images_per_second=timing.images_per_second,
@@ -94,7 +90,7 @@ class Timings:
             S_over_F=gain / promised,
             S_over_O=None if free is None else timing.speedup(free),
             peak_memory=self.peaks[name],
-            noisy=disturbed or self.moved(name),
+            noisy=disturbed(own, [name for name in own if name == "oracle"]),
             discarded=self.discarded,
         )
 
@@ -129,26 +125,52 @@ def time_variants(
     free = {variant.name: oracle(dense, variant.report) for variant in variants if variant.name != DENSE}
     runs: dict[str, Callable[[Tensor], Any]] = {name: runtime.callable(model) for name, model in models.items()}
     runs |= {_free(name): runtime.callable(model) for name, model in free.items()}
-    sets: list[Timings] = []
-    while len(sets) < ATTEMPTS:
-        again = ", again: an oracle moved" if sets else ""
+
+    def one_set(number: int) -> dict[str, Timing]:
+        again = ", again: an oracle moved" if number else ""
         progress.start(f"timing at batch {len(x)}{again}", rounds * len(runs))
-        timed = speed.measure(runs, x, rounds=rounds, warmup=1 if sets else warmup, on_round=progress.advance)
-        done = {name: timed[name] for name in models}, {name: timed[_free(name)] for name in free}
-        sets.append(Timings(*done, {}, len(sets)))
-        if not _drift(sets[-1]) or len(sets[-1].dense.seconds) < rounds:  # fewer rounds: stopped by Ctrl-C
-            break
-    # Of equals the last: its rounds are the furthest from whatever disturbed the first.
-    best = min(reversed(sets), key=_drift)
+        calls = 1 if number else warmup
+        return speed.measure(runs, x, rounds=rounds, warmup=calls, on_round=progress.advance)
+
+    timed, discarded = steadiest(one_set, rounds, DENSE, [_free(name) for name in free])
     peaks = {name: memory.peak(runtime.callable(model, eager=True), x) for name, model in models.items()}
-    return Timings(best.variants, best.oracles, peaks, len(sets) - 1)
+    variants_timed, oracles = {name: timed[name] for name in models}, {name: timed[_free(name)] for name in free}
+    return Timings(variants_timed, oracles, peaks, discarded)
+
+
+def steadiest(
+    one_set: Callable[[int], Mapping[str, Timing]], rounds: int, dense: str, oracles: Collection[str]
+) -> tuple[Mapping[str, Timing], int]:
+    """The first set of rounds in which no oracle moved, or of three the one whose oracles moved least.
+
+    Args:
+        one_set: measures set number 0, 1, …
+        rounds: of a whole set.
+        dense, oracles: which of its timings are the dense model's and the oracles'.
+
+    Returns:
+        The set, and how many were measured and discarded besides. A set that Ctrl-C cut short is taken as it is.
+    """
+
+    def worst(timed: Mapping[str, Timing]) -> float:
+        moved = [timed[name] for name in oracles if speed.moved(timed[name], timed[dense])]
+        return max((speed.drift(oracle, timed[dense]) for oracle in moved), default=0.0)
+
+    sets: list[Mapping[str, Timing]] = []
+    while len(sets) < ATTEMPTS:
+        sets.append(one_set(len(sets)))
+        if len(sets[-1][dense].seconds) < rounds:
+            return sets[-1], len(sets) - 1
+        if not worst(sets[-1]):
+            break
+    # Of equals the last: it is the furthest from whatever disturbed the first.
+    return min(reversed(sets), key=worst), len(sets) - 1
+
+
+def disturbed(timed: Mapping[str, Timing], oracles: Collection[str], dense: str = DENSE) -> bool:
+    """Whether the rounds of any of ``timed`` lie far apart, or an oracle moved: then the figures say little."""
+    return any(map(speed.noisy, timed.values())) or any(speed.moved(timed[name], timed[dense]) for name in oracles)
 
 
 def _free(name: str) -> str:
     return f"{name} oracle"  # a spec has no spaces
-
-
-def _drift(timings: Timings) -> float:
-    """How far the worst oracle moved, 0 where none did."""
-    moved = [t for name, t in timings.oracles.items() if timings.moved(name)]
-    return max((speed.drift(t, timings.dense) for t in moved), default=0.0)
