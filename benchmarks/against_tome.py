@@ -197,6 +197,7 @@ class Reference:
             "low": low,
             "high": high,
             "attended": [round(block.attended) for block in variant.report.blocks],
+            "tokens": [round(block.processed) for block in variant.report.blocks],
             "seconds": list(ours.seconds),
             "reference_seconds": list(theirs.seconds),
         }

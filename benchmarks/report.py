@@ -147,7 +147,7 @@ def _model(record: Record) -> Iterator[str]:
 
 
 def _model_cells(row: Record) -> list[str]:
-    tokens = f"{row['attended'][0]} → {min(row['attended'])}"
+    tokens = f"{row['attended'][0]} → {min(row['tokens'])}"
     rate = f"{row['images_per_second']:.1f}{_mark(row['noisy'])}"
     if row["variant"] == DENSE:
         return [DENSE, str(row["attended"][0]), "", "", "", "", "", rate, f"{row['peak_memory'] / 1e6:.1f}", ""]
@@ -231,7 +231,7 @@ def _reference(record: Record) -> Iterator[str]:
         (
             [
                 f"`{row['variant']}`",
-                f"{row['attended'][0]} → {min(row['attended'])}",
+                f"{row['attended'][0]} → {min(row['tokens'])}",
                 f"{row['F']:.2f}",
                 f"{row['S']:.2f}",
                 f"{row['O']:.2f}",
@@ -270,7 +270,8 @@ def _profiles(store: Store) -> Iterator[str]:
     if not store.profiles:
         return
     yield from ("", "## Where the time goes", "")
-    yield "Milliseconds of one call under torch.profiler, the shortest of several. It slows Python down: read the parts, not the sum."
+    yield "Milliseconds of one call under torch.profiler, the shortest of several."
+    yield "The profiler slows Python down: read the parts, not the sum."
     for profile in store.profiles:
         yield from ("", f"### {profile['cell'].partition('/')[2]}, {profile['variant']}", "")
         groups = list(profile["dense"])

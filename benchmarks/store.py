@@ -11,6 +11,7 @@ from cells import Cell
 from tokensieve.errors import TokensieveError
 from tokensieve.measure.results import replacing
 
+FORMAT = 1  # of the file; counted up when records change
 MACHINE = ("device", "threads", "torch", "timm")  # of the environment: a change of one makes figures incomparable
 
 
@@ -51,6 +52,7 @@ class Store:
     def write(self) -> None:
         """Write the file beside and rename it, so that a crash leaves the old one whole."""
         content = {
+            "format": FORMAT,
             "environment": self.environment,
             "dtype": self.dtype,
             "on_cpu": self.on_cpu,
@@ -76,6 +78,8 @@ def read_store(path: Path) -> Store:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"its format is {content['format']}, not {FORMAT}")
         store = Store(path, content["environment"], content["dtype"], content["on_cpu"])
         store.cells, store.profiles = dict(content["cells"]), list(content["profiles"])
     except OSError as error:
