@@ -48,6 +48,11 @@ def cpu() -> list[Cell]:
     return cells
 
 
+def compiled() -> list[Cell]:
+    """What is left to gain or lose when everything is compiled; minutes of compiling on a CPU."""
+    return grid(["deit_tiny"], [224], [1, 16], ["bf16"], ["compile"], METHODS, rounds=12)
+
+
 def highres() -> list[Cell]:
     """ViT-B at 1024² pixels, from 4097 tokens to 1025."""
     return highres_on("bf16")
@@ -90,4 +95,4 @@ def highres_on(dtype: str) -> list[Cell]:
     return grid(["vit_base"], [1024], [1], [dtype], ["eager"], (*TO_1025, *AT_ONCE), rounds=6, warmup=1)
 
 
-PRESETS = {preset.__name__: preset for preset in (smoke, cpu, highres, gpu)}
+PRESETS = {preset.__name__: preset for preset in (smoke, cpu, compiled, highres, gpu)}
