@@ -22,6 +22,7 @@ def bench(
         typer.Option("--speed-batch-size", min=1, help="Batch size to time; repeatable. Default: 1 and 16."),
     ] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Timings of each model.")] = 10,
+    cuda_graph: o.CudaGraph = False,
     verbose: o.Verbose = False,
 ) -> None:
     """Measure dense model, reduced variants and their oracles in one run: MACs, accuracy, agreement, speed, memory.
@@ -31,7 +32,7 @@ def bench(
     """
     request = replace(request, results_file=request.results_file or default_results_file(request.model))
     batches = tuple(dict.fromkeys(speed_batch_size or (1, 16)))
-    results = measure(request, batches=batches, rounds=rounds)
+    results = measure(request, batches=batches, rounds=rounds, cuda_graph=cuda_graph)
     show_table(accuracy_table(results.rows, f"{request.model}, {results.images} images"))
     for batch in batches:
         if any(speed.batch == batch for row in results.rows for speed in row.speed):

@@ -101,10 +101,17 @@ Macs = Annotated[
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, …")]
 Amp = Annotated[bool, typer.Option("--amp", help="Run under autocast.")]
 AmpDtype = Annotated[str, typer.Option("--amp-dtype", help="bfloat16 or float16.")]
+ModelDtype = Annotated[
+    str | None,
+    typer.Option("--model-dtype", metavar="DTYPE", help="Cast the model itself: bfloat16, float16. Default: as it is."),
+]
 ChannelsLast = Annotated[bool, typer.Option("--channels-last", help="Use the channels-last memory format.")]
 TorchCompile = Annotated[
     str | None,
     typer.Option("--torchcompile", metavar="BACKEND", help="Compile every model, with inductor for example."),
+]
+CudaGraph = Annotated[
+    bool, typer.Option("--cuda-graph", help="Capture every model in a CUDA graph and time its replay.")
 ]
 ResultsFile = Annotated[
     str | None,

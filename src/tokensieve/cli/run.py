@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,10 +17,10 @@ from tokensieve.cli import options as o
 from tokensieve.cli.output import Bars, note, progress_bars
 from tokensieve.errors import TokensieveError
 from tokensieve.measure import bench as measuring
-from tokensieve.measure.bench import Runtime, check_backend, check_device
 from tokensieve.measure.data import DataArguments, ImageStream, open_images
 from tokensieve.measure.model import create, has_weights, share_weights
 from tokensieve.measure.results import Results, environment, open_results
+from tokensieve.measure.runtime import Runtime
 from tokensieve.measure.solve import check_share, solve
 
 T = TypeVar("T")
@@ -52,6 +52,7 @@ class Request:
     device: o.Device = "cpu"
     amp: o.Amp = False
     amp_dtype: o.AmpDtype = "bfloat16"
+    model_dtype: o.ModelDtype = None
     channels_last: o.ChannelsLast = False
     torchcompile: o.TorchCompile = None
     results_file: o.ResultsFile = None
@@ -82,20 +83,21 @@ class Request:
         return {name: getattr(self, name) for name in names} | data | runtime
 
 
-def measure(request: Request, *, batches: Sequence[int] = (), rounds: int = 0) -> Results:
+def measure(request: Request, *, batches: Sequence[int] = (), rounds: int = 0, cuda_graph: bool = False) -> Results:
     """Carry the request out, with progress bars; Ctrl-C returns what is done, and ``stopped`` is set.
 
     Args:
         request: what to measure.
         batches: batch sizes to time; none for accuracy alone.
         rounds: timings of each model.
+        cuda_graph: whether to time replays of a CUDA graph.
     """
     compositions = [variant for spec in request.method or [] for variant in ts.sweep(spec)]
-    runtime = request.runtime
+    runtime = replace(request.runtime, cuda_graph=cuda_graph)
     _check(request, runtime)
     results = open_results(
         request.results_file,
-        request.settings() | {"rounds": rounds},
+        request.settings() | {"rounds": rounds, "cuda_graph": cuda_graph},
         shlex.join(["tokensieve", *sys.argv[1:]]),
         resume=request.resume,
         force=request.force,
@@ -134,11 +136,7 @@ def _check(request: Request, runtime: Runtime) -> None:
         raise TokensieveError("--macs says what methods may cost, and there is none: give at least one --method")
     for share in request.macs or ():
         check_share(share)
-    check_device(runtime.device)
-    if runtime.amp_dtype not in ("bfloat16", "float16"):
-        raise TokensieveError(f"--amp-dtype must be bfloat16 or float16, got {runtime.amp_dtype!r}")
-    if runtime.torchcompile is not None:
-        check_backend(runtime.torchcompile)
+    runtime.check()
 
 
 def _models(request: Request) -> tuple[nn.Module, dict[str, nn.Module]]:

@@ -11,8 +11,8 @@ import typer
 from tokensieve.cli import options as o
 from tokensieve.cli.output import note, progress_bars
 from tokensieve.errors import TokensieveError
-from tokensieve.measure.bench import check_device
 from tokensieve.measure.model import create, has_weights
+from tokensieve.measure.runtime import check_device
 from tokensieve.measure.transform import data_config
 from tokensieve.show.images import read_image
 from tokensieve.show.run import class_names, show_rows

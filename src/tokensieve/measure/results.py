@@ -31,7 +31,8 @@ class Speed:
         S: speed-up over the dense model. O: the oracle's. None for the dense model itself.
         S_over_F, S_over_O: what is realised of the MACs saved, and of the oracle's speed-up.
         peak_memory: bytes at the peak of one forward pass.
-        noisy: the rounds lie so far apart that the figures say little.
+        noisy: the rounds lie so far apart that the figures say little, or the oracle moved every time.
+        discarded: sets of rounds thrown away before these because an oracle moved.
     """
 
     batch: int
@@ -44,6 +45,7 @@ class Speed:
     S_over_O: float | None
     peak_memory: int
     noisy: bool
+    discarded: int = 0
 
 
 @dataclass
