@@ -33,15 +33,17 @@ def method(spec: str) -> tuple[Method, ...]:
 
 def sweep(spec: str) -> list[tuple[Method, ...]]:
     """Every composition that ``spec`` names, in the order written; commas outside brackets sweep."""
+    if not isinstance(spec, str):
+        raise TokensieveError(f"a spec is a text such as 'bat:keep=0.7', got {spec!r}")
     parts = spec.split("+")
     if not all(part.strip() for part in parts):
         raise TokensieveError(f"empty method in {spec!r}: write NAME[:option=value]…, composed with +")
     return [tuple(variant) for variant in itertools.product(*(_variants(part.strip()) for part in parts))]
 
 
-def spell(methods: Sequence[Method]) -> str:
-    """The canonical spec of a composition: the knob of each method and the options that differ from their defaults."""
-    return "+".join(str(m) for m in methods)
+def spell(methods: Method | Sequence[Method]) -> str:
+    """The canonical spec of a method or a composition: each knob, and the options that differ from their defaults."""
+    return "+".join(str(m) for m in ([methods] if isinstance(methods, Method) else methods))
 
 
 def _variants(part: str) -> list[Method]:

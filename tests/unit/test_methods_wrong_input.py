@@ -163,6 +163,16 @@ def test_a_block_that_is_not_what_it_says() -> None:
     assert not ts.is_applied(model)
 
 
+@pytest.mark.parametrize(
+    "probe", [torch.zeros(1, 1, 64, 64), torch.zeros(3, 64, 64), torch.zeros(1, 3, 50, 50), "image"]
+)
+def test_a_probe_that_the_model_does_not_take(probe: Any) -> None:
+    model = tiny()
+    with pytest.raises(ts.TokensieveError, match=r"does not run on the probe .*give images \(1, C, H, W\)"):
+        ts.apply(model, ts.ToMe(r=2), probe=probe)
+    assert not ts.is_applied(model)
+
+
 def test_a_wrapped_model() -> None:
     with pytest.raises(ts.RefusedError, match="wrapped in DataParallel"):
         ts.apply(nn.DataParallel(tiny()), ts.ToMe(r=2))

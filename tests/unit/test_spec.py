@@ -79,6 +79,7 @@ def test_the_examples_of_the_documentation() -> None:
     assert ts.method("tome:r=4+tosa:keep=0.5") == (ts.ToMe(r=4), ts.ToSA(keep=0.5))
     assert ts.method("bat:sites=[1,3,5,7,9]:keep=0.79") == (ts.BAT(sites=(1, 3, 5, 7, 9), keep=0.79),)
     assert ts.spell((ts.ToMe(r=4), ts.ToSA(keep=0.5))) == "tome:r=4+tosa:keep=0.5"
+    assert ts.spell(ts.BAT(keep=0.5)) == "bat:keep=0.5"
     assert ts.spell((ts.BAT(),)) == "bat:keep=0.72"  # the knob is always said: defaults may change, results stay
 
 
@@ -161,3 +162,10 @@ def test_every_method_can_be_written() -> None:
     for name, cls in ts.methods().items():
         assert ts.method(name) == (cls(),)
         assert set(cls.option_types()) == {f.name for f in dataclasses.fields(cls)}
+
+
+@pytest.mark.parametrize("spec", [None, 3, ts.BAT(), ["bat"]])
+def test_a_spec_is_text(spec: Any) -> None:
+    for read in (ts.method, ts.sweep):
+        with pytest.raises(ts.TokensieveError, match="a spec is a text such as"):
+            read(spec)
