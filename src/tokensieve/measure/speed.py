@@ -80,7 +80,7 @@ def measure(
         on_round: called after every timing of a variant.
 
     Returns:
-        Name to ``Timing``. Ctrl-C ends early with the rounds that are complete, if there is one.
+        Name to ``Timing``.
     """
     names = list(variants)
     repeats: dict[str, int] = {}
@@ -90,18 +90,12 @@ def measure(
             for _ in range(warmup):
                 single = _time(variants[name], x, 1)
             repeats[name] = max(1, round(min_time / single))
-        try:
-            for number in range(rounds):
-                start = number % len(names)
-                for name in names[start:] + names[:start]:
-                    seconds[name].append(_time(variants[name], x, repeats[name]))
-                    if on_round is not None:
-                        on_round()
-        except KeyboardInterrupt:
-            complete = min(map(len, seconds.values()))
-            if not complete:
-                raise
-            seconds = {name: values[:complete] for name, values in seconds.items()}
+        for number in range(rounds):
+            start = number % len(names)
+            for name in names[start:] + names[:start]:
+                seconds[name].append(_time(variants[name], x, repeats[name]))
+                if on_round is not None:
+                    on_round()
     return {name: Timing(tuple(values), x.shape[0]) for name, values in seconds.items()}
 
 
