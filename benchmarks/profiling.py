@@ -38,8 +38,8 @@ from tokensieve.measure.oracle import oracle
 RANGE = "range::"  # prefix of the ranges that mark whose operators run
 GROUPS = ("attention", "MLP", "norms and the rest", "scores and matching", "sort", "gather and merge", "Python")
 SORTS = ("sort", "argsort", "topk", "msort")
-GATHERS = ("gather", "index_select", "index", "take_along_dim", "scatter", "scatter_add", "cat")
-GATHERS += ("move_tokens", "put_back")  # kernels
+KERNELS = ("move_tokens", "put_back")  # of ops/native that move tokens
+GATHERS = ("gather", "index_select", "index", "take_along_dim", "scatter", "scatter_add", "cat", *KERNELS)
 MODULES = {"attn": "attention", "mlp": "MLP"}
 
 

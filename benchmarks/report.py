@@ -10,11 +10,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.markup import escape
 
+import tokensieve as ts
 from goals import Goal
 from store import Store
 from tokensieve.cli.output import new_table, show_table
 from tokensieve.files import replacing
-from tokensieve.measure.plot import MARKERS, series
+from tokensieve.measure.plot import MARKERS
 from tokensieve.measure.results import DENSE
 
 Record = Mapping[str, Any]
@@ -312,7 +313,7 @@ def plot(store: Store, file: Path) -> None:
     figure = Figure(figsize=(5 * columns + 2, 4.2 * lines), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(lines, columns, squeeze=False).flatten()
-    methods = list(dict.fromkeys(series(row["variant"]) for rows in panels.values() for _, row in rows))
+    methods = list(dict.fromkeys(_names(row["variant"]) for rows in panels.values() for _, row in rows))
     batches = sorted({batch for rows in panels.values() for batch, _ in rows})
     for place, (title, rows) in zip(axes, panels.items(), strict=False):
         _panel(place, title, rows, methods, batches)
@@ -326,6 +327,10 @@ def plot(store: Store, file: Path) -> None:
         figure.savefig(beside, dpi=130, format="png")
 
 
+def _names(spec: str) -> str:
+    return "+".join(method.name for method in ts.method(spec))
+
+
 def _panel(
     axes: Any, title: str, rows: Sequence[tuple[int, Record]], methods: Sequence[str], batches: Sequence[int]
 ) -> None:
@@ -333,7 +338,7 @@ def _panel(
     axes.plot([1, most], [1, most], color="black", linewidth=0.7, label="S = F")
     axes.axhline(1, color="black", linewidth=0.7, linestyle=":")
     for batch, row in rows:
-        name = series(row["variant"])
+        name = _names(row["variant"])
         marker, color = MARKERS[methods.index(name) % len(MARKERS)], f"C{batches.index(batch) % 10}"
         axes.plot(row["F"], row["S"], marker, color=color, markersize=7, label=f"{name}, batch {batch}")
         axes.plot(row["F"], row["O"], marker, color=color, markersize=7, fillstyle="none")

@@ -132,24 +132,23 @@ def time_variants(
         calls = 1 if number else warmup
         return speed.measure(runs, x, rounds=rounds, warmup=calls, on_round=progress.advance)
 
-    timed, discarded = steadiest(one_set, rounds, DENSE, [_free(name) for name in free])
+    timed, discarded = steadiest(one_set, DENSE, [_free(name) for name in free])
     peaks = {name: memory.peak(runtime.callable(model, eager=True), x) for name, model in models.items()}
     variants_timed, oracles = {name: timed[name] for name in models}, {name: timed[_free(name)] for name in free}
     return Timings(variants_timed, oracles, peaks, discarded)
 
 
 def steadiest(
-    one_set: Callable[[int], Mapping[str, Timing]], rounds: int, dense: str, oracles: Collection[str]
+    one_set: Callable[[int], Mapping[str, Timing]], dense: str, oracles: Collection[str]
 ) -> tuple[Mapping[str, Timing], int]:
     """The first set of rounds in which no oracle moved, or of three the one whose oracles moved least.
 
     Args:
         one_set: measures set number 0, 1, …
-        rounds: of a whole set.
         dense, oracles: which of its timings are the dense model's and the oracles'.
 
     Returns:
-        The set, and how many were measured and discarded besides. A set that Ctrl-C cut short is taken as it is.
+        The set, and how many were measured and discarded besides.
     """
 
     def worst(timed: Mapping[str, Timing]) -> float:
@@ -159,8 +158,6 @@ def steadiest(
     sets: list[Mapping[str, Timing]] = []
     while len(sets) < ATTEMPTS:
         sets.append(one_set(len(sets)))
-        if len(sets[-1][dense].seconds) < rounds:
-            return sets[-1], len(sets) - 1
         if not worst(sets[-1]):
             break
     # Of equals the last: it is the furthest from whatever disturbed the first.
