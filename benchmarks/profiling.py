@@ -88,7 +88,7 @@ def profiled(store: Store, cell: str, variant: str, device: str, data: str | Non
     note(f"profiling {cell} {variant}")
     setting = Setting(**store.cells[cell]["setting"])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TokensieveWarning)
+        warnings.filterwarnings("ignore", ".*selector has not been trained", TokensieveWarning)
         subject = prepare(Cell(setting=setting, methods=(variant,)), device, data)
         reduced = subject.variants[0]
         models = {

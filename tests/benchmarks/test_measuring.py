@@ -163,17 +163,17 @@ def test_a_reference_cell_compares_answers_and_times_both() -> None:
 def test_the_command_measures_saves_reports_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["--model", "test_vit", "--img-size", "160", "--batch", "1", "--rounds", "1", "--device", "cpu"]
     arguments = [*common, "--output", str(tmp_path)]
-    assert main([*arguments, "--method", "topk"]) == 0
+    assert main([*arguments, "--method", "topk:keep=0.5"]) == 0
     (file,) = tmp_path.glob("*.json")
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".md", ".png"]
     first = json.loads(file.read_text())["cells"]["model/test_vit/160px/b1/float32/eager"]
-    assert main([*arguments, "--method", "topk"]) == 2
+    assert main([*arguments, "--method", "topk:keep=0.5"]) == 2
     assert "exists" in capsys.readouterr().err
-    assert main([*arguments, "--method", "topk", "--resume"]) == 0
+    assert main([*arguments, "--method", "topk:keep=0.5", "--resume"]) == 0
     assert json.loads(file.read_text())["cells"]["model/test_vit/160px/b1/float32/eager"] == first
-    assert main([*arguments, "--method", "evit", "--resume"]) == 0
+    assert main([*arguments, "--method", "evit:keep=0.5", "--resume"]) == 0
     (record,) = json.loads(file.read_text())["cells"].values()
-    assert [row["variant"] for row in record["rows"]] == ["dense", "topk", "evit"]
+    assert [row["variant"] for row in record["rows"]] == ["dense", "topk:keep=0.5", "evit:keep=0.5"]
     assert main([*arguments, "--method", "tome:r=5000", "--force"]) == 1
     (record,) = json.loads(file.read_text())["cells"].values()
     assert "r must be at most half" in record["failed"]
