@@ -35,7 +35,7 @@ from tokensieve.cli.output import note
 from tokensieve.errors import TokensieveError, TokensieveWarning
 from tokensieve.measure.oracle import oracle
 
-RANGE = "tokensieve::"  # prefix of the ranges that mark whose operators run
+RANGE = "what for: "  # prefix of the ranges that mark what operators are for
 GROUPS = ("attention", "MLP", "norms and the rest", "scores and matching", "sort", "gather and merge", "Python")
 SORTS = ("sort", "argsort", "topk", "msort")
 GATHERS = ("gather", "index_select", "index", "take_along_dim", "scatter", "scatter_add", "cat")

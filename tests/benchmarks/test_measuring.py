@@ -101,7 +101,8 @@ def test_a_profile_tells_attention_mlp_and_the_methods_work_apart() -> None:
     assert tuple(dense) == GROUPS
     assert all(dense[name] > 0 for name in ("attention", "MLP", "norms and the rest", "Python"))
     assert all(dense[name] == 0 for name in ("scores and matching", "sort", "gather and merge"))
-    assert all(value > 0 for value in spent(subject.variants[0].model, subject.x, repeats=1).values())
+    reduced = spent(subject.variants[0].model, subject.x, repeats=1)
+    assert all(reduced[name] > 0 for name in GROUPS if name != "sort")  # a fused operator sorts by itself
     with torch.inference_mode():  # nothing stays patched
         assert torch.equal(subject.dense(subject.x), subject.dense(subject.x))
 
@@ -116,7 +117,9 @@ def test_a_profile_tells_attention_mlp_and_the_methods_work_apart() -> None:
         ("aten::index_select", "assign", False, "gather and merge"),
         ("aten::baddbmm", "apply", False, "gather and merge"),
         ("aten::layer_norm", "rest", False, "norms and the rest"),
-        ("tokensieve::assign", "assign", False, "Python"),
+        ("what for: assign", "assign", False, "Python"),
+        ("tokensieve::merge", "apply", False, "gather and merge"),
+        ("tokensieve::match", "assign", False, "scores and matching"),
     ],
 )
 def test_operators_are_grouped_by_what_they_are_for(operator: str, owner: str, inside_sort: bool, group: str) -> None:
