@@ -35,7 +35,7 @@ from tokensieve.cli.output import note
 from tokensieve.errors import TokensieveError, TokensieveWarning
 from tokensieve.measure.oracle import oracle
 
-RANGE = "range::"  # prefix of the ranges that mark whose operators run
+RANGE = "what for: "  # prefix of the ranges that mark what operators are for
 GROUPS = ("attention", "MLP", "norms and the rest", "scores and matching", "sort", "gather and merge", "Python")
 SORTS = ("sort", "argsort", "topk", "msort")
 KERNELS = ("move_tokens", "put_back")  # of ops/native that move tokens
@@ -89,7 +89,7 @@ def profiled(store: Store, cell: str, variant: str, device: str, data: str | Non
     note(f"profiling {cell} {variant}")
     setting = Setting(**store.cells[cell]["setting"])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TokensieveWarning)
+        warnings.filterwarnings("ignore", ".*selector has not been trained", TokensieveWarning)
         subject = prepare(Cell(setting=setting, methods=(variant,)), device, data)
         reduced = subject.variants[0]
         models = {

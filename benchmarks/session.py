@@ -115,8 +115,8 @@ class Session:
         """The record of one cell. One that does not fit into memory, or cannot be compiled or captured, says so."""
         try:
             with warnings.catch_warnings():
-                # That selectors are untrained is said in the report: all weights are random.
-                warnings.simplefilter("ignore", TokensieveWarning)
+                # The report says that all weights are random, those of selectors among them. Other warnings are shown.
+                warnings.filterwarnings("ignore", ".*selector has not been trained", TokensieveWarning)
                 return self.measures[cell.kind](cell, self.device, self.data, progress)
         except torch.OutOfMemoryError:
             return {"failed": "it does not fit into the device's memory"}
