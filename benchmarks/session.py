@@ -102,7 +102,9 @@ class Session:
         record = self.measure(cell.also(store.methods(cell)), progress)
         took = time.perf_counter() - start
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-        command = shlex.join(["python", *sys.argv])
+        # Results are shared: of a path that only this machine has, its name is enough.
+        words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv]
+        command = shlex.join(["python", *words])
         told = {"seconds": took, "commit": store.environment["commit"], "command": command, "load": load}
         store.put(cell.also(store.methods(cell)), record | told)
         gc.collect()

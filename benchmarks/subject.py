@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,7 +72,10 @@ def prepare(cell: Cell, device: str, data: str | None) -> Subject:
     with torch.no_grad():
         base = count(dense, sample[:1])
         variants = tuple(_variant(dense, spec, chosen, sample) for spec, chosen in methods.items())
-    told = {"weights": "random", "images": "random numbers" if data is None else f"photographs in {data}"}
+    told = {
+        "weights": "random",
+        "images": "random numbers" if data is None else f"photographs, the folder {Path(data).name}",
+    }
     return Subject(dense, sample[: setting.batch], runtime, base, variants, told)
 
 
