@@ -70,7 +70,8 @@ def _head(store: Store) -> Iterator[str]:
     here = store.environment
     yield f"# Speed on {here['device']}, {store.dtype}"
     yield ""
-    threads = f", {here['threads']} threads" if store.on_cpu else ""
+    kernels = "our CPU kernels" if here["cpu_kernels"] else "without our CPU kernels"
+    threads = f", {here['threads']} threads, {kernels}" if store.on_cpu else ""
     yield f"torch {here['torch']}, timm {here['timm']}, Python {here['python']}{threads}."
     yield f"Written by `benchmarks/run.py`; the figures of every round are in `{store.path.name}`. Do not edit."
     yield from ("", WORDS)

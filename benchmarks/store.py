@@ -12,7 +12,13 @@ from tokensieve.errors import TokensieveError
 from tokensieve.files import replacing
 
 FORMAT = 1  # of the file; counted up when records change
-MACHINE = ("device", "threads", "torch", "timm")  # of the environment: a change of one makes figures incomparable
+MACHINE = (
+    "device",
+    "threads",
+    "cpu_kernels",
+    "torch",
+    "timm",
+)  # of the environment: a change of one makes figures incomparable
 
 
 class Store:

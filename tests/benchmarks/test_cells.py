@@ -17,7 +17,14 @@ from session import with_rounds
 from store import Store, file_name, open_store, read_store
 from tokensieve.errors import TokensieveError
 
-HERE = {"device": "AMD EPYC 9B14 (2x)", "threads": 2, "torch": "2.15.0+cpu", "timm": "1.0.31", "commit": "abc"}
+HERE = {
+    "device": "AMD EPYC 9B14 (2x)",
+    "threads": 2,
+    "cpu_kernels": True,
+    "torch": "2.15.0+cpu",
+    "timm": "1.0.31",
+    "commit": "abc",
+}
 
 
 def options(*arguments: str) -> Namespace:
@@ -128,7 +135,7 @@ def test_finished_cells_are_kept_and_more_methods_measured_with_those_they_had(t
     assert stored(tmp_path / "new", force=True).cells == {}
 
 
-@pytest.mark.parametrize(("key", "value"), [("threads", 4), ("timm", "1.1.0")])
+@pytest.mark.parametrize(("key", "value"), [("threads", 4), ("cpu_kernels", False), ("timm", "1.1.0")])
 def test_figures_of_another_machine_are_not_mixed_in(tmp_path: Path, key: str, value: Any) -> None:
     stored(tmp_path).write()
     if key == "threads":

@@ -13,7 +13,15 @@ from goals import main as goals_main
 from report import goal_cells, markdown, write_report
 from store import Store
 
-HERE = {"device": "abacus", "threads": 2, "torch": "2.15.0", "timm": "1.0.31", "python": "3.11", "commit": None}
+HERE = {
+    "device": "abacus",
+    "threads": 2,
+    "cpu_kernels": True,
+    "torch": "2.15.0",
+    "timm": "1.0.31",
+    "python": "3.11",
+    "commit": None,
+}
 
 
 def goal(cells: dict[str, Any], name: str, what: str, on_cpu: bool = True) -> Goal:

@@ -17,6 +17,7 @@ import torch
 import tokensieve
 from tokensieve.errors import TokensieveError
 from tokensieve.files import replacing
+from tokensieve.ops import native
 
 DENSE = "dense"
 
@@ -203,7 +204,7 @@ def _resumed(path: Path, settings: dict[str, Any]) -> list[Row]:
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:
-    """Versions, device and threads: what a figure must be read with."""
+    """Versions, device, threads and whether our CPU kernels are built: what a figure must be read with."""
     return {
         "tokensieve": tokensieve.__version__,
         "commit": _commit(),
@@ -213,6 +214,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),
         "threads": torch.get_num_threads(),
+        "cpu_kernels": native.available(),
     }
 
 
