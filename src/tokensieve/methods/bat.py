@@ -13,7 +13,7 @@ from tokensieve.decision import Assignment
 from tokensieve.method import Method, freeze_lists, require, require_choice
 from tokensieve.ops.density import density_peaks
 from tokensieve.ops.matching import greedy_pairs, similarity
-from tokensieve.ops.rows import complement, split_top, take_rows
+from tokensieve.ops.rows import complement, named, split_top, take_rows
 from tokensieve.schedule import checked_sites, kept, per_site
 from tokensieve.view import Layout, Signal, View, importance_signal
 
@@ -177,5 +177,5 @@ def match_pairs(features: Tensor, score: Tensor, pairs: int, rounds: int) -> tup
     leader, moved = torch.where(swap, second, first), torch.where(swap, first, second)
     leads = complement(moved, length)
     # The place of a leader among those that stay: its own index less the number of moved tokens before it.
-    before = (moved.unsqueeze(1) < leader.unsqueeze(2)).sum(dim=2)
-    return leads, moved, leader - before
+    before = named(moved, length).cumsum(dim=1)
+    return leads, moved, leader - before.gather(1, leader)
