@@ -57,6 +57,10 @@ def test_export_with_a_dynamic_batch(family: str, name: str, config: str) -> Non
         before = model(traced), model(other)
         dynamic = ({0: torch.export.Dim("batch", min=1, max=64)},)
         program = torch.export.export(model, (traced,), dynamic_shapes=dynamic)
+        # Other runtimes run a scatter slowly, or in an order of their own.
+        assert not [
+            node for node in program.graph.nodes if "scatter" in str(node.target) or "index_put" in str(node.target)
+        ]
         exported = program.module()
         for x, answer in zip((traced, other), before, strict=True):
             torch.testing.assert_close(exported(x), answer)

@@ -11,6 +11,7 @@ from tokensieve.cli.bench import bench
 from tokensieve.cli.demo import demo
 from tokensieve.cli.errors import reported
 from tokensieve.cli.eval import evaluate
+from tokensieve.cli.export import export
 from tokensieve.cli.families import families
 from tokensieve.cli.methods import methods
 from tokensieve.cli.show import show
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.command("bench")(reported(bench))
 app.command("eval")(reported(evaluate))
+app.command("export")(reported(export))
 app.command("methods")(reported(methods))
 app.command("families")(reported(families))
 app.command("show")(reported(show))
