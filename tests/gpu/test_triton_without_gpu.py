@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,17 @@ def test_selectors_that_the_kernel_does_not_know_are_left_to_the_reference() -> 
     with anywhere(), torch.no_grad():
         for selector in (Selector(3, kernel=3), Selector(3, normalize="heads"), Selector(3, expansion=30)):
             assert gpu.selected_columns(selector.to("meta"), given_to, 8, 1, "probabilities") is NotImplemented
+
+
+def test_attention_that_the_kernels_do_not_know_is_left_to_the_reference() -> None:
+    known = attention(1, 4, 10, HALF, False)
+    half_the_heads = replace(known, keys=known.keys[:, :2])
+    learned_scale = replace(known, scale=empty(4, 1, 1))
+    wide = replace(known, queries=empty(1, 4, 10, 160), keys=empty(1, 4, 10, 160))
+    with anywhere():
+        for given_to in (half_the_heads, learned_scale, wide, replace(known, queries=known.queries.float())):
+            assert gpu.class_attention(given_to) is NotImplemented
+            assert gpu.column_sums(given_to, None, 8, 1) is NotImplemented
 
 
 def test_assignments_that_do_not_name_every_token_are_left_to_the_reference() -> None:

@@ -92,7 +92,7 @@ def _dense(*tensors: Tensor | None) -> bool:
 def _attention_serves(attended: Attended, *others: Tensor | None) -> bool:
     queries, keys = attended.queries, attended.keys
     same = queries.shape == keys.shape and queries.dtype == keys.dtype and keys.dtype in FLOATS
-    small = keys.shape[3] <= MOST_HEAD_CHANNELS
+    small = keys.shape[3] <= MOST_HEAD_CHANNELS and isinstance(attended.scale, float)
     return same and small and _dense(queries, keys) and _serves(queries, keys, attended.bias, *others)
 
 
