@@ -68,7 +68,11 @@ class Method(ABC):
         return frozenset()
 
     def module(self, layout: Layout) -> nn.Module | None:
-        """A fresh learned part for one site, or None. It becomes part of the model's state dict."""
+        """A fresh learned part for one site, or None. It becomes part of the model's state dict.
+
+        Constants that ``assign`` reads belong here too, as buffers that are not persistent: a tensor made from Python
+        values while the model runs is copied from the host every time, and no CUDA graph can hold it.
+        """
         return None
 
     @property
