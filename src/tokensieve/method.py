@@ -59,9 +59,17 @@ class Method(ABC):
         For a ragged method the most it may leave. Equal to ``patches`` means the site does nothing at all.
         """
 
+    def fewest(self, patches: int) -> int:
+        """The fewest of ``patches`` tokens that one site can leave; only asked where counts are rounded. Default: 1."""
+        return 1
+
     @abstractmethod
     def assign(self, view: View) -> Decision:
-        """Decide what becomes of the patch tokens in ``view``. Only called when there is something to remove."""
+        """Decide what becomes of the patch tokens in ``view``, so that ``view.keep`` of them are left.
+
+        Only called when there is something to remove. ``view.keep`` is what ``remaining`` says, unless the user had the
+        counts rounded (``ts.apply(..., multiple=8)``).
+        """
 
     def needs(self, layout: Layout) -> frozenset[Signal]:
         """The signals ``assign`` reads, for a model of this layout. Default: none."""
