@@ -108,7 +108,7 @@ def test_bat_leaves_any_number_it_is_asked_for(
 ) -> None:
     method = ts.BAT(keep=keep, clusters=clusters, surplus=surplus)
     own = method.remaining(patches, 0, DEIT)
-    assume(2 < patches and own < patches)
+    assume(patches > 2 and own < patches)
     left = data.draw(st.integers(min(max(2, own - 10), patches - 1), patches - 1))
     attentive, pairs, centres = method.counts(patches, 0, left)
     assert attentive - pairs + centres == left
