@@ -13,6 +13,7 @@ from tokensieve.cli.errors import reported
 from tokensieve.cli.eval import evaluate
 from tokensieve.cli.families import families
 from tokensieve.cli.methods import methods
+from tokensieve.cli.plan import plan
 from tokensieve.cli.show import show
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app.command("bench")(reported(bench))
 app.command("eval")(reported(evaluate))
 app.command("methods")(reported(methods))
 app.command("families")(reported(families))
+app.command("plan")(reported(plan))
 app.command("show")(reported(show))
 app.command("demo")(reported(demo))
 
