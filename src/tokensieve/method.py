@@ -71,16 +71,28 @@ class Method(ABC):
         For a ragged method the most it may leave. Equal to ``patches`` means the site does nothing at all.
         """
 
+    def fewest(self, patches: int) -> int:
+        """The fewest of ``patches`` tokens that one site can leave; only asked where counts are rounded. Default: 1."""
+        return 1
+
     @abstractmethod
     def assign(self, view: View) -> Decision:
-        """Decide what becomes of the patch tokens in ``view``. Only called when there is something to remove."""
+        """Decide what becomes of the patch tokens in ``view``, so that ``view.keep`` of them are left.
+
+        Only called when there is something to remove. ``view.keep`` is what ``remaining`` says, unless the user had the
+        counts rounded (``ts.apply(..., multiple=8)``).
+        """
 
     def needs(self, layout: Layout) -> frozenset[Signal]:
         """The signals ``assign`` reads, for a model of this layout. Default: none."""
         return frozenset()
 
     def module(self, layout: Layout) -> nn.Module | None:
-        """A fresh learned part for one site, or None. It becomes part of the model's state dict."""
+        """A fresh learned part for one site, or None. It becomes part of the model's state dict.
+
+        Constants that ``assign`` reads belong here too, as buffers that are not persistent: a tensor made from Python
+        values while the model runs is copied from the host every time, and no CUDA graph can hold it.
+        """
         return None
 
     @property

@@ -8,7 +8,7 @@ import torch
 
 import tokensieve as ts
 from tokensieve.measure.macs import count as count_macs
-from tokensieve.plan import schedule
+from tokensieve.placement import schedule
 from tokensieve.schedule import checked_sites, inflected, kept, per_site, removed, scaled_sites
 
 DEIT = ts.Layout(depth=12, dim=384, heads=6, prefix=1, class_token=True, grid=(14, 14))

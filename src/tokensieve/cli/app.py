@@ -14,6 +14,7 @@ from tokensieve.cli.eval import evaluate
 from tokensieve.cli.export import export
 from tokensieve.cli.families import families
 from tokensieve.cli.methods import methods
+from tokensieve.cli.plan import plan
 from tokensieve.cli.show import show
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ app.command("eval")(reported(evaluate))
 app.command("export")(reported(export))
 app.command("methods")(reported(methods))
 app.command("families")(reported(families))
+app.command("plan")(reported(plan))
 app.command("show")(reported(show))
 app.command("demo")(reported(demo))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 import tokensieve as ts
-from tokensieve.errors import TokensieveError
+from tokensieve.errors import TokensieveError, TokensieveWarning
 from tokensieve.measure.data import ImageStream
 from tokensieve.measure.fidelity import Fidelity, Meters, compare, predict
 from tokensieve.measure.macs import count
@@ -79,7 +80,21 @@ def bench(
         results.put(Row(variant.name, gmacs, base.total / variant.report.total, **asdict(outcome)))
     for batch in batches:
         _time(measured, results, sample[:batch], runtime, rounds, progress)
+    warn_of_slower(results, batches)
     return results
+
+
+def warn_of_slower(results: Results, batches: Sequence[int]) -> None:
+    """Warn of every variant that was measured slower than the dense model at one of these batch sizes."""
+    for row in results.rows:
+        for entry in row.speed:
+            if row.variant != DENSE and entry.batch in batches and entry.S < 1:
+                warnings.warn(
+                    f"{row.variant} is slower than the dense model at batch {entry.batch} ({entry.S:.2f} times its "
+                    "speed): tokensieve plan finds a setting that pays, if there is one",
+                    TokensieveWarning,
+                    stacklevel=3,
+                )
 
 
 def _told(images: ImageStream, progress: Progress) -> Iterator[tuple[Tensor, Tensor]]:

@@ -63,6 +63,9 @@ class ToMe(Method):
             )
         return patches - removed(patches, asked)
 
+    def fewest(self, patches: int) -> int:
+        return patches - removed(patches, patches)
+
     def _asked(self, site: int, layout: Layout) -> int:
         if isinstance(self.r, tuple):
             return self.r[site] if site < len(self.r) else 0

@@ -15,9 +15,9 @@ from tokensieve.attention import column_sums
 from tokensieve.decision import Assignment, Until
 from tokensieve.errors import TokensieveError, TokensieveWarning
 from tokensieve.method import Method, require
-from tokensieve.methods.controls import shuffled
 from tokensieve.ops.rows import split_top
 from tokensieve.ops.selector import Selector
+from tokensieve.ops.shuffle import shuffled
 from tokensieve.schedule import per_site
 from tokensieve.view import Layout, Signal, View, importance_signal
 
@@ -125,7 +125,7 @@ class ToSA(Method):
         if self.score == "class":
             return view.importance
         if self.score == "random":
-            rank = torch.tensor(shuffled(view.count, self.seed * 1009 + view.site), device=view.x.device)
+            rank = shuffled(view.count, self.seed * 1009 + view.site, view.x.device)
             return rank.expand(view.x.shape[0], -1)
         columns = self._columns(view)
         joined = columns.mean(dim=1) if self.heads == "mean" else columns.amax(dim=1)
