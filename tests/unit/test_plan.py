@@ -111,7 +111,7 @@ def test_the_gentlest_setting_that_reaches_the_target(name: str, launch: float) 
         value = round(value + 0.001, 3) if method.knob == "keep" else value - 1
         gentler = replace(method, **{method.knob: value})
         blocks = counts(schedule((gentler,), LAYOUT), LAYOUT).blocks
-    assert speedup(model, gentler, launch) < 1.1 * 1.01
+    assert speedup(model, gentler, launch) < 1.1 * 1.02
 
 
 def test_without_costs_beside_the_products_the_curve_is_exact() -> None:
@@ -129,7 +129,7 @@ def test_a_target_out_of_reach_says_how_near_the_method_comes() -> None:
     with pytest.raises(
         ts.TokensieveError, match=r"tome cannot .* 1.3 times .* each site of which costs .* take larger"
     ):
-        ts.plan(vit(), "tome", target_speedup=1.3, batch_size=2, timer=clock(1e-4))
+        ts.plan(vit(), "tome", target_speedup=1.3, batch_size=2, timer=clock(4e-4))
 
 
 def test_a_plan_that_does_not_pay_warns_and_can_be_left_out() -> None:
