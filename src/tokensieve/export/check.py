@@ -16,7 +16,7 @@ from tokensieve.tokens import Tokens
 
 CANDIDATES = 9  # random images to choose from, besides those that are traced
 CHECKED = 3  # as many are used: another batch size than the traced one
-NUDGE = 1e-5  # relative change of the pixels, some ten times what two runtimes differ by
+NUDGE = 1e-5  # change of the pixels, some ten times what two runtimes differ by
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def _steady(model: nn.Module, images: Tensor, draws: int = 2) -> Tensor:
     generator = torch.Generator().manual_seed(2)
     chosen = _groups(model, images)
     for _ in range(draws):
-        nudge = torch.randn(images.shape, generator=generator).to(images) * NUDGE
-        for before, after in zip(chosen, _groups(model, images + images * nudge), strict=True):
+        nudge = NUDGE * (1 + images.abs()) * torch.randn(images.shape, generator=generator).to(images)
+        for before, after in zip(chosen, _groups(model, images + nudge), strict=True):
             steady &= (before == after).all(dim=1)
     return steady
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +40,6 @@ class OpenVino(Format):
             raise RefusedError(f"the model cannot be converted to OpenVINO: {why}") from error
         model.inputs[0].get_tensor().set_names({"images"})
         model.outputs[0].get_tensor().set_names({"logits"})
-        _order_ties(model)
         openvino.save_model(model, path, compress_to_fp16=False)
 
     def open(self, path: Path) -> Run:
@@ -55,12 +53,3 @@ class OpenVino(Format):
             return torch.from_numpy(compiled(images.cpu().numpy())[0].copy())
 
         return run
-
-
-def _order_ties(model: Any) -> None:
-    """Have every sort and maximum put equal values in the order of their index, as torch does; not all come so."""
-    for node in model.get_ops():
-        if node.get_type_name() == "TopK":
-            node.set_attribute("sort", "value")
-            node.set_attribute("stable", True)
-    model.validate_nodes_and_infer_types()
