@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tokensieve.engine import apply, is_applied, resolve
 from tokensieve.errors import TokensieveError, TokensieveWarning
 from tokensieve.identity import probe_input
+from tokensieve.measure import speed
 from tokensieve.measure.knob import Knob
 from tokensieve.measure.latency import Latency, Sample, Stopwatch, Timer, Work, clock, fit
 from tokensieve.measure.macs import count
@@ -43,6 +44,7 @@ class SpeedPlan:
         acting: how many sites remove something.
         latency: the latency model.
         batch_size, dtype, device: what it holds for.
+        noisy: whether the machine was too busy to say: rounds lay more than 10 % apart, three times in a row.
     """
 
     methods: tuple[Method, ...]
@@ -57,6 +59,7 @@ class SpeedPlan:
     batch_size: int
     dtype: str
     device: str
+    noisy: bool
 
     @property
     def spec(self) -> str:
@@ -131,7 +134,8 @@ def plan(
             leaves another number of tokens in every image.
 
     Warns:
-        TokensieveWarning: the measured plan is slower than the dense model, or misses its target.
+        TokensieveWarning: the measured plan is slower than the dense model, or misses its target; or the machine was
+            too busy to say.
     """
     chosen = resolve(methods)
     _check(model, chosen, target_speedup, batch_size)
@@ -185,6 +189,7 @@ def plan(
         batch_size=batch_size,
         dtype=str(x.dtype).removeprefix("torch."),
         device=str(x.device),
+        noisy=watch.noisy,
     )
     _warn(found)
     return found
@@ -282,6 +287,13 @@ def _best(tried: Sequence[tuple[_Option, float, float]], target: float | None) -
 
 
 def _warn(found: SpeedPlan) -> None:
+    if found.noisy:
+        warnings.warn(
+            f"timings of {found.spec} lay more than {speed.NOISY:.0%} apart, three times in a row: close other "
+            "programs and plan again, or give more rounds",
+            TokensieveWarning,
+            stacklevel=3,
+        )
     if found.measured < 1:
         text = "slower than the dense model: larger batches or higher resolution pay sooner; plan.apply(model, "
         text += "if_slower='dense') leaves the model dense"
