@@ -162,11 +162,11 @@ def plan(
     else:
         options = list(_options(_variants(chosen, layout, fewer_sites), length - layout.prefix, option))
     latency = watch.latency(length, multiple)
-    first = _gentlest(options, latency, target_speedup, chosen)
+    first = _gentlest(options, latency, target_speedup, chosen, watch.noisy)
     latency = _with_site_cost(latency, watch, first, reduced(first))
     tried: list[tuple[_Option, float, float]] = []
     for _ in range(ATTEMPTS):
-        one = _gentlest(options, latency, target_speedup, chosen)
+        one = _gentlest(options, latency, target_speedup, chosen, watch.noisy)
         if any(one is before for before, _, _ in tried):
             break
         predicted = latency.speedup(one.work, one.acting)
@@ -248,7 +248,7 @@ def _options(knobs: Iterator[Knob], patches: int, option: Callable[[tuple[Method
 
 
 def _gentlest(
-    options: Sequence[_Option], latency: Latency, target: float | None, methods: tuple[Method, ...]
+    options: Sequence[_Option], latency: Latency, target: float | None, methods: tuple[Method, ...], noisy: bool
 ) -> _Option:
     """The option of the most MACs that is predicted to reach the target."""
 
@@ -261,11 +261,12 @@ def _gentlest(
     if reaching:
         return max(reaching, key=lambda one: one.macs)
     best = max(options, key=speedup)
+    doubt = "; the machine was too busy to be sure" if noisy else ""
     cost = f", each site of which costs {1000 * latency.site:.2f} ms," if latency.site else ", were its choice free,"
     raise TokensieveError(
         f"{spell(methods)} cannot make this model {target:g} times as fast: the most{cost} is {speedup(best):.2f} "
         f"({spell(best.methods)}); the dense model takes {1000 * latency.dense:.1f} ms a batch, of which "
-        f"{1000 * latency.fixed:.1f} ms do not depend on the tokens: ask for less, or take larger batches"
+        f"{1000 * latency.fixed:.1f} ms do not depend on the tokens: ask for less, or take larger batches{doubt}"
     )
 
 
