@@ -172,6 +172,30 @@ def test_fewer_sites_where_sites_are_dear() -> None:
     assert own.methods == same.methods
 
 
+@pytest.mark.parametrize("always", [False, True])
+def test_disturbed_rounds_are_measured_again(always: bool) -> None:
+    """A machine that is busy in every other set of rounds, and one that is busy in all."""
+    sets = 0
+
+    def timer(variants: Mapping[str, Callable[[Tensor], Any]], x: Tensor) -> dict[str, Timing]:
+        nonlocal sets
+        sets += 1
+        slow = 3.0 if always or sets % 2 else 1.0
+        timings = {}
+        for name, timing in clock(1e-7)(variants, x).items():
+            seconds = timing.median
+            disturbed = slow * seconds if name != "dense" else seconds
+            timings[name] = Timing((seconds, disturbed, seconds, disturbed), len(x))
+        return timings
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        plan = ts.plan(vit(), "evit", target_speedup=None, batch_size=2, timer=timer)
+    assert plan.noisy is always and sets == (9 if always else 6)
+    assert any("three times in a row" in str(warning.message) for warning in caught) is always
+    assert always or not caught
+
+
 def test_the_last_knob_of_a_composition_is_turned() -> None:
     plan = ts.plan(vit(), "tome:r=3+tosa:keep=0.5:score=own", target_speedup=1.6, batch_size=2, timer=clock(1e-7))
     assert plan.methods[0] == ts.ToMe(r=3)

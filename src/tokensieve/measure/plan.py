@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tokensieve.engine import apply, is_applied, resolve
 from tokensieve.errors import TokensieveError, TokensieveWarning
 from tokensieve.identity import probe_input
+from tokensieve.measure import speed
 from tokensieve.measure.knob import Knob
 from tokensieve.measure.latency import Latency, Sample, Stopwatch, Timer, Work, clock, fit
 from tokensieve.measure.macs import count
@@ -43,6 +44,7 @@ class SpeedPlan:
         acting: how many sites remove something.
         latency: the latency model.
         batch_size, dtype, device: what it holds for.
+        noisy: whether the machine was too busy to say: rounds lay more than 10 % apart, three times in a row.
     """
 
     methods: tuple[Method, ...]
@@ -57,6 +59,7 @@ class SpeedPlan:
     batch_size: int
     dtype: str
     device: str
+    noisy: bool
 
     @property
     def spec(self) -> str:
@@ -131,7 +134,8 @@ def plan(
             leaves another number of tokens in every image.
 
     Warns:
-        TokensieveWarning: the measured plan is slower than the dense model, or misses its target.
+        TokensieveWarning: the measured plan is slower than the dense model, or misses its target; or the machine was
+            too busy to say.
     """
     chosen = resolve(methods)
     _check(model, chosen, target_speedup, batch_size)
@@ -158,11 +162,11 @@ def plan(
     else:
         options = list(_options(_variants(chosen, layout, fewer_sites), length - layout.prefix, option))
     latency = watch.latency(length, multiple)
-    first = _gentlest(options, latency, target_speedup, chosen)
+    first = _gentlest(options, latency, target_speedup, chosen, watch.noisy)
     latency = _with_site_cost(latency, watch, first, reduced(first))
     tried: list[tuple[_Option, float, float]] = []
     for _ in range(ATTEMPTS):
-        one = _gentlest(options, latency, target_speedup, chosen)
+        one = _gentlest(options, latency, target_speedup, chosen, watch.noisy)
         if any(one is before for before, _, _ in tried):
             break
         predicted = latency.speedup(one.work, one.acting)
@@ -185,6 +189,7 @@ def plan(
         batch_size=batch_size,
         dtype=str(x.dtype).removeprefix("torch."),
         device=str(x.device),
+        noisy=watch.noisy,
     )
     _warn(found)
     return found
@@ -243,7 +248,7 @@ def _options(knobs: Iterator[Knob], patches: int, option: Callable[[tuple[Method
 
 
 def _gentlest(
-    options: Sequence[_Option], latency: Latency, target: float | None, methods: tuple[Method, ...]
+    options: Sequence[_Option], latency: Latency, target: float | None, methods: tuple[Method, ...], noisy: bool
 ) -> _Option:
     """The option of the most MACs that is predicted to reach the target."""
 
@@ -256,11 +261,12 @@ def _gentlest(
     if reaching:
         return max(reaching, key=lambda one: one.macs)
     best = max(options, key=speedup)
+    doubt = "; the machine was too busy to be sure" if noisy else ""
     cost = f", each site of which costs {1000 * latency.site:.2f} ms," if latency.site else ", were its choice free,"
     raise TokensieveError(
         f"{spell(methods)} cannot make this model {target:g} times as fast: the most{cost} is {speedup(best):.2f} "
         f"({spell(best.methods)}); the dense model takes {1000 * latency.dense:.1f} ms a batch, of which "
-        f"{1000 * latency.fixed:.1f} ms do not depend on the tokens: ask for less, or take larger batches"
+        f"{1000 * latency.fixed:.1f} ms do not depend on the tokens: ask for less, or take larger batches{doubt}"
     )
 
 
@@ -282,6 +288,13 @@ def _best(tried: Sequence[tuple[_Option, float, float]], target: float | None) -
 
 
 def _warn(found: SpeedPlan) -> None:
+    if found.noisy:
+        warnings.warn(
+            f"timings of {found.spec} lay more than {speed.NOISY:.0%} apart, three times in a row: close other "
+            "programs and plan again, or give more rounds",
+            TokensieveWarning,
+            stacklevel=3,
+        )
     if found.measured < 1:
         text = "slower than the dense model: larger batches or higher resolution pay sooner; plan.apply(model, "
         text += "if_slower='dense') leaves the model dense"
