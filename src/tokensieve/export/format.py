@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,7 +65,8 @@ class Format(ABC):
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what an exporter failed on, without the chain of its own errors around it."""
+    """What an exporter or a runtime failed on: one short line, without the chain of its own errors around it."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+    line = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+    return textwrap.shorten(line, 300, placeholder=" …")
