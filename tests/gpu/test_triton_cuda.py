@@ -18,7 +18,7 @@ from tokensieve.decision import Assignment
 from tokensieve.moving import move_tokens, put_back
 from tokensieve.ops import gpu
 from tokensieve.ops.density import density_peaks
-from tokensieve.ops.matching import bipartite_matching, match_pairs, similarity, unit_rows
+from tokensieve.ops.matching import bipartite_matching, match_pairs, unit_rows
 from tokensieve.ops.rows import head_mean, split_top
 from tokensieve.ops.selector import Selector, selected_columns
 
@@ -60,7 +60,6 @@ def calls(batch: int, count: int, dtype: torch.dtype) -> Iterator[Call]:
     given_to = attention(batch, 6, count + 1, dtype)
     metric = random(6, batch, count, 64)
     features = random(7, batch, count // 3, 384, dtype=dtype)
-    alike = similarity(features, features)
     score = random(8, batch, count, dtype=dtype)
     torch.manual_seed(0)
     selector = Selector(6).to("cuda", dtype)
@@ -74,7 +73,7 @@ def calls(batch: int, count: int, dtype: torch.dtype) -> Iterator[Call]:
     yield head_mean, (given_to.keys,)
     yield unit_rows, (features,)
     yield bipartite_matching, (metric, count // 4, 1)
-    yield match_pairs, (alike, score[:, : count // 3].contiguous(), count // 12, 4)
+    yield match_pairs, (features, score[:, : count // 3].contiguous(), count // 12, 4)
     yield density_peaks, (features.float(), count // 10)
     yield density_peaks, (features.float(), count // 10, 5)
     yield move_tokens, movement(batch, count, dtype)

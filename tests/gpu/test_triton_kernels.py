@@ -20,7 +20,7 @@ from tokensieve.decision import Assignment
 from tokensieve.moving import move_tokens, put_back
 from tokensieve.ops import gpu, native
 from tokensieve.ops.density import density_peaks
-from tokensieve.ops.matching import bipartite_matching, match_pairs, similarity, unit_rows
+from tokensieve.ops.matching import bipartite_matching, lead_pairs, similarity, unit_rows
 from tokensieve.ops.rows import head_mean, split_top
 from tokensieve.ops.selector import Selector, selected_columns
 
@@ -231,18 +231,22 @@ def test_match_pairs(
         similarities = (similarities * 3).round() / 3
     score = (random(seed + 1, batch, length) * 2).round()
     pairs = data.draw(st.integers(0, length // 2))
+    from tokensieve.ops.gpu import pairs as in_triton  # needs triton
+
     with few_tokens_fit("pairs", alone):
-        answer = gpu.match_pairs(similarities, score, pairs, rounds)
-    agree(answer, reference(match_pairs)(similarities, score, pairs, rounds))
+        answer = in_triton.lead_pairs(similarities, score, pairs, rounds)
+    agree(answer, lead_pairs(similarities, score, pairs, rounds))
 
 
 def test_match_pairs_where_nothing_is_similar() -> None:
     """Edges of minus infinity are none: what is left pairs up by position."""
+    from tokensieve.ops.gpu import pairs as in_triton
+
     similarities = torch.full((1, 7, 7), -torch.inf, device=DEVICE)
     similarities[:, 1, 4] = similarities[:, 4, 1] = 0.5
     score = random(0, 1, 7)
     for pairs in range(4):
-        agree(gpu.match_pairs(similarities, score, pairs, 3), reference(match_pairs)(similarities, score, pairs, 3))
+        agree(in_triton.lead_pairs(similarities, score, pairs, 3), lead_pairs(similarities, score, pairs, 3))
 
 
 @pytest.mark.parametrize("alone", [True, False], ids=["one program", "one launch a step"])

@@ -103,8 +103,11 @@ def cases(dtype: torch.dtype) -> Iterator[tuple[str, Case]]:
     yield "unit_rows", (gpu.unit_rows, (empty(8, 142, 384, dtype=dtype),), 1)
     yield "bipartite_matching", (gpu.bipartite_matching, (empty(8, 196, 64, dtype=dtype), 16, 1), 2)
     yield "bipartite_matching-1024px", (gpu.bipartite_matching, (empty(1, 4096, 64, dtype=dtype), 600, 1), 2)
-    yield "match_pairs", (gpu.match_pairs, (empty(8, 142, 142), empty(8, 142, dtype=dtype), 19, 4), 1)
-    yield "match_pairs-1024px", (gpu.match_pairs, (empty(1, 2950, 2950), empty(1, 2950, dtype=dtype), 400, 4), 6)
+    yield "match_pairs", (gpu.match_pairs, (empty(8, 142, 384, dtype=dtype), empty(8, 142, dtype=dtype), 19, 4), 2)
+    yield (
+        "match_pairs-1024px",
+        (gpu.match_pairs, (empty(1, 2950, 768, dtype=dtype), empty(1, 2950, dtype=dtype), 400, 4), 7),
+    )
     yield "density_peaks", (gpu.density_peaks, (empty(8, 55, 384, dtype=dtype), 19), 1)
     yield "density_peaks-neighbours", (gpu.density_peaks, (empty(8, 55, 384, dtype=dtype), 19, 5), 1)
     yield "density_peaks-1024px", (gpu.density_peaks, (empty(1, 1147, 384, dtype=dtype), 400, 5), 4)

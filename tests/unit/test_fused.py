@@ -21,7 +21,7 @@ from tokensieve.errors import TokensieveWarning
 from tokensieve.moving import move_tokens, put_back
 from tokensieve.ops import native
 from tokensieve.ops.density import density_peaks
-from tokensieve.ops.matching import bipartite_matching, match_pairs, similarity, unit_rows
+from tokensieve.ops.matching import bipartite_matching, match_pairs, unit_rows
 from tokensieve.ops.native.build import library_path
 from tokensieve.ops.rows import head_mean, split_top
 from tokensieve.ops.selector import Selector, selected_columns
@@ -211,26 +211,27 @@ def test_bipartite_matching_breaks_ties_by_index() -> None:
 
 
 @some
-@given(seeds, st.integers(1, 3), st.integers(2, 60), st.integers(1, 6), st.booleans(), st.data())
-def test_match_pairs(seed: int, batch: int, length: int, rounds: int, ties: bool, data: st.DataObject) -> None:
-    features = random(seed, batch, length, 6)
-    similarities = similarity(features, features)
-    if ties:
-        similarities = (similarities * 3).round() / 3
+@given(seeds, st.integers(1, 3), st.integers(2, 90), st.integers(1, 6), st.booleans(), dtypes, st.data())
+def test_match_pairs(
+    seed: int, batch: int, length: int, rounds: int, ties: bool, dtype: torch.dtype, data: st.DataObject
+) -> None:
+    features = random(seed, batch, length, 6, dtype=dtype)
+    if ties:  # cosines of exactly 0, 1 and -1
+        features = torch.eye(6, dtype=dtype)[(features[..., 0] * 10).long() % 6] * features[..., :1].sign()
     score = (random(seed + 1, batch, length) * 2).round()
     pairs = data.draw(st.integers(0, length // 2))
     for answer, wanted in zip(
-        native.match_pairs(similarities.contiguous(), score, pairs, rounds),
-        reference(match_pairs)(similarities, score, pairs, rounds),
+        native.match_pairs(features, score, pairs, rounds),
+        reference(match_pairs)(features.double(), score, pairs, rounds),
         strict=True,
     ):
         assert torch.equal(answer, wanted)
 
 
 @some
-@given(seeds, st.integers(1, 3), st.integers(1, 50), st.data())
-def test_density_peaks(seed: int, batch: int, length: int, data: st.DataObject) -> None:
-    features = random(seed, batch, length, 7)
+@given(seeds, st.integers(1, 3), st.integers(1, 90), dtypes, st.data())
+def test_density_peaks(seed: int, batch: int, length: int, dtype: torch.dtype, data: st.DataObject) -> None:
+    features = random(seed, batch, length, 7, dtype=dtype)
     clusters = data.draw(st.integers(1, length))
     neighbours = data.draw(st.sampled_from([None, *range(1, min(length, 6))]))
     for answer, wanted in zip(

@@ -154,7 +154,7 @@ def peaks_by_loop(rows: Tensor, clusters: int, neighbours: int | None = None) ->
 def test_density_peaks_against_a_loop(seed: int, length: int, near: bool, data: st.DataObject) -> None:
     clusters = data.draw(st.integers(1, length))
     neighbours = data.draw(st.integers(1, length - 1)) if near else None
-    features = random_features(seed, 2, length, 4)
+    features = (random_features(seed, 2, length, 4) * 3).round()
     centres, others, onto = density_peaks(features, clusters, neighbours)
     for image in range(2):
         wanted, joined = peaks_by_loop(features[image], clusters, neighbours)

@@ -12,7 +12,7 @@ from torch import Tensor
 from tokensieve.decision import Assignment
 from tokensieve.method import Method, require
 from tokensieve.ops.density import density_peaks
-from tokensieve.ops.matching import match_pairs, similarity
+from tokensieve.ops.matching import match_pairs
 from tokensieve.ops.rows import split_top, take_rows
 from tokensieve.schedule import checked_sites, kept, per_site
 from tokensieve.view import Layout, Signal, View, importance_signal
@@ -123,7 +123,7 @@ class BAT(Method):
         score = view.importance
         attentive, inattentive = split_top(score, attentive_count)
         first, second = self._features(view, attentive), self._features(view, inattentive)
-        leads, moved, onto = match_pairs(similarity(first, first), score.gather(1, attentive), pairs, self.rounds)
+        leads, moved, onto = match_pairs(first, score.gather(1, attentive), pairs, self.rounds)
         centres, others, joins = density_peaks(second, clusters)
         return Assignment(
             keep=torch.cat([attentive.gather(1, leads), inattentive.gather(1, centres)], dim=1),

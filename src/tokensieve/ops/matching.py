@@ -96,16 +96,22 @@ def greedy_pairs(similarities: Tensor, count: int, rounds: int = 6) -> tuple[Ten
 
 
 @fused
-def match_pairs(similarities: Tensor, score: Tensor, pairs: int, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
+def match_pairs(features: Tensor, score: Tensor, pairs: int, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
     """The most similar disjoint pairs among K tokens; the higher score of a pair leads it, the lower index a tie.
 
     Args:
-        similarities: (B, K, K), see ``greedy_pairs``, as are ``pairs`` and ``rounds``.
+        features: (B, K, C) whose cosines are compared.
         score: (B, K).
+        pairs, rounds: see ``greedy_pairs``.
 
     Returns:
         ``leads`` (B, K - pairs) ascending, ``moved`` (B, pairs), ``onto`` (B, pairs): places in ``leads``.
     """
+    return lead_pairs(similarity(features, features), score, pairs, rounds)
+
+
+def lead_pairs(similarities: Tensor, score: Tensor, pairs: int, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``match_pairs`` from the similarities (B, K, K)."""
     first, second = greedy_pairs(similarities, pairs, rounds)
     swap = score.gather(1, first) < score.gather(1, second)
     leader, moved = torch.where(swap, second, first), torch.where(swap, first, second)

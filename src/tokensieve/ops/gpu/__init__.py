@@ -192,16 +192,18 @@ def bipartite_matching(metric: Tensor, remove: int, first: int = 0) -> tuple[Ten
     return matching.bipartite_matching(metric, remove, first)
 
 
-def match_pairs(similarities: Tensor, score: Tensor, pairs: int, rounds: int) -> tuple[Tensor, Tensor, Tensor] | Any:
+def match_pairs(features: Tensor, score: Tensor, pairs: int, rounds: int) -> tuple[Tensor, Tensor, Tensor] | Any:
     """See ``tokensieve.ops.matching.match_pairs``."""
-    fits = 0 < similarities.shape[1] <= MOST_TOKENS
-    if similarities.dtype != torch.float32 or score.dtype not in FLOATS or not fits or not _dense(similarities):
-        return NotImplemented
-    if not _serves(similarities, score):
+    fits = 0 < features.shape[1] <= MOST_TOKENS
+    if features.dtype not in FLOATS or score.dtype not in FLOATS or not fits or not _serves(features, score):
         return NotImplemented
     from tokensieve.ops.gpu import pairs as pairing
+    from tokensieve.ops.matching import unit_rows as to_unit_rows  # the door: also where no kernel takes them
 
-    return pairing.match_pairs(similarities, score, pairs, rounds)
+    with torch.autocast("cuda", enabled=False):
+        unit = to_unit_rows(features)
+        similarities = unit @ unit.transpose(1, 2)
+    return pairing.lead_pairs(similarities, score, pairs, rounds)
 
 
 def density_peaks(

@@ -175,8 +175,8 @@ def _match(
         _settle(flags, leads, onto, length, pairs, BLOCK)
 
 
-def match_pairs(similarities: Tensor, score: Tensor, pairs: int, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
-    """See ``tokensieve.ops.matching.match_pairs``; ``similarities`` in float32, dense in the last dimension."""
+def lead_pairs(similarities: Tensor, score: Tensor, pairs: int, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``tokensieve.ops.matching.lead_pairs``; ``similarities`` in float32, dense in the last dimension."""
     batch, length, _ = similarities.shape
     device = similarities.device
     nearest = torch.empty(batch, rounds, length, dtype=torch.int32, device=device)

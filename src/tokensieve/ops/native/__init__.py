@@ -142,11 +142,11 @@ def bipartite_matching(metric: Tensor, remove: int, first: int = 0) -> tuple[Ten
     return torch.ops.tokensieve.bipartite_matching.default(metric, remove, first)
 
 
-def match_pairs(similarities: Tensor, score: Tensor, pairs: int, rounds: int) -> tuple[Tensor, Tensor, Tensor] | Any:
+def match_pairs(features: Tensor, score: Tensor, pairs: int, rounds: int) -> tuple[Tensor, Tensor, Tensor] | Any:
     """See ``tokensieve.ops.matching.match_pairs``."""
-    if similarities.dtype != torch.float32 or not similarities.is_contiguous() or not _serves(similarities, score):
+    if not _serves(features, score):
         return NotImplemented
-    return torch.ops.tokensieve.match_pairs.default(similarities, score.float(), pairs, rounds)
+    return torch.ops.tokensieve.match_pairs.default(features, score.float(), pairs, rounds)
 
 
 def density_peaks(
@@ -155,10 +155,7 @@ def density_peaks(
     """See ``tokensieve.ops.density.density_peaks``."""
     if not _serves(features):
         return NotImplemented
-    with torch.autocast("cpu", enabled=False):
-        features = features.float()
-        products = features @ features.transpose(1, 2)
-    return torch.ops.tokensieve.density_peaks.default(products, features.shape[2], clusters, neighbours or 0)
+    return torch.ops.tokensieve.density_peaks.default(features, clusters, neighbours or 0)
 
 
 def move_tokens(

@@ -1,8 +1,13 @@
 // Column sums of attention maps, streamed: a few query rows at a time, no map is ever held.
-#include "products.h"
+#include "packed.h"
 
 namespace tokensieve {
 namespace {
+
+// Products of queries and keys to logits.
+FOR_EVERY_PROCESSOR void scale_row(float* row, float scale, const float* bias, int64_t width) {
+  for (int64_t j = 0; j < width; ++j) row[j] = row[j] * scale + bias[j];
+}
 
 // Adds the softmax of a row of logits, times `vote`, to `total`; or its logarithm when `logarithm`.
 FOR_EVERY_PROCESSOR void add_softmax(float* row, int64_t length, float vote, bool logarithm, float* total) {
@@ -88,7 +93,7 @@ Tensor column_sums(const Tensor& queries, const Tensor& keys, double scale, cons
                    int64_t stride, const Maybe& expand, const Maybe& expand_bias, const Maybe& reduce,
                    const Maybe& reduce_bias, bool logarithm) {
   const int64_t batch = keys.size(0), heads = keys.size(1), length = keys.size(2), dim = keys.size(3);
-  const int64_t width = (length + LANES - 1) / LANES * LANES, hidden = expand ? expand->size(0) : 0;
+  const int64_t width = round_up(length, WIDTH), hidden = expand ? expand->size(0) : 0;
   Tensor out = new_float(keys, {batch, heads, length});
   float* result = out_data<float>(out);
   std::vector<float> reduced(hidden * heads);
@@ -102,17 +107,19 @@ Tensor column_sums(const Tensor& queries, const Tensor& keys, double scale, cons
     const T* q = data<T>(queries);
     const T* k = data<T>(keys);
     in_parallel(batch * heads / together, 1, [&](int64_t begin, int64_t end) {
-      std::vector<float> storage[4];
-      float* transposed = aligned(storage[0], together * dim * width);
-      float* biases = aligned(storage[1], width);
-      float* rows = aligned(storage[2], together * ROWS * width);
-      float* scaled = aligned(storage[3], ROWS * dim);
+      const Cells<T> kind_of_cells(dim);
+      std::vector<Packed<T>> packed(together);
+      std::vector<float> biases(width, 0.0f);
+      Buffer<float> storage[2];
+      float* rows = storage[0].room(together * ROWS * width);
+      float* query_cells = storage[1].room(ROWS * kind_of_cells.count);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t b = task * together / heads, start = task * together % heads;
-        if (bias) std::copy_n(data<float>(*bias) + b * length, length, biases);
+        if (bias) std::copy_n(data<float>(*bias) + b * length, length, biases.begin());
         for (int64_t h = 0; h < together; ++h) {
-          transpose(k + b * keys.stride(0) + (start + h) * keys.stride(1), length, keys.stride(2), dim, width,
-                    transposed + h * dim * width);
+          const T* head = k + b * keys.stride(0) + (start + h) * keys.stride(1);
+          packed[h].fill(length, dim, [&](int64_t j) { return head + j * keys.stride(2); });
+          packed[h].pack();
           std::fill_n(result + (b * heads + start + h) * length, length, 0.0f);
         }
         for (int64_t first = 0; first < length; first += ROWS * stride) {
@@ -121,11 +128,12 @@ Tensor column_sums(const Tensor& queries, const Tensor& keys, double scale, cons
             const T* query = q + b * queries.stride(0) + (start + h) * queries.stride(1);
             for (int64_t r = 0; r < ROWS; ++r) {
               const int64_t row = r < count ? first + r * stride : first;
-              for (int64_t d = 0; d < dim; ++d) {
-                scaled[r * dim + d] = load(query[row * queries.stride(2) + d]) * static_cast<float>(scale);
-              }
+              kind_of_cells.fill(query + row * queries.stride(2), query_cells + r * kind_of_cells.count);
             }
-            product_rows(scaled, transposed + h * dim * width, biases, dim, width, rows + h * ROWS * width);
+            packed[h].products(query_cells, kind_of_cells.count, length, rows + h * ROWS * width, width);
+            for (int64_t r = 0; r < count; ++r) {
+              scale_row(rows + (h * ROWS + r) * width, static_cast<float>(scale), biases.data(), width);
+            }
           }
           if (hidden) {
             mix_rows(rows, count, width, data<float>(*expand), data<float>(*expand_bias), reduced.data(),

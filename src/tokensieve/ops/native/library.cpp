@@ -8,7 +8,7 @@ std::tuple<Tensor, Tensor> split_top(const Tensor&, int64_t);
 Tensor mean_rows(const Tensor&, bool);
 std::tuple<Tensor, Tensor, Tensor> bipartite_matching(const Tensor&, int64_t, int64_t);
 std::tuple<Tensor, Tensor, Tensor> match_pairs(const Tensor&, const Tensor&, int64_t, int64_t);
-std::tuple<Tensor, Tensor, Tensor> density_peaks(Tensor, int64_t, int64_t, int64_t);
+std::tuple<Tensor, Tensor, Tensor> density_peaks(const Tensor&, int64_t, int64_t);
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> move_tokens(const Tensor&, const Tensor&, const Tensor&,
                                                                const Maybe&, const Tensor&, const Maybe&, const Maybe&,
                                                                const Maybe&, bool);
@@ -21,9 +21,8 @@ STABLE_TORCH_LIBRARY(tokensieve, library) {
   library.def("split_top(Tensor score, int count) -> (Tensor, Tensor)");
   library.def("mean_rows(Tensor features, bool unit) -> Tensor");
   library.def("bipartite_matching(Tensor metric, int remove, int first) -> (Tensor, Tensor, Tensor)");
-  library.def("match_pairs(Tensor similarities, Tensor score, int pairs, int rounds) -> (Tensor, Tensor, Tensor)");
-  library.def(
-      "density_peaks(Tensor(a!) products, int channels, int clusters, int neighbours) -> (Tensor, Tensor, Tensor)");
+  library.def("match_pairs(Tensor features, Tensor score, int pairs, int rounds) -> (Tensor, Tensor, Tensor)");
+  library.def("density_peaks(Tensor features, int clusters, int neighbours) -> (Tensor, Tensor, Tensor)");
   library.def(
       "move_tokens(Tensor x, Tensor group, Tensor rep, Tensor? size, Tensor keep, Tensor? moved, Tensor? onto, "
       "Tensor? weight, bool mean) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
