@@ -158,16 +158,50 @@ struct Cells {
   }
 };
 
+typedef int32_t Places __attribute__((vector_size(LANES * sizeof(int32_t))));
+
+// Exchanges what lies across the diagonal of blocks of STEP: with steps 1, 2, 4 and 8 a square is transposed.
+template <int64_t STEP>
+INLINE void exchange(Lanes* square) {
+  Places low, high;
+  for (int32_t k = 0; k < LANES; ++k) {
+    low[k] = k & STEP ? k - STEP + LANES : k;
+    high[k] = k & STEP ? k + LANES : k + STEP;
+  }
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < LANES; ++i) {
+    if (i & STEP) continue;
+    const Lanes first = square[i], second = square[i + STEP];
+    square[i] = __builtin_shuffle(first, second, low);
+    square[i + STEP] = __builtin_shuffle(first, second, high);
+  }
+}
+
 // cells (length, count) to panels of WIDTH columns, zero behind the last: out has round_up(length, WIDTH) · count cells.
 FOR_EVERY_PROCESSOR inline void pack_cells(const float* cells, int64_t length, int64_t count, float* out) {
   for (int64_t first = 0; first < length; first += WIDTH, out += WIDTH * count) {
-    const int64_t columns = length - first < WIDTH ? length - first : WIDTH;
-    const float* rows = cells + first * count;
-    if (columns < WIDTH) std::fill_n(out, WIDTH * count, 0.0f);
     for (int64_t begin = 0; begin < count; begin += LANES) {
-      const int64_t end = begin + LANES < count ? begin + LANES : count;
-      for (int64_t j = 0; j < columns; ++j) {
-        for (int64_t c = begin; c < end; ++c) out[c * WIDTH + j] = rows[j * count + c];
+      for (int64_t half = 0; half < WIDTH; half += LANES) {
+        const int64_t last = length - first - half < LANES ? length - first - half : LANES;
+        const float* corner = cells + (first + half) * count + begin;
+        float* place = out + begin * WIDTH + half;
+        Lanes square[LANES] = {};
+        if (begin + LANES <= count) {
+#pragma GCC unroll 16
+          for (int64_t j = 0; j < LANES; ++j) {
+            if (j < last) square[j] = *reinterpret_cast<const Unaligned*>(corner + j * count);
+          }
+        } else {
+          for (int64_t j = 0; j < last; ++j) {
+            for (int64_t c = 0; c < count - begin; ++c) square[j][c] = corner[j * count + c];
+          }
+        }
+        exchange<1>(square);
+        exchange<2>(square);
+        exchange<4>(square);
+        exchange<8>(square);
+        const int64_t rows = count - begin < LANES ? count - begin : LANES;
+        for (int64_t c = 0; c < rows; ++c) *reinterpret_cast<Lanes*>(place + c * WIDTH) = square[c];
       }
     }
   }
