@@ -131,6 +131,7 @@ def fold_bias(
     return query, key, F.pad(value, (0, width)), scale
 
 
+@fused
 def key_bias(prefix: int, size: Tensor | None, alive: Tensor | None, mask: Tensor | None) -> Tensor | None:
     """The bias (B, 1, 1, P + M) that log-size attention, padding and training masks put on the logits of each key.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import TypeVar
 
 from tokensieve.errors import TokensieveError
@@ -58,6 +59,7 @@ def removed(patches: int, r: int) -> int:
     return min(r, patches // 2)
 
 
+@cache
 def inflected(r: int, inflect: float, sites: int) -> tuple[int, ...]:
     """ToMe's (r, inflect): linear from r·(1 − inflect) at the first site to r·(1 + inflect) at the last."""
     low, high = r * (1 - inflect), r * (1 + inflect)

@@ -7,7 +7,7 @@ methods that act there. State travels from block to block as the argument (``Tok
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -104,17 +104,17 @@ class Site(nn.Module):
     ) -> tuple[Tokens, BlockSignals | None]:
         """The attention half of the block, and its signals where a method here reads any."""
         if not self.taps and bias is None:
-            return replace(tokens, x=self.family.attention(block, tokens.x, **kwargs)), None
+            return tokens.changed(x=self.family.attention(block, tokens.x, **kwargs)), None
         tap = Tap(bias)
         with tap:
             y = self.family.attention(block, tokens.x, **kwargs)
         signals = BlockSignals(tap.attended(), tokens.alive) if self.taps else None
-        return replace(tokens, x=y), signals
+        return tokens.changed(x=y), signals
 
     def _stage(self, tokens: Tokens, x: Tensor, attended: int) -> Tokens:
         """The state after the block's MLP, which gave ``x``."""
         stage = Stage(self.block, attended, x.shape[1], tokens.alive)
-        return replace(tokens, x=x, stages=(*tokens.stages, stage))
+        return tokens.changed(x=x, stages=(*tokens.stages, stage))
 
     def _finish(self, tokens: Tokens) -> Tensor | Tokens:
         out: Tensor | Tokens = self(tokens)

@@ -149,9 +149,17 @@ class Tokens:
         return put_back(self.x, index, None, self.prefix, with_prefix=False)
 
     def with_patches(self, patches: Tensor, **changes: Any) -> Tokens:
-        """The same prefix with other patch tokens, other fields as in ``dataclasses.replace``."""
+        """The same prefix with other patch tokens, other fields as in ``changed``."""
         x = torch.cat([self.x[:, : self.prefix], patches], dim=1) if self.prefix else patches
-        return replace(self, x=x, **changes)
+        return self.changed(x=x, **changes)
+
+    def changed(self, **changes: Any) -> Tokens:
+        """What ``dataclasses.replace`` gives, without its walk over the fields, which takes longer than a kernel."""
+        if torch.compiler.is_compiling():
+            return replace(self, **changes)
+        new = object.__new__(Tokens)
+        vars(new).update(vars(self), **changes)
+        return new
 
     def restore(self, fill: Fill | None = None) -> Tensor:
         """Give every original back: (B, P + N, C). See ``restore`` in this module."""
@@ -222,7 +230,7 @@ def apply(tokens: Tokens, decision: Decision, block: int = 0, point: str = "midd
     """
     if isinstance(decision, KeepMask):
         mask = decision.mask if tokens.mask is None else tokens.mask * decision.mask
-        return replace(tokens, mask=mask)
+        return tokens.changed(mask=mask)
     if isinstance(decision, SoftAssignment):
         changes = _mixed(tokens, decision)
     else:
@@ -231,7 +239,7 @@ def apply(tokens: Tokens, decision: Decision, block: int = 0, point: str = "midd
     group = None if isinstance(decision, SoftAssignment) or tokens.outer is not None else changes["group"]
     after = changes["x"].shape[1] - tokens.prefix
     event = Event(block, point, method, tokens.count, after, group, returns)
-    return replace(tokens, **changes, version=tokens.version + 1, events=(*tokens.events, event))
+    return tokens.changed(**changes, version=tokens.version + 1, events=(*tokens.events, event))
 
 
 def _moved(tokens: Tokens, assignment: Assignment, block: int, point: str) -> dict[str, Any]:
@@ -304,8 +312,7 @@ def _unpark(tokens: Tokens, place: int = -1) -> Tokens:
     if tokens.version == entry.version and tokens.count + entry.dropped.shape[1] >= before.count:
         # Nothing moved meanwhile and nothing merged as they left: everyone returns to the place it had, and so does the
         # whole bookkeeping.
-        return replace(
-            tokens,
+        return tokens.changed(
             x=put_back(tokens.x, entry.index, before.patches, tokens.prefix, with_prefix=True),
             group=before.group,
             rep=before.rep,
@@ -338,8 +345,8 @@ def _unpark(tokens: Tokens, place: int = -1) -> Tokens:
         return torch.cat([now, then], dim=1).gather(1, order)
 
     ones = torch.ones(rep.shape, device=rep.device)
-    return replace(
-        tokens.with_patches(take_rows(patches, order)),
+    return tokens.with_patches(
+        take_rows(patches, order),
         group=regroup(group, invert(order)),
         rep=rep.gather(1, order),
         size=ordered(tokens.size, before.size, ones),
@@ -386,4 +393,4 @@ def restore(tokens: Tokens, fill: Fill = "last") -> Tensor:
     way_back = tokens.outer.restore
     whole = way_back.to(patches.dtype) @ patches if isinstance(way_back, Tensor) else way_back(patches, before.patches)
     prefix = tokens.x[:, : tokens.prefix]
-    return restore(replace(before, x=torch.cat([prefix, whole], dim=1) if tokens.prefix else whole), fill)
+    return restore(before.changed(x=torch.cat([prefix, whole], dim=1) if tokens.prefix else whole), fill)

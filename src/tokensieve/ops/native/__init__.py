@@ -121,6 +121,13 @@ def split_top(score: Tensor, count: int) -> tuple[Tensor, Tensor] | Any:
     return torch.ops.tokensieve.split_top.default(score.float(), count)
 
 
+def key_bias(prefix: int, size: Tensor | None, alive: Tensor | None, mask: Tensor | None) -> Tensor | None | Any:
+    """See ``tokensieve.attention.key_bias``."""
+    if size is None or alive is not None or mask is not None or size.dtype != torch.float32 or not _serves(size):
+        return NotImplemented
+    return torch.ops.tokensieve.size_bias.default(size, prefix)
+
+
 def head_mean(features: Tensor) -> Tensor | Any:
     """See ``tokensieve.ops.rows.head_mean``."""
     if not _serves(features):

@@ -5,6 +5,7 @@ namespace tokensieve {
 
 Tensor class_attention(const Tensor&, const Tensor&, double, const Maybe&);
 std::tuple<Tensor, Tensor> split_top(const Tensor&, int64_t);
+Tensor size_bias(const Tensor&, int64_t);
 Tensor mean_rows(const Tensor&, bool);
 std::tuple<Tensor, Tensor, Tensor> bipartite_matching(const Tensor&, int64_t, int64_t);
 std::tuple<Tensor, Tensor, Tensor> match_pairs(const Tensor&, const Tensor&, int64_t, int64_t);
@@ -19,6 +20,7 @@ Tensor column_sums(const Tensor&, const Tensor&, double, const Maybe&, const May
 STABLE_TORCH_LIBRARY(tokensieve, library) {
   library.def("class_attention(Tensor queries, Tensor keys, float scale, Tensor? bias) -> Tensor");
   library.def("split_top(Tensor score, int count) -> (Tensor, Tensor)");
+  library.def("size_bias(Tensor size, int prefix) -> Tensor");
   library.def("mean_rows(Tensor features, bool unit) -> Tensor");
   library.def("bipartite_matching(Tensor metric, int remove, int first) -> (Tensor, Tensor, Tensor)");
   library.def("match_pairs(Tensor features, Tensor score, int pairs, int rounds) -> (Tensor, Tensor, Tensor)");
@@ -35,6 +37,7 @@ STABLE_TORCH_LIBRARY(tokensieve, library) {
 STABLE_TORCH_LIBRARY_IMPL(tokensieve, CPU, library) {
   library.impl("class_attention", TORCH_BOX(&class_attention));
   library.impl("split_top", TORCH_BOX(&split_top));
+  library.impl("size_bias", TORCH_BOX(&size_bias));
   library.impl("mean_rows", TORCH_BOX(&mean_rows));
   library.impl("bipartite_matching", TORCH_BOX(&bipartite_matching));
   library.impl("match_pairs", TORCH_BOX(&match_pairs));

@@ -98,4 +98,22 @@ std::tuple<Tensor, Tensor> split_top(const Tensor& score, int64_t count) {
   return {top, others};
 }
 
+// size (B, M) to the bias (B, 1, 1, prefix + M) of log-size attention: log(size), and nothing for the prefix.
+Tensor size_bias(const Tensor& size, int64_t prefix) {
+  const int64_t batch = size.size(0), length = size.size(1), width = prefix + length;
+  Tensor out = new_float(size, {batch, 1, 1, width});
+  float* result = out_data<float>(out);
+  const float* sizes = data<float>(size);
+  in_parallel(batch * length, 4096, [&](int64_t begin, int64_t end) {
+    for (int64_t place = begin; place < end; ++place) {
+      const float value = sizes[place / length * size.stride(0) + place % length];
+      const float least = std::numeric_limits<float>::min();
+      // Most tokens stand for one patch.
+      result[place / length * width + prefix + place % length] = value == 1.0f ? 0.0f : std::log(std::max(value, least));
+    }
+  });
+  for (int64_t b = 0; b < batch; ++b) std::fill_n(result + b * width, prefix, 0.0f);
+  return out;
+}
+
 }  // namespace tokensieve
