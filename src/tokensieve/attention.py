@@ -44,12 +44,16 @@ class Attended:
 class Tap(TorchFunctionMode):
     """Records the attention calls made inside ``with tap:`` and adds ``bias`` (B, 1, 1, L) to their logits.
 
+    With ``own`` a kernel of ours may compute the attention where it is the faster one (see ``attend``); without, the
+    call that the model makes is the call that runs, bit for bit.
+
     Write ``tap = Tap()`` and then ``with tap:``; TorchDynamo does not trace ``with Tap() as tap``.
     """
 
-    def __init__(self, bias: Tensor | None = None) -> None:
+    def __init__(self, bias: Tensor | None = None, own: bool = False) -> None:
         super().__init__()
         self.bias = bias
+        self.own = own
         self.calls: list[tuple[Tensor, Tensor, Tensor, float | None]] = []
 
     def __torch_function__(
@@ -77,6 +81,8 @@ class Tap(TorchFunctionMode):
                 "call the model without attn_mask and is_causal, or ts.remove(model) first"
             )
         self.calls.append((query, key, value, scale))
+        if self.own and dropout_p == 0.0 and not others:
+            return attend(query, key, value, self.bias, scale)
         if self.bias is None:
             return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, scale=scale, **others)
         return biased_attention(query, key, value, self.bias, scale=scale, dropout_p=dropout_p)
@@ -94,6 +100,26 @@ class Tap(TorchFunctionMode):
         )
         scale = self.calls[0][3]
         return Attended(queries, keys, values, queries.shape[-1] ** -0.5 if scale is None else scale, self.bias)
+
+
+@fused
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float | None = None) -> Tensor:
+    """Softmax attention (B, H, L, D), as torch computes it; ``bias`` (B, 1, 1, L) is added to the logits of every key.
+
+    On processors that multiply pairs of bfloat16, torch's kernel does not use them; ours of the same name does.
+    """
+    if bias is None:
+        return F.scaled_dot_product_attention(query, key, value, scale=scale)
+    return biased_attention(query, key, value, bias, scale=scale)
+
+
+def attends_faster(x: Tensor) -> bool:
+    """Whether a kernel of ours would compute the attention of a block on ``x`` (B, L, C) faster than torch's."""
+    if x.dtype != torch.bfloat16 or torch.compiler.is_compiling():
+        return False
+    from tokensieve.ops import native  # here, because kernels use the types of this file
+
+    return native.attends(x)
 
 
 def biased_attention(

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokensieve.attention import Attended, class_attention, column_sums
+from tokensieve.attention import Attended, attend, class_attention, column_sums, key_bias
 from tokensieve.decision import Assignment
 from tokensieve.errors import TokensieveWarning
 from tokensieve.moving import move_tokens, put_back
@@ -69,13 +69,13 @@ def test_the_kernels_are_built_where_there_is_a_compiler() -> None:
 
 def test_every_kernel_has_a_reference_of_its_name() -> None:
     doors = [class_attention, column_sums, move_tokens, put_back, density_peaks, bipartite_matching, match_pairs]
-    doors += [unit_rows, head_mean, split_top, selected_columns]
+    doors += [unit_rows, head_mean, split_top, selected_columns, attend, key_bias]
     kernels = {
         name
         for name, value in vars(native).items()
         if callable(value) and not name.startswith("_") and getattr(value, "__module__", "") == native.__name__
     }
-    assert {door.__name__ for door in doors} == kernels - {"available"}
+    assert {door.__name__ for door in doors} == kernels - {"available", "attends"}
 
 
 @some
@@ -246,6 +246,17 @@ def test_density_peaks_of_equal_tokens_prefers_the_lower_index() -> None:
     features = torch.ones(2, 9, 4)
     for answer, wanted in zip(native.density_peaks(features, 3), reference(density_peaks)(features, 3), strict=True):
         assert torch.equal(answer, wanted)
+
+
+@some
+@given(seeds, st.integers(1, 3), st.integers(1, 40), st.integers(0, 3))
+def test_key_bias(seed: int, batch: int, length: int, prefix: int) -> None:
+    size = random(seed, batch, length).mul(3).round().clamp(min=0)
+    torch.testing.assert_close(
+        native.key_bias(prefix, size, None, None), reference(key_bias)(prefix, size, None, None), rtol=1e-6, atol=0
+    )
+    assert native.key_bias(prefix, None, None, None) is NotImplemented
+    assert native.key_bias(prefix, size, size > 0, None) is NotImplemented
 
 
 @some

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokensieve.attention import Tap, attends_faster
 from tokensieve.family import Family
 from tokensieve.measure.macs import MacReport
 from tokensieve.measure.model import share_weights
@@ -23,10 +24,22 @@ class OracleBlock(nn.Module):
         processed: tokens in the MLP.
         left: tokens that some later block still needs; the others are cut off.
         prefix: tokens in front that have no position on the grid.
+        reduced: whether tokens were cut off before its attention: from there on a reduced model may use an attention of
+            ours, and so does its oracle.
     """
 
-    def __init__(self, block: nn.Module, family: Family, attended: int, processed: int, left: int, prefix: int) -> None:
+    def __init__(
+        self,
+        block: nn.Module,
+        family: Family,
+        attended: int,
+        processed: int,
+        left: int,
+        prefix: int,
+        reduced: bool = False,
+    ) -> None:
         super().__init__()
+        self.reduced = reduced
         self.block = block
         self.family = family
         self.attended, self.processed, self.left, self.prefix = attended, processed, left, prefix
@@ -34,19 +47,27 @@ class OracleBlock(nn.Module):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(B, L, C) to (B, left, C)."""
         length = x.shape[1]
-        if self.attended >= length and self.processed >= length and not args:
+        own = self.reduced and attends_faster(x)
+        if self.attended >= length and self.processed >= length and not args and not own:
             return self._cut(self.block(x, **kwargs))
         arguments = kwargs
         if self.attended < length or any(value is not None for value in kwargs.values()):
             positions = torch.arange(self.attended - self.prefix, device=x.device).unsqueeze(0)
             arguments = self.family.reindex(kwargs, positions, self.prefix)
-        whole = self.family.attention(self.block, x[:, : self.attended], **arguments)
+        whole = self._attend(x[:, : self.attended], own, arguments)
         if self.attended < min(length, max(self.processed, self.left)):
             whole = torch.cat([whole, x[:, self.attended :]], dim=1)
         processed = self.family.mlp(self.block, whole[:, : self.processed])
         if self.processed >= self.left:
             return self._cut(processed)
         return self._cut(torch.cat([processed, whole[:, self.processed :]], dim=1))
+
+    def _attend(self, x: Tensor, own: bool, arguments: dict[str, Any]) -> Tensor:
+        if not own:
+            return self.family.attention(self.block, x, **arguments)
+        tap = Tap(own=True)
+        with tap:
+            return self.family.attention(self.block, x, **arguments)
 
     def _cut(self, x: Tensor) -> Tensor:
         return x[:, : self.left]
@@ -68,10 +89,20 @@ def oracle(model: nn.Module, report: MacReport) -> nn.Module:
     layout = located.family.layout(located.owner)
     blocks = located.family.blocks(located.owner)
     counts = [(round(block.attended), round(block.processed)) for block in report.blocks]
+    whole = counts[0][0] if counts else 0
+    first_cut = next((n for n, pair in enumerate(counts) if min(pair) < whole), len(blocks))
     left = 1
     for number in reversed(range(len(blocks))):
         attended, processed = counts[number]
         left = max(left, processed if number == len(blocks) - 1 else 1)
-        owner.blocks[number] = OracleBlock(blocks[number], located.family, attended, processed, left, layout.prefix)
+        owner.blocks[number] = OracleBlock(
+            blocks[number],
+            located.family,
+            attended,
+            processed,
+            left,
+            layout.prefix,
+            reduced=number > first_cut or attended < whole,
+        )
         left = max(left, attended, processed)
     return copied.eval()

@@ -61,6 +61,25 @@ def _serves(*tensors: Tensor | None) -> bool:
     return available()
 
 
+@cache
+def _pairs() -> bool:
+    return bool(torch.ops.tokensieve.can_attend.default())
+
+
+def attends(x: Tensor) -> bool:
+    """Whether ``attend`` serves the attention of a block that runs on ``x``."""
+    return x.dtype == torch.bfloat16 and _serves(x) and _pairs()
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float | None = None) -> Tensor | Any:
+    """See ``tokensieve.attention.attend``."""
+    alike = query.dtype == key.dtype == value.dtype and query.shape[:2] == key.shape[:2] == value.shape[:2]
+    if not alike or value.shape[2:] != key.shape[2:] or not attends(query) or not _serves(key, value, bias):
+        return NotImplemented
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return torch.ops.tokensieve.attend.default(query, key, value, scale, _flat(bias, key))
+
+
 def class_attention(attended: Attended) -> Tensor | Any:
     """See ``tokensieve.attention.class_attention``."""
     if not _serves(attended.queries, attended.keys, attended.bias):
@@ -71,10 +90,14 @@ def class_attention(attended: Attended) -> Tensor | Any:
 
 
 def _flat_bias(attended: Attended) -> Tensor | None:
-    if attended.bias is None:
+    return _flat(attended.bias, attended.keys)
+
+
+def _flat(bias: Tensor | None, keys: Tensor) -> Tensor | None:
+    if bias is None:
         return None
-    batch, _, length, _ = attended.keys.shape
-    return attended.bias.float().expand(batch, 1, 1, length).reshape(batch, length)
+    batch, _, length, _ = keys.shape
+    return bias.float().expand(batch, 1, 1, length).reshape(batch, length)
 
 
 def column_sums(attended: Attended, voters: Tensor | None, block: int, stride: int) -> Tensor | Any:
@@ -121,7 +144,7 @@ def split_top(score: Tensor, count: int) -> tuple[Tensor, Tensor] | Any:
     return torch.ops.tokensieve.split_top.default(score.float(), count)
 
 
-def key_bias(prefix: int, size: Tensor | None, alive: Tensor | None, mask: Tensor | None) -> Tensor | None | Any:
+def key_bias(prefix: int, size: Tensor | None, alive: Tensor | None, mask: Tensor | None) -> Tensor | Any | None:
     """See ``tokensieve.attention.key_bias``."""
     if size is None or alive is not None or mask is not None or size.dtype != torch.float32 or not _serves(size):
         return NotImplemented

@@ -189,7 +189,7 @@ struct Peaks {
     std::vector<float> out(packed.length());
     alignas(64) float tile[ROWS * WIDTH];
     for (int64_t first = 0; first < packed.length(); first += ROWS) {
-      packed.products_of_panel(packed.row(first), packed.cells(), first / WIDTH, tile, WIDTH);
+      packed.products_of_panels(packed.row(first), packed.cells(), first / WIDTH, 1, tile, WIDTH);
       for (int64_t i = first; i < std::min(first + ROWS, packed.length()); ++i) {
         out[i] = tile[(i - first) * WIDTH + i % WIDTH];
       }

@@ -14,6 +14,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> move_tokens(const Tensor&, co
                                                                const Maybe&, const Tensor&, const Maybe&, const Maybe&,
                                                                const Maybe&, bool);
 Tensor put_back(const Tensor&, const Tensor&, const Maybe&, int64_t, bool);
+bool can_attend();
+Tensor attend(const Tensor&, const Tensor&, const Tensor&, double, const Maybe&);
 Tensor column_sums(const Tensor&, const Tensor&, double, const Maybe&, const Maybe&, int64_t, const Maybe&,
                    const Maybe&, const Maybe&, const Maybe&, bool);
 
@@ -29,12 +31,19 @@ STABLE_TORCH_LIBRARY(tokensieve, library) {
       "move_tokens(Tensor x, Tensor group, Tensor rep, Tensor? size, Tensor keep, Tensor? moved, Tensor? onto, "
       "Tensor? weight, bool mean) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   library.def("put_back(Tensor x, Tensor index, Tensor? other, int prefix, bool with_prefix) -> Tensor");
+  library.def("can_attend() -> bool");
+  library.def("attend(Tensor queries, Tensor keys, Tensor values, float scale, Tensor? bias) -> Tensor");
   library.def(
       "column_sums(Tensor queries, Tensor keys, float scale, Tensor? bias, Tensor? votes, int stride, "
       "Tensor? expand, Tensor? expand_bias, Tensor? reduce, Tensor? reduce_bias, bool logarithm) -> Tensor");
 }
 
+STABLE_TORCH_LIBRARY_IMPL(tokensieve, CompositeExplicitAutograd, library) {
+  library.impl("can_attend", TORCH_BOX(&can_attend));
+}
+
 STABLE_TORCH_LIBRARY_IMPL(tokensieve, CPU, library) {
+  library.impl("attend", TORCH_BOX(&attend));
   library.impl("class_attention", TORCH_BOX(&class_attention));
   library.impl("split_top", TORCH_BOX(&split_top));
   library.impl("size_bias", TORCH_BOX(&size_bias));

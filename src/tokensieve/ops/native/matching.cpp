@@ -260,7 +260,7 @@ class Similarities {
     float* tile = storage.room(ROWS * width);
     for (int64_t first = stripe * ROWS; first < length; first += stripes * ROWS) {
       const int64_t count = std::min(ROWS, length - first), panel = first / WIDTH;
-      rows_.products_from(rows_.row(first), rows_.cells(), panel, tile + panel * WIDTH, width);
+      rows_.products_of_panels(rows_.row(first), rows_.cells(), panel, width / WIDTH - panel, tile + panel * WIDTH, width);
       for (int64_t r = 0; r < count; ++r) {
         float* row = values_ + (first + r) * length;
         scale_into(tile + r * width, inverse_[first + r], inverse_.data(), first, length, row);

@@ -233,13 +233,10 @@ class Packed {
   void products(const float* left, int64_t step, int64_t columns, float* out, int64_t out_step) const {
     product_rows(pairs_, left, step, columns_, count_, (columns + WIDTH - 1) / WIDTH, out, out_step);
   }
-  // Products of ROWS rows of cells with the columns of one panel.
-  void products_of_panel(const float* left, int64_t step, int64_t panel, float* out, int64_t out_step) const {
-    product_rows(pairs_, left, step, columns_ + panel * count_ * WIDTH, count_, 1, out, out_step);
-  }
-  // Products of ROWS rows of cells with the columns of all panels from `panel` on.
-  void products_from(const float* left, int64_t step, int64_t panel, float* out, int64_t out_step) const {
-    product_rows(pairs_, left, step, columns_ + panel * count_ * WIDTH, count_, width() / WIDTH - panel, out, out_step);
+  // Products of ROWS rows of cells with the columns of some panels.
+  void products_of_panels(const float* left, int64_t step, int64_t first, int64_t panels, float* out,
+                          int64_t out_step) const {
+    product_rows(pairs_, left, step, columns_ + first * count_ * WIDTH, count_, panels, out, out_step);
   }
 
  private:

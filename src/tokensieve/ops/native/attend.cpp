@@ -1,0 +1,186 @@
+// Attention in bfloat16 on processors that multiply pairs of it: blocks of query rows against all keys, no map is held.
+#include "packed.h"
+
+namespace tokensieve {
+namespace {
+
+constexpr int64_t BLOCK = 32;    // query rows at a time
+constexpr int64_t CHUNK = 1024;  // keys at a time
+static_assert(BLOCK % ROWS == 0 && CHUNK % WIDTH == 0);
+
+#ifdef HAS_BFLOAT16_PAIRS
+#define FOR_PAIRS __attribute__((target("arch=x86-64-v4,avx512bf16")))
+
+// Two rows of values, interleaved: the cells of a pair of keys. `second` is null behind the last key.
+FOR_PAIRS void interleave(const uint16_t* first, const uint16_t* second, int64_t dim, int64_t pairs, uint32_t* out) {
+  for (int64_t d = 0; d < dim; ++d) {
+    const uint32_t high = second ? static_cast<uint32_t>(second[d]) << 16 : 0u;
+    out[d / WIDTH * pairs * WIDTH + d % WIDTH] = high | first[d];
+  }
+}
+
+FOR_PAIRS inline __m512 exponential(__m512 x) {
+  // exp(x) = 2^whole · series(rest), to bfloat16's precision and more; zero below -87, where minus infinity lies.
+  const __mmask16 tiny = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_LT_OQ);
+  const __m512 scaled = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
+  const __m512 whole = _mm512_roundscale_ps(scaled, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 rest = _mm512_sub_ps(scaled, whole);
+  __m512 series = _mm512_set1_ps(1.3333558e-3f);
+  series = _mm512_fmadd_ps(series, rest, _mm512_set1_ps(9.6181291e-3f));
+  series = _mm512_fmadd_ps(series, rest, _mm512_set1_ps(5.5504109e-2f));
+  series = _mm512_fmadd_ps(series, rest, _mm512_set1_ps(2.4022651e-1f));
+  series = _mm512_fmadd_ps(series, rest, _mm512_set1_ps(6.9314718e-1f));
+  series = _mm512_fmadd_ps(series, rest, _mm512_set1_ps(1.0f));
+  return _mm512_mask_mov_ps(_mm512_scalef_ps(series, whole), tiny, _mm512_setzero_ps());
+}
+
+// A row of products to the numerators of its softmax, in bfloat16; updates the row's running maximum and sum and
+// returns by what everything added up before has to be multiplied. `width` is a multiple of WIDTH.
+FOR_PAIRS float soften(float* row, const float* bias, int64_t width, float scale, float* highest, float* sum,
+                       uint16_t* out) {
+  const __m512 factor = _mm512_set1_ps(scale);
+  __m512 most = _mm512_set1_ps(*highest);
+  for (int64_t j = 0; j < width; j += LANES) {
+    const __m512 value = _mm512_fmadd_ps(_mm512_load_ps(row + j), factor, _mm512_load_ps(bias + j));
+    _mm512_store_ps(row + j, value);
+    most = _mm512_max_ps(most, value);
+  }
+  const float now = _mm512_reduce_max_ps(most);
+  const __m512 shift = _mm512_set1_ps(now > -INFINITE ? now : 0.0f);
+  __m512 total = _mm512_setzero_ps();
+  for (int64_t j = 0; j < width; j += LANES) {
+    const __m512 value = exponential(_mm512_sub_ps(_mm512_load_ps(row + j), shift));
+    total = _mm512_add_ps(total, value);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(out + j), (__m256i)_mm512_cvtneps_pbh(value));
+  }
+  const float fade = *highest > -INFINITE ? std::exp(*highest - now) : 0.0f;
+  *sum = *sum * fade + _mm512_reduce_add_ps(total);
+  *highest = now;
+  return fade;
+}
+
+FOR_PAIRS void fade_and_add(float* sums, const float* tile, int64_t width, float fade) {
+  const __m512 factor = _mm512_set1_ps(fade);
+  for (int64_t d = 0; d < width; d += LANES) {
+    _mm512_store_ps(sums + d, _mm512_fmadd_ps(_mm512_load_ps(sums + d), factor, _mm512_load_ps(tile + d)));
+  }
+}
+
+FOR_PAIRS void store_row(const float* sums, float total, int64_t dim, c10::BFloat16* out) {
+  const __m512 factor = _mm512_set1_ps(1.0f / total);
+  for (int64_t d = 0; d < dim; d += LANES) {
+    const __mmask16 inside = dim - d < LANES ? static_cast<__mmask16>((1u << (dim - d)) - 1) : 0xFFFF;
+    const __m512 value = _mm512_mul_ps(_mm512_load_ps(sums + d), factor);
+    _mm256_mask_storeu_epi16(out + d, inside, (__m256i)_mm512_cvtneps_pbh(value));
+  }
+}
+
+// One head of one image.
+class Head {
+ public:
+  void start(const c10::BFloat16* keys, int64_t key_step, const c10::BFloat16* values, int64_t value_step,
+             int64_t length, int64_t dim) {
+    length_ = length, dim_ = dim, wide_ = round_up(dim, WIDTH);
+    keys_.fill(length, dim, [&](int64_t j) { return keys + j * key_step; });
+    keys_.pack();
+    // Values are packed by chunks of keys: what a chunk's probabilities are multiplied with lies together.
+    const int64_t chunks = (length + CHUNK - 1) / CHUNK;
+    values_ = packed_values_.room(chunks * CHUNK / 2 * wide_);
+    for (int64_t first = 0; first < length; first += CHUNK) {
+      const int64_t width = round_up(std::min(CHUNK, length - first), WIDTH);
+      uint32_t* chunk = reinterpret_cast<uint32_t*>(values_) + first / 2 * wide_;
+      std::fill_n(chunk, width / 2 * wide_, 0u);
+      for (int64_t j = first; j < std::min(first + CHUNK, length); j += 2) {
+        const uint16_t* row = reinterpret_cast<const uint16_t*>(values + j * value_step);
+        const uint16_t* next = j + 1 < length ? row + value_step : nullptr;
+        interleave(row, next, dim, width / 2, chunk + (j - first) / 2 * WIDTH);
+      }
+    }
+  }
+
+  // Rows [first, last) of the answer, `out_step` apart. `bias` (round_up(length, WIDTH)) is minus infinity behind the end.
+  void rows(const c10::BFloat16* queries, int64_t query_step, float scale, const float* bias, int64_t first, int64_t last,
+            c10::BFloat16* out, int64_t out_step) {
+    const Cells<c10::BFloat16> kind(dim_);
+    float* cells = query_cells_.room(BLOCK * kind.count);
+    float* logits = logits_.room(ROWS * CHUNK);
+    uint16_t* shares = shares_.room(ROWS * CHUNK);
+    float* tile = tile_.room(ROWS * wide_);
+    float* sums = sums_.room(BLOCK * wide_);
+    float highest[BLOCK], total[BLOCK], fade[ROWS];
+    for (; first < last; first += BLOCK) {
+      const int64_t count = std::min(BLOCK, last - first);
+      for (int64_t r = 0; r < BLOCK; ++r) {
+        kind.fill(queries + (first + std::min(r, count - 1)) * query_step, cells + r * kind.count);
+        highest[r] = -INFINITE, total[r] = 0.0f;
+      }
+      std::fill_n(sums, BLOCK * wide_, 0.0f);
+      for (int64_t start = 0; start < length_; start += CHUNK) {
+        const int64_t width = round_up(std::min(CHUNK, length_ - start), WIDTH);
+        const float* values = values_ + start / 2 * wide_;
+        for (int64_t group = 0; group < count; group += ROWS) {
+          keys_.products_of_panels(cells + group * kind.count, kind.count, start / WIDTH, width / WIDTH, logits, width);
+          for (int64_t r = 0; r < ROWS; ++r) {
+            fade[r] = soften(logits + r * width, bias + start, width, scale, &highest[group + r], &total[group + r],
+                             shares + r * width);
+          }
+          pair_rows(reinterpret_cast<const float*>(shares), width / 2, values, width / 2, wide_ / WIDTH, tile, wide_);
+          for (int64_t r = 0; r < ROWS; ++r) fade_and_add(sums + (group + r) * wide_, tile + r * wide_, wide_, fade[r]);
+        }
+      }
+      for (int64_t r = 0; r < count; ++r) store_row(sums + r * wide_, total[r], dim_, out + (first + r) * out_step);
+    }
+  }
+
+ private:
+  Packed<c10::BFloat16> keys_;
+  Buffer<float> packed_values_, query_cells_, logits_, tile_, sums_;
+  Buffer<uint16_t> shares_;
+  float* values_ = nullptr;
+  int64_t length_ = 0, dim_ = 0, wide_ = 0;
+};
+#endif
+
+}  // namespace
+
+// Whether `attend` runs on this processor.
+bool can_attend() { return has_pairs(); }
+
+// queries, keys and values (B, H, L, D) in bfloat16, bias (B, L) or none, to softmax(scale · q kᵀ + bias) v, (B, H, L, D).
+Tensor attend(const Tensor& queries, const Tensor& keys, const Tensor& values, double scale, const Maybe& bias) {
+  const int64_t batch = keys.size(0), heads = keys.size(1), length = keys.size(2), dim = keys.size(3);
+  const int64_t rows = queries.size(2);
+  STD_TORCH_CHECK(has_pairs(), "this processor does not multiply pairs of bfloat16");
+  // Laid out as (B, L, H, D), which is how the heads are put side by side next.
+  Tensor out = torch::stable::new_empty(queries, {batch, rows, heads, dim});
+#ifdef HAS_BFLOAT16_PAIRS
+  c10::BFloat16* result = out_data<c10::BFloat16>(out);
+  const int64_t width = round_up(length, WIDTH);
+  // Few heads are cut into stripes of rows, so that every thread has work.
+  const int64_t stripes = batch * heads >= 32 ? 1 : std::max<int64_t>(1, std::min<int64_t>(4, rows / 64));
+  in_parallel(batch * heads * stripes, 1, [&](int64_t begin, int64_t end) {
+    Head head;
+    Buffer<float> storage;
+    float* biases = storage.room(width);
+    int64_t prepared = -1;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t place = task / stripes, stripe = task % stripes, b = place / heads, h = place % heads;
+      if (prepared != place) {
+        head.start(data<c10::BFloat16>(keys) + b * keys.stride(0) + h * keys.stride(1), keys.stride(2),
+                   data<c10::BFloat16>(values) + b * values.stride(0) + h * values.stride(1), values.stride(2), length,
+                   dim);
+        std::fill_n(biases, length, 0.0f);
+        if (bias) std::copy_n(data<float>(*bias) + b * length, length, biases);
+        std::fill_n(biases + length, width - length, -INFINITE);
+        prepared = place;
+      }
+      head.rows(data<c10::BFloat16>(queries) + b * queries.stride(0) + h * queries.stride(1), queries.stride(2),
+                static_cast<float>(scale), biases, rows * stripe / stripes, rows * (stripe + 1) / stripes,
+                result + (b * rows * heads + h) * dim, heads * dim);
+    }
+  });
+#endif
+  return torch::stable::transpose(out, 1, 2);
+}
+
+}  // namespace tokensieve
