@@ -9,9 +9,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from tokensieve import option
+from tokensieve.attention import Attended
 from tokensieve.decision import Decision, Until
 from tokensieve.errors import TokensieveError
 from tokensieve.view import Layout, Signal, View
@@ -86,6 +87,18 @@ class Method(ABC):
     def needs(self, layout: Layout) -> frozenset[Signal]:
         """The signals ``assign`` reads, for a model of this layout. Default: none."""
         return frozenset()
+
+    def observe(self, attended: Attended, module: nn.Module | None) -> Tensor | None:
+        """What to keep of the attention for ``assign``, for a method that acts after the block: ``view.observed``.
+
+        Where every such method of a block keeps something, queries, keys and values need not outlive its MLP, which at
+        1024² pixels would be a quarter more memory. Default: None, nothing; the signals stay.
+
+        Args:
+            attended: what the attention of the block was computed from.
+            module: the method's learned part at this site, or None.
+        """
+        return None
 
     def module(self, layout: Layout) -> nn.Module | None:
         """A fresh learned part for one site, or None. It becomes part of the model's state dict.

@@ -6,7 +6,7 @@ methods that act there. State travels from block to block as the argument (``Tok
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -91,15 +91,37 @@ class Site(nn.Module):
         if not (self.steps or bias is not None or own or any(entry.after_attention for entry in tokens.parked)):
             return self._finish(self._stage(tokens, block.dense(tokens.x, **kwargs), attended))
         tokens, signals = self._attend(tokens, block, bias, own, kwargs)
+        observed = self._observe(tokens, signals)
         tokens = self._act(tokens, "middle", signals, block.training)
         before = tokens
         tokens = algebra.returning(tokens, self.block, after_attention=True)
         if signals is not None and tokens is not before:
             signals.follow_return(before, tokens)
-        if not any(step.method.point == "after" for step in self.steps):
-            signals = None  # lets go of queries, keys and values before the MLP
+        # Lets go of queries, keys and values before the MLP where nobody reads them behind it.
+        behind = [step for step in self.steps if step.method.point == "after"]
+        if not behind:
+            signals = None
+        elif signals is not None and all(step.key in observed for step in behind if step.method.needs(self.layout)):
+            signals.attended = None
         tokens = self._stage(tokens, self.family.mlp(block, tokens.x), attended)
-        return self._finish(self._act(tokens, "after", signals, block.training))
+        return self._finish(self._act(tokens, "after", signals, block.training, observed))
+
+    def _observe(self, tokens: Tokens, signals: BlockSignals | None) -> dict[str, Tensor]:
+        """What methods that act after the block keep of its attention, by their key."""
+        observed: dict[str, Tensor] = {}
+        if signals is None or signals.attended is None:
+            return observed
+        alone = all(step.method.point == "after" for step in self.steps)
+        for step in self.steps:
+            idle = alone and not step.method.ragged and self._budget(step, tokens) == tokens.count
+            if step.method.point == "after" and not idle:
+                kept = step.method.observe(signals.attended, self._part(step))
+                if kept is not None:
+                    observed[step.key] = kept
+        return observed
+
+    def _part(self, step: Step) -> nn.Module | None:
+        return self.learned[step.key] if step.key in self.learned else None  # noqa: SIM401 - has no get
 
     def _attend(
         self, tokens: Tokens, block: SievedBlock, bias: Tensor | None, own: bool, kwargs: dict[str, Any]
@@ -126,7 +148,14 @@ class Site(nn.Module):
         """What leaves the block: the state, or after the last block every original token."""
         return tokens.restore() if self.block == self.layout.depth - 1 else tokens
 
-    def _act(self, tokens: Tokens, point: Point, signals: BlockSignals | None, training: bool) -> Tokens:
+    def _act(
+        self,
+        tokens: Tokens,
+        point: Point,
+        signals: BlockSignals | None,
+        training: bool,
+        observed: Mapping[str, Tensor] | None = None,
+    ) -> Tokens:
         for step in self.steps:
             method = step.method
             if method.point != point:
@@ -134,8 +163,8 @@ class Site(nn.Module):
             keep = self._budget(step, tokens)
             if keep == tokens.count and not method.ragged:
                 continue
-            part = self.learned[step.key] if step.key in self.learned else None  # noqa: SIM401 - has no get
-            view = View(tokens, method, self.layout, self.block, step.ordinal, keep, part, training, signals)
+            part, seen = self._part(step), observed.get(step.key) if observed else None
+            view = View(tokens, method, self.layout, self.block, step.ordinal, keep, part, training, signals, seen)
             decision = method.assign(view)
             self._check_budget(decision, keep, method)
             if isinstance(decision, Assignment) and method.returns != decision.until:

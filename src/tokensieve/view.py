@@ -52,9 +52,12 @@ class Layout:
 
 @dataclass
 class BlockSignals:
-    """The attention of the current block, and where its tokens have gone since."""
+    """The attention of the current block, and where its tokens have gone since.
 
-    attended: Attended
+    ``attended`` is None once every method that is still to act has seen what it wanted of it.
+    """
+
+    attended: Attended | None
     alive: Tensor | None
     moves: list[Assignment | SoftAssignment | Tensor] = field(default_factory=list)
 
@@ -108,6 +111,7 @@ class View:
         module: the method's learned part at this site, or None.
         training: whether the model is in training mode.
         signals: the block's attention, None before the attention ran or when the method declared no signal.
+        observed: what the method's ``observe`` made of the attention, None where it makes nothing.
     """
 
     tokens: Tokens
@@ -119,6 +123,7 @@ class View:
     module: nn.Module | None
     training: bool
     signals: BlockSignals | None
+    observed: Tensor | None = None
 
     @property
     def x(self) -> Tensor:
@@ -145,7 +150,7 @@ class View:
         """(B, M) bool: which slots hold a token, None when all do."""
         return self.tokens.alive
 
-    def _read(self, signal: Signal) -> BlockSignals:
+    def _read(self, signal: Signal) -> tuple[BlockSignals, Attended]:
         if signal not in self.method.needs(self.layout):
             raise TokensieveError(
                 f"method {self.method.name!r} reads the signal {signal!r} without declaring it: "
@@ -156,7 +161,12 @@ class View:
                 f"method {self.method.name!r} reads {signal!r} before the attention of block {self.block} has run: "
                 f"act in the 'middle' of a block or 'after' it"
             )
-        return self.signals
+        if self.signals.attended is None:
+            raise TokensieveError(
+                f"method {self.method.name!r} reads {signal!r} after it has observed the attention: "
+                "what observe() returned is all that is kept, as view.observed"
+            )
+        return self.signals, self.signals.attended
 
     def _per_token(self, tensor: Tensor, signals: BlockSignals) -> Tensor:
         return signals.carry(head_mean(tensor[:, :, self.layout.prefix :]), "mean")
@@ -164,25 +174,25 @@ class View:
     @property
     def queries(self) -> Tensor:
         """(B, M, D) queries, mean over heads, in float32 or better."""
-        signals = self._read("queries")
-        return self._per_token(signals.attended.queries, signals)
+        signals, attended = self._read("queries")
+        return self._per_token(attended.queries, signals)
 
     @property
     def keys(self) -> Tensor:
         """(B, M, D) keys, mean over heads, in float32 or better; of merged tokens the mean of their members."""
-        signals = self._read("keys")
-        return self._per_token(signals.attended.keys, signals)
+        signals, attended = self._read("keys")
+        return self._per_token(attended.keys, signals)
 
     @property
     def values(self) -> Tensor:
         """(B, M, D) values, mean over heads, in float32 or better."""
-        signals = self._read("values")
-        return self._per_token(signals.attended.values, signals)
+        signals, attended = self._read("values")
+        return self._per_token(attended.values, signals)
 
     @property
     def attended(self) -> Attended:
         """The attention's queries, keys and values (B, H, L, D), for methods that stream its rows."""
-        return self._read("logits").attended
+        return self._read("logits")[1]
 
     def score(self, per_token: Tensor) -> Tensor:
         """A score (B, L) over all tokens of the attention as one (B, M) over the patch tokens present.
@@ -197,17 +207,16 @@ class View:
     @property
     def cls_row(self) -> Tensor:
         """(B, M) class attention, mean over heads, in float32 or better; sums to at most 1 over the patches."""
-        signals = self._read("cls_row")
-        return self.score(attention.class_attention(signals.attended))
+        return self.score(attention.class_attention(self._read("cls_row")[1]))
 
     @property
     def received(self) -> Tensor:
         """(B, M) attention received, mean over heads and query rows, in float32 or better."""
-        signals = self._read("received")
+        signals, attended = self._read("received")
         voters = None
         if signals.alive is not None:
             voters = torch.nn.functional.pad(signals.alive, (self.layout.prefix, 0), value=True)
-        return self.score(attention.received(signals.attended, voters).mean(dim=1))
+        return self.score(attention.received(attended, voters).mean(dim=1))
 
     @property
     def importance(self) -> Tensor:

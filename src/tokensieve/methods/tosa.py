@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tokensieve.attention import column_sums
+from tokensieve.attention import Attended, column_sums
 from tokensieve.decision import Assignment, Until
 from tokensieve.errors import TokensieveError, TokensieveWarning
 from tokensieve.method import Method, require
@@ -121,23 +121,27 @@ class ToSA(Method):
         keep, dropped = split_top(self._score(view), view.keep)
         return Assignment(keep=keep, dropped=dropped, until=self.returns)
 
+    def observe(self, attended: Attended, module: nn.Module | None) -> Tensor | None:
+        if self.score not in ("selector", "own"):
+            return None
+        columns = self._columns(attended, module)
+        return columns.mean(dim=1) if self.heads == "mean" else columns.amax(dim=1)
+
     def _score(self, view: View) -> Tensor:
         if self.score == "class":
             return view.importance
         if self.score == "random":
             rank = shuffled(view.count, self.seed * 1009 + view.site, view.x.device)
             return rank.expand(view.x.shape[0], -1)
-        columns = self._columns(view)
-        joined = columns.mean(dim=1) if self.heads == "mean" else columns.amax(dim=1)
-        return view.score(joined)
+        assert view.observed is not None
+        return view.score(view.observed)
 
-    def _columns(self, view: View) -> Tensor:
+    def _columns(self, attended: Attended, selector: nn.Module | None) -> Tensor:
         if self.score == "own":
-            return column_sums(view.attended, None, self.block, self.stride)
-        selector = view.module
+            return column_sums(attended, None, self.block, self.stride)
         assert isinstance(selector, Selector)
         self._notice(selector)
-        return selector.columns(view.attended, self.block, self.stride, self.sum_of)
+        return selector.columns(attended, self.block, self.stride, self.sum_of)
 
     def _notice(self, selector: Selector) -> None:
         if torch.compiler.is_compiling() or selector.noticed:  # in this order no guard watches the flag
