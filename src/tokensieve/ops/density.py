@@ -39,16 +39,8 @@ def density_peaks(features: Tensor, clusters: int, neighbours: int | None = None
         place in ``centres`` of the centre that each of the others joins.
     """
     squared = squared_distances(features)
-    if neighbours is None:
-        # Σ_j ‖x_i − x_j‖² = M·‖x_i‖² − 2 x_i·Σx + Σ‖x‖²: the tokens alone say it, and tied sums stay tied.
-        precise = at_least_float32(features)
-        norms, length = precise.square().sum(dim=2), features.shape[1]
-        towards = (precise * precise.sum(dim=1, keepdim=True)).sum(dim=2)
-        sums = length * norms - 2 * towards + norms.sum(dim=1, keepdim=True)
-        near = sums.clamp(min=0) / (length * features.shape[2])
-    else:
-        near = squared.topk(neighbours + 1, dim=2, largest=False).values[..., 1:].mean(dim=2)
-    density = torch.exp(-near)
+    near = squared if neighbours is None else squared.topk(neighbours + 1, dim=2, largest=False).values[..., 1:]
+    density = torch.exp(-near.mean(dim=2))
     length = features.shape[1]
     earlier = torch.ones(length, length, dtype=torch.bool, device=features.device).tril(-1)
     higher, own = density.unsqueeze(1), density.unsqueeze(2)

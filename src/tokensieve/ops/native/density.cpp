@@ -62,6 +62,7 @@ struct Peaks {
   }
 
   // Σ_j ‖x_i − x_j‖² = M·‖x_i‖² − 2 x_i·Σx + Σ‖x‖²: no distances between tokens are needed.
+  // In double precision, so that rounding to float leaves tied densities tied.
   void density_over_all() {
     std::vector<double> sum(dim, 0.0), squares(length);
     std::vector<float> row(dim);
