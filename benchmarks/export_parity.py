@@ -29,12 +29,13 @@ from tokensieve.export import FORMATS
 from tokensieve.export.check import WithTokens, settled
 from tokensieve.export.format import Format
 from tokensieve.export.torch_program import TRACED_BATCH, trace
+from tokensieve.files import replacing
 from tokensieve.measure import speed
 from tokensieve.measure.bench import reduce
 from tokensieve.measure.data import DataArguments, open_images
 from tokensieve.measure.macs import count
 from tokensieve.measure.model import create, share_weights
-from tokensieve.measure.results import environment, replacing
+from tokensieve.measure.results import environment
 
 METHODS = ["bat", "tosa:score=own", "tome:r=13", "evit:keep=0.7"]
 DENSE = "dense"
