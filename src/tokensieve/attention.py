@@ -215,3 +215,21 @@ def received(attended: Attended, voters: Tensor | None = None, block: int = 64, 
     if voters is not None:
         count = voters[:, ::stride].sum(dim=1).view(-1, 1, 1)
     return column_sums(attended, voters, block, stride) / count
+
+
+def spread_shares(attended: Attended, shares: Tensor, block: int = 64) -> Tensor:
+    """Label shares behind an attention and its residual, (A·r + r) / 2 with A the mean of the heads' maps.
+
+    Streamed over blocks of query rows: O(H·block·L) memory (TL-Align, arXiv 2210.06455).
+
+    Args:
+        attended: what the attention was computed from.
+        shares: (B, L, K) in float32 or better.
+        block: query rows held at a time.
+    """
+    with torch.autocast(shares.device.type, enabled=False):
+        taken = [
+            attention_rows(attended, rows).mean(dim=1).to(shares.dtype) @ shares
+            for rows in row_blocks(shares.shape[1], block)
+        ]
+    return (torch.cat(taken, dim=1) + shares) / 2

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -154,6 +154,15 @@ def return_point(until: Until, block: int, point: str) -> tuple[int, bool]:
 def rows_to_one(matrix: Tensor) -> Tensor:
     """``matrix`` with rows that sum to one; rows of zeros stay as they are."""
     return matrix / matrix.sum(dim=2, keepdim=True).clamp(min=torch.finfo(matrix.dtype).tiny)
+
+
+def averaging(decision: Assignment | SoftAssignment) -> Assignment | SoftAssignment:
+    """The same decision for values that only ever average: a token made of several gets their weighted mean."""
+    if isinstance(decision, Assignment):
+        return replace(decision, reduce="mean")
+    # A way back that reads features says nothing about other values: those go back the way they came.
+    back = rows_to_one(decision.restore) if isinstance(decision.restore, Tensor) else None
+    return SoftAssignment(matrix=rows_to_one(decision.matrix), restore=back)
 
 
 def check(assignment: Assignment, length: int) -> str | None:

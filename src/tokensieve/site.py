@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from tokensieve import tokens as algebra
-from tokensieve.attention import Tap, key_bias
+from tokensieve.attention import Tap, key_bias, spread_shares
 from tokensieve.decision import Assignment, Decision, SoftAssignment
 from tokensieve.errors import RefusedError, TokensieveError
 from tokensieve.family import Family
@@ -86,7 +87,8 @@ class Site(nn.Module):
         attended = tokens.x.shape[1]
         size = tokens.size if self.log_size else None
         bias = key_bias(tokens.prefix, size, tokens.alive, tokens.mask)
-        if not self.steps and bias is None and not any(entry.after_attention for entry in tokens.parked):
+        plain = bias is None and tokens.shares is None
+        if plain and not self.steps and not any(entry.after_attention for entry in tokens.parked):
             return self._finish(self._stage(tokens, block.dense(tokens.x, **kwargs), attended))
         tokens, signals = self._attend(tokens, block, bias, kwargs)
         tokens = self._act(tokens, "middle", signals, block.training)
@@ -103,13 +105,17 @@ class Site(nn.Module):
         self, tokens: Tokens, block: SievedBlock, bias: Tensor | None, kwargs: dict[str, Any]
     ) -> tuple[Tokens, BlockSignals | None]:
         """The attention half of the block, and its signals where a method here reads any."""
-        if not self.taps and bias is None:
+        if not self.taps and bias is None and tokens.shares is None:
             return replace(tokens, x=self.family.attention(block, tokens.x, **kwargs)), None
         tap = Tap(bias)
         with tap:
             y = self.family.attention(block, tokens.x, **kwargs)
-        signals = BlockSignals(tap.attended(), tokens.alive) if self.taps else None
-        return replace(tokens, x=y), signals
+        tokens = replace(tokens, x=y)
+        if tokens.shares is not None:
+            with torch.no_grad():
+                spread = spread_shares(tap.attended(), tokens.shares.x)
+            tokens = replace(tokens, shares=replace(tokens.shares, x=spread))
+        return tokens, BlockSignals(tap.attended(), tokens.alive) if self.taps else None
 
     def _stage(self, tokens: Tokens, x: Tensor, attended: int) -> Tokens:
         """The state after the block's MLP, which gave ``x``."""

@@ -26,6 +26,7 @@ from tokensieve.decision import (
     KeepMask,
     SoftAssignment,
     SoftRestore,
+    averaging,
     return_point,
     rows_to_one,
 )
@@ -104,6 +105,7 @@ class Tokens:
         fill: what takes the place of originals that are gone: their "last" value or the "mean" of the tokens present.
         version: counts structural changes, so that parked tokens can tell whether they return to the same places.
         events, stages: the record that pictures and MAC counts read.
+        shares: a state with label shares (B, P + M, 1) as features that goes where these tokens go, see ``tl_align``.
     """
 
     x: Tensor
@@ -120,6 +122,7 @@ class Tokens:
     version: int = 0
     events: tuple[Event, ...] = ()
     stages: tuple[Stage, ...] = ()
+    shares: Tokens | None = None
 
     @staticmethod
     def start(x: Tensor, prefix: int, fill: Fill = "last") -> Tokens:
@@ -205,7 +208,9 @@ def _register(cls: type, tensors: tuple[str, ...]) -> None:
     )
 
 
-_register(Tokens, ("x", "group", "rep", "size", "alive", "mask", "canvas", "parked", "outer", "events", "stages"))
+_register(
+    Tokens, ("x", "group", "rep", "size", "alive", "mask", "canvas", "parked", "outer", "events", "stages", "shares")
+)
 _register(Parked, ("before", "index", "dropped"))
 _register(Outer, ("before", "restore"))
 _register(Event, ("group",))
@@ -231,7 +236,11 @@ def apply(tokens: Tokens, decision: Decision, block: int = 0, point: str = "midd
     group = None if isinstance(decision, SoftAssignment) or tokens.outer is not None else changes["group"]
     after = changes["x"].shape[1] - tokens.prefix
     event = Event(block, point, method, tokens.count, after, group, returns)
-    return replace(tokens, **changes, version=tokens.version + 1, events=(*tokens.events, event))
+    shares = tokens.shares
+    if shares is not None:
+        with torch.no_grad(), torch.autocast(tokens.x.device.type, enabled=False):
+            shares = apply(shares, averaging(decision), block, point, method)
+    return replace(tokens, **changes, version=tokens.version + 1, events=(*tokens.events, event), shares=shares)
 
 
 def _moved(tokens: Tokens, assignment: Assignment, block: int, point: str) -> dict[str, Any]:
@@ -294,7 +303,9 @@ def returning(tokens: Tokens, block: int, after_attention: bool = False) -> Toke
         entry = tokens.parked[place]
         if (entry.block, entry.after_attention) <= (block, after_attention):
             tokens = _unpark(tokens, place)
-    return tokens
+    if tokens.shares is None:
+        return tokens
+    return replace(tokens, shares=returning(tokens.shares, block, after_attention))
 
 
 def _unpark(tokens: Tokens, place: int = -1) -> Tokens:
