@@ -21,7 +21,9 @@ from tokensieve.errors import RefusedError
 from tokensieve.ops.fused import fused
 from tokensieve.ops.rows import at_least_float32
 
-MASK_EPSILON = 1e-6  # a removed token's share of attention while training; exact zero would have no gradient
+# A removed token's share of attention while training: exact zero would have no gradient. Nothing that an answer in
+# float32 shows, and its logarithm, -32, is exact in half precision.
+MASK_EPSILON = math.exp(-32)
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,13 @@ def key_bias(prefix: int, size: Tensor | None, alive: Tensor | None, mask: Tenso
     if bias is None:
         return None
     return F.pad(bias, (prefix, 0)).unsqueeze(1).unsqueeze(1)
+
+
+def first_keys(attended: Attended, length: int) -> Attended:
+    """What an attention over the first ``length`` tokens alone would be computed from."""
+    bias = None if attended.bias is None else attended.bias[..., :length].contiguous()
+    queries, keys, values = (part[:, :, :length] for part in (attended.queries, attended.keys, attended.values))
+    return Attended(queries, keys, values, attended.scale, bias)
 
 
 def logits(attended: Attended, rows: slice = slice(None), scaled: bool = True) -> Tensor:

@@ -35,6 +35,8 @@ class Assignment:
         until: when dropped tokens return: "end" (for good), "block" (after the block that follows the decision),
             "attention" (after that block's attention, before its MLP) or the number of the block before which they do.
         alive: (B, K) bool or None. Which of the K slots hold a token; the others are padding and count as dropped.
+        soft: (B, M) or None. How sure it is that each token stays, differentiable. Where it is given, tokens that leave
+            for good are masked and not removed while training, so that it has a gradient (straight-through).
     """
 
     keep: Tensor
@@ -45,6 +47,7 @@ class Assignment:
     reduce: Literal["mean", "sum"] = "mean"
     until: Until = "end"
     alive: Tensor | None = None
+    soft: Tensor | None = None
 
     @staticmethod
     def from_index(index: Tensor, count: int, weight: Tensor | None = None) -> Assignment:

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from tokensieve import masking
 from tokensieve import tokens as algebra
-from tokensieve.attention import Tap, key_bias, spread_shares
+from tokensieve.attention import Tap, first_keys, key_bias, spread_shares
 from tokensieve.decision import Assignment, Decision, SoftAssignment
 from tokensieve.errors import RefusedError, TokensieveError
 from tokensieve.family import Family
 from tokensieve.method import Method, Point
+from tokensieve.restoring import visible
 from tokensieve.tokens import Fill, Stage, Tokens
 from tokensieve.view import BlockSignals, Layout, View
 
@@ -52,6 +54,7 @@ class Site(nn.Module):
         methods: tuple[Method, ...],
         fill: Fill,
         rounding: Rounding | None = None,
+        masked: bool = False,
     ) -> None:
         super().__init__()
         self.family = family
@@ -61,6 +64,7 @@ class Site(nn.Module):
         self.methods = methods
         self.fill: Fill = fill
         self.rounding = rounding
+        self.masked = masked
         self.log_size = any(m.log_size_attention for m in methods)
         self.learned = nn.ModuleDict()
         for step in self.steps:
@@ -84,21 +88,21 @@ class Site(nn.Module):
         tokens = self._act(tokens, "before", None, block.training)
         if tokens.version:
             kwargs = self.family.reindex(kwargs, tokens.rep, tokens.prefix)
-        attended = tokens.x.shape[1]
+        attended, seen = tokens.x.shape[1], tokens.mask
         size = tokens.size if self.log_size else None
         bias = key_bias(tokens.prefix, size, tokens.alive, tokens.mask)
         plain = bias is None and tokens.shares is None
         if plain and not self.steps and not any(entry.after_attention for entry in tokens.parked):
-            return self._finish(self._stage(tokens, block.dense(tokens.x, **kwargs), attended))
+            return self._finish(self._stage(tokens, block.dense(tokens.x, **kwargs), attended, seen))
         tokens, signals = self._attend(tokens, block, bias, kwargs)
         tokens = self._act(tokens, "middle", signals, block.training)
         before = tokens
         tokens = algebra.returning(tokens, self.block, after_attention=True)
         if signals is not None and tokens is not before:
-            signals.follow_return(before, tokens)
+            signals.follow_return(visible(before), visible(tokens))
         if not any(step.method.point == "after" for step in self.steps):
             signals = None  # lets go of queries, keys and values before the MLP
-        tokens = self._stage(tokens, self.family.mlp(block, tokens.x), attended)
+        tokens = self._stage(tokens, self.family.mlp(block, tokens.x), attended, seen)
         return self._finish(self._act(tokens, "after", signals, block.training))
 
     def _attend(
@@ -115,11 +119,16 @@ class Site(nn.Module):
             with torch.no_grad():
                 spread = spread_shares(tap.attended(), tokens.shares.x)
             tokens = replace(tokens, shares=replace(tokens.shares, x=spread))
-        return tokens, BlockSignals(tap.attended(), tokens.alive) if self.taps else None
+        if not self.taps:
+            return tokens, None
+        attended = tap.attended()
+        if tokens.hidden:
+            attended = first_keys(attended, tokens.x.shape[1] - tokens.hidden)
+        return tokens, BlockSignals(attended, visible(tokens).alive)
 
-    def _stage(self, tokens: Tokens, x: Tensor, attended: int) -> Tokens:
+    def _stage(self, tokens: Tokens, x: Tensor, attended: int, seen: Tensor | None) -> Tokens:
         """The state after the block's MLP, which gave ``x``."""
-        stage = Stage(self.block, attended, x.shape[1], tokens.alive)
+        stage = Stage(self.block, attended, x.shape[1], tokens.alive, seen, tokens.mask)
         return replace(tokens, x=x, stages=(*tokens.stages, stage))
 
     def _finish(self, tokens: Tokens) -> Tensor | Tokens:
@@ -135,11 +144,12 @@ class Site(nn.Module):
             method = step.method
             if method.point != point:
                 continue
-            keep = self._budget(step, tokens)
-            if keep == tokens.count and not method.ragged:
+            shown = visible(tokens)
+            keep = self._budget(step, shown)
+            if keep == shown.count and not method.ragged:
                 continue
             part = self.learned[step.key] if step.key in self.learned else None  # noqa: SIM401 - has no get
-            view = View(tokens, method, self.layout, self.block, step.ordinal, keep, part, training, signals)
+            view = View(shown, method, self.layout, self.block, step.ordinal, keep, part, training, signals)
             decision = method.assign(view)
             self._check_budget(decision, keep, method)
             if isinstance(decision, Assignment) and method.returns != decision.until:
@@ -147,7 +157,13 @@ class Site(nn.Module):
                     f"{method.name} declares that dropped tokens return at {method.returns!r} "
                     f"but its assignment says {decision.until!r}"
                 )
-            tokens = algebra.apply(tokens, decision, self.block, point, step.label)
+            if training and masking.stands_in(decision) and (self.masked or decision.soft is not None):
+                tokens = masking.hide(tokens, decision, self.block, point, step.label)
+            else:
+                whole = masking.among_hidden(tokens, decision)
+                tokens = algebra.apply(tokens, whole, self.block, point, step.label)
+            if view.losses:
+                tokens = replace(tokens, losses=(*tokens.losses, *view.losses))
             if signals is not None:
                 signals.follow(decision)
         return tokens

@@ -13,7 +13,7 @@ from tokensieve.attention import Attended
 from tokensieve.decision import Assignment, Decision, SoftAssignment, rows_to_one
 from tokensieve.errors import TokensieveError
 from tokensieve.ops.rows import head_mean, one_hot, take_rows
-from tokensieve.tokens import Tokens
+from tokensieve.tokens import Loss, Tokens
 
 if TYPE_CHECKING:
     from tokensieve.method import Method
@@ -108,6 +108,7 @@ class View:
         module: the method's learned part at this site, or None.
         training: whether the model is in training mode.
         signals: the block's attention, None before the attention ran or when the method declared no signal.
+        losses: what ``add_loss`` added.
     """
 
     tokens: Tokens
@@ -119,6 +120,15 @@ class View:
     module: nn.Module | None
     training: bool
     signals: BlockSignals | None
+    losses: list[Loss] = field(default_factory=list)
+
+    def add_loss(self, name: str, value: Tensor) -> None:
+        """Add a scalar to the loss of a training step, weighted as the method wants it; of no effect in eval mode.
+
+        Losses of one name are summed over the sites. ``tokensieve.train.auxiliary.recording`` collects them.
+        """
+        if self.training:
+            self.losses.append(Loss(name, value))
 
     @property
     def x(self) -> Tensor:
