@@ -220,6 +220,20 @@ def test_soft_assignments_average_labels(name: str, monkeypatch: pytest.MonkeyPa
         torch.testing.assert_close(tracker.share()[image], wanted[0], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["vit", "vit-pooled", "eva"])
+@pytest.mark.parametrize("spec", ["topk:keep=0.5", "topk:keep=0.7+tosa:keep=0.5:score=own"])
+def test_masks_that_stand_in_for_removal_give_the_same_target(name: str, spec: str) -> None:
+    model, x = ts.apply(small(name), spec, masked=True), torch.randn(2, 3, *SIZE, dtype=torch.float64)
+    shares = torch.rand(2, 20, dtype=torch.float64)
+    found = []
+    for training in (False, True):
+        model.train(training)
+        with torch.no_grad(), tl_align(model, shares) as tracker:
+            model(x)
+        found.append(tracker.share())
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("spec", [None, "bat", "tome:r=4", "evit", "tosa:score=own"])
 def test_a_share_of_all_stays_a_share_of_all(spec: str | None) -> None:
     model = small("vit").float()
