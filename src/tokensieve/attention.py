@@ -21,7 +21,9 @@ from tokensieve.errors import RefusedError
 from tokensieve.ops.fused import fused
 from tokensieve.ops.rows import at_least_float32
 
-MASK_EPSILON = 1e-6  # a removed token's share of attention while training; exact zero would have no gradient
+# A removed token's share of attention while training: exact zero would have no gradient. Nothing that an answer in
+# float32 shows, and its logarithm, -32, is exact in half precision.
+MASK_EPSILON = math.exp(-32)
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,13 @@ def key_bias(prefix: int, size: Tensor | None, alive: Tensor | None, mask: Tenso
     return F.pad(bias, (prefix, 0)).unsqueeze(1).unsqueeze(1)
 
 
+def first_keys(attended: Attended, length: int) -> Attended:
+    """What an attention over the first ``length`` tokens alone would be computed from."""
+    bias = None if attended.bias is None else attended.bias[..., :length].contiguous()
+    queries, keys, values = (part[:, :, :length] for part in (attended.queries, attended.keys, attended.values))
+    return Attended(queries, keys, values, attended.scale, bias)
+
+
 def logits(attended: Attended, rows: slice = slice(None), scaled: bool = True) -> Tensor:
     """Attention logits of some query rows, (B, H, R, L), in float32 or better, biased as the kernel saw them.
 
@@ -242,3 +251,21 @@ def received(attended: Attended, voters: Tensor | None = None, block: int = 64, 
     if voters is not None:
         count = voters[:, ::stride].sum(dim=1).view(-1, 1, 1)
     return column_sums(attended, voters, block, stride) / count
+
+
+def spread_shares(attended: Attended, shares: Tensor, block: int = 64) -> Tensor:
+    """Label shares behind an attention and its residual, (A·r + r) / 2 with A the mean of the heads' maps.
+
+    Streamed over blocks of query rows: O(H·block·L) memory (TL-Align, arXiv 2210.06455).
+
+    Args:
+        attended: what the attention was computed from.
+        shares: (B, L, K) in float32 or better.
+        block: query rows held at a time.
+    """
+    with torch.autocast(shares.device.type, enabled=False):
+        taken = [
+            attention_rows(attended, rows).mean(dim=1).to(shares.dtype) @ shares
+            for rows in row_blocks(shares.shape[1], block)
+        ]
+    return (torch.cat(taken, dim=1) + shares) / 2

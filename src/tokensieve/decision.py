@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -35,6 +35,8 @@ class Assignment:
         until: when dropped tokens return: "end" (for good), "block" (after the block that follows the decision),
             "attention" (after that block's attention, before its MLP) or the number of the block before which they do.
         alive: (B, K) bool or None. Which of the K slots hold a token; the others are padding and count as dropped.
+        soft: (B, M) or None. How sure it is that each token stays, differentiable. Where it is given, tokens that leave
+            for good are masked and not removed while training, so that it has a gradient (straight-through).
     """
 
     keep: Tensor
@@ -45,6 +47,7 @@ class Assignment:
     reduce: Literal["mean", "sum"] = "mean"
     until: Until = "end"
     alive: Tensor | None = None
+    soft: Tensor | None = None
 
     @staticmethod
     def from_index(index: Tensor, count: int, weight: Tensor | None = None) -> Assignment:
@@ -154,6 +157,15 @@ def return_point(until: Until, block: int, point: str) -> tuple[int, bool]:
 def rows_to_one(matrix: Tensor) -> Tensor:
     """``matrix`` with rows that sum to one; rows of zeros stay as they are."""
     return matrix / matrix.sum(dim=2, keepdim=True).clamp(min=torch.finfo(matrix.dtype).tiny)
+
+
+def averaging(decision: Assignment | SoftAssignment) -> Assignment | SoftAssignment:
+    """The same decision for values that only ever average: a token made of several gets their weighted mean."""
+    if isinstance(decision, Assignment):
+        return replace(decision, reduce="mean")
+    # A way back that reads features says nothing about other values: those go back the way they came.
+    back = rows_to_one(decision.restore) if isinstance(decision.restore, Tensor) else None
+    return SoftAssignment(matrix=rows_to_one(decision.matrix), restore=back)
 
 
 def check(assignment: Assignment, length: int) -> str | None:

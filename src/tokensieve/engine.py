@@ -42,6 +42,7 @@ def apply(
     fill: Fill | str = "auto",
     probe: Tensor | None = None,
     multiple: int | None = None,
+    masked: bool = False,
 ) -> nn.Module:
     """Reduce the tokens of ``model`` with one method or several, in place.
 
@@ -56,6 +57,9 @@ def apply(
         probe: (1, C, H, W) input for the check; default one of the model's input size.
         multiple: round the tokens behind every site, prefix included, up to a multiple of this, 8 or 16 for example;
             kernels of many devices are faster there. Default None: exactly as the methods say.
+        masked: in training mode, hide tokens that methods drop for good behind a mask and do not remove them: the same
+            decisions and the same answer, at the cost of the dense model, with a gradient for those who learn what to
+            drop. Methods with learned choices do it on their own.
 
     Returns:
         ``model`` itself.
@@ -77,6 +81,11 @@ def apply(
     if fill not in ("auto", "last", "mean"):
         raise TokensieveError(f"fill must be 'auto', 'last' or 'mean', got {fill!r}")
     rounding = None if multiple is None else _rounding(plan, layout, chosen, multiple)
+    if masked and any(method.ragged for method in chosen):
+        raise TokensieveError(
+            "masked=True is for methods that leave the same number of tokens in every image; a ragged one masks its "
+            "tokens itself while training: leave masked out"
+        )
     pools = getattr(located.owner, "global_pool", "") in ("avg", "avgmax", "max", "map")
     chosen_fill: Fill = ("mean" if pools else "last") if fill == "auto" else fill
     taps = any(m.needs(layout) or m.log_size_attention for m in chosen)
@@ -86,7 +95,7 @@ def apply(
     reference = next(blocks[0].parameters())
     for number in range(first, layout.depth):
         block = blocks[number]
-        site = Site(located.family, layout, number, plan.get(number, ()), chosen, chosen_fill, rounding)
+        site = Site(located.family, layout, number, plan.get(number, ()), chosen, chosen_fill, rounding, masked)
         site.to(device=reference.device, dtype=reference.dtype)
         site.train(block.training)
         block.add_module(SITE, site)

@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
+from tokensieve import masking
 from tokensieve import tokens as algebra
-from tokensieve.attention import Tap, attends_faster, key_bias
+from tokensieve.attention import Tap, attends_faster, first_keys, key_bias, spread_shares
 from tokensieve.decision import Assignment, Decision, SoftAssignment
 from tokensieve.errors import RefusedError, TokensieveError
 from tokensieve.family import Family
 from tokensieve.method import Method, Point
+from tokensieve.restoring import visible
 from tokensieve.tokens import Fill, Stage, Tokens
 from tokensieve.view import BlockSignals, Layout, View
 
@@ -51,6 +54,7 @@ class Site(nn.Module):
         methods: tuple[Method, ...],
         fill: Fill,
         rounding: Rounding | None = None,
+        masked: bool = False,
     ) -> None:
         super().__init__()
         self.family = family
@@ -60,6 +64,7 @@ class Site(nn.Module):
         self.methods = methods
         self.fill: Fill = fill
         self.rounding = rounding
+        self.masked = masked
         self.log_size = any(m.log_size_attention for m in methods)
         self.learned = nn.ModuleDict()
         for step in self.steps:
@@ -83,27 +88,28 @@ class Site(nn.Module):
         tokens = self._act(tokens, "before", None, block.training)
         if tokens.version:
             kwargs = self.family.reindex(kwargs, tokens.rep, tokens.prefix)
-        attended = tokens.x.shape[1]
+        attended, seen = tokens.x.shape[1], tokens.mask
         size = tokens.size if self.log_size else None
         bias = key_bias(tokens.prefix, size, tokens.alive, tokens.mask)
         # Once tokens are gone the answer is not the dense model's bit for bit, and a faster attention may give it.
         own = tokens.version > 0 and attends_faster(tokens.x)
-        if not (self.steps or bias is not None or own or any(entry.after_attention for entry in tokens.parked)):
-            return self._finish(self._stage(tokens, block.dense(tokens.x, **kwargs), attended))
+        plain = bias is None and tokens.shares is None and not own
+        if plain and not self.steps and not any(entry.after_attention for entry in tokens.parked):
+            return self._finish(self._stage(tokens, block.dense(tokens.x, **kwargs), attended, seen))
         tokens, signals = self._attend(tokens, block, bias, own, kwargs)
-        observed = self._observe(tokens, signals)
+        observed = self._observe(visible(tokens), signals)
         tokens = self._act(tokens, "middle", signals, block.training)
         before = tokens
         tokens = algebra.returning(tokens, self.block, after_attention=True)
         if signals is not None and tokens is not before:
-            signals.follow_return(before, tokens)
+            signals.follow_return(visible(before), visible(tokens))
         # Lets go of queries, keys and values before the MLP where nobody reads them behind it.
         behind = [step for step in self.steps if step.method.point == "after"]
         if not behind:
             signals = None
         elif signals is not None and all(step.key in observed for step in behind if step.method.needs(self.layout)):
             signals.attended = None
-        tokens = self._stage(tokens, self.family.mlp(block, tokens.x), attended)
+        tokens = self._stage(tokens, self.family.mlp(block, tokens.x), attended, seen)
         return self._finish(self._act(tokens, "after", signals, block.training, observed))
 
     def _observe(self, tokens: Tokens, signals: BlockSignals | None) -> dict[str, Tensor]:
@@ -127,17 +133,26 @@ class Site(nn.Module):
         self, tokens: Tokens, block: SievedBlock, bias: Tensor | None, own: bool, kwargs: dict[str, Any]
     ) -> tuple[Tokens, BlockSignals | None]:
         """The attention half of the block, and its signals where a method here reads any."""
-        if not self.taps and bias is None and not own:
+        if not self.taps and bias is None and tokens.shares is None and not own:
             return tokens.changed(x=self.family.attention(block, tokens.x, **kwargs)), None
         tap = Tap(bias, own)
         with tap:
             y = self.family.attention(block, tokens.x, **kwargs)
-        signals = BlockSignals(tap.attended(), tokens.alive) if self.taps else None
-        return tokens.changed(x=y), signals
+        tokens = tokens.changed(x=y)
+        if tokens.shares is not None:
+            with torch.no_grad():
+                spread = spread_shares(tap.attended(), tokens.shares.x)
+            tokens = tokens.changed(shares=tokens.shares.changed(x=spread))
+        if not self.taps:
+            return tokens, None
+        attended = tap.attended()
+        if tokens.hidden:
+            attended = first_keys(attended, tokens.x.shape[1] - tokens.hidden)
+        return tokens, BlockSignals(attended, visible(tokens).alive)
 
-    def _stage(self, tokens: Tokens, x: Tensor, attended: int) -> Tokens:
+    def _stage(self, tokens: Tokens, x: Tensor, attended: int, seen: Tensor | None) -> Tokens:
         """The state after the block's MLP, which gave ``x``."""
-        stage = Stage(self.block, attended, x.shape[1], tokens.alive)
+        stage = Stage(self.block, attended, x.shape[1], tokens.alive, seen, tokens.mask)
         return tokens.changed(x=x, stages=(*tokens.stages, stage))
 
     def _finish(self, tokens: Tokens) -> Tensor | Tokens:
@@ -160,11 +175,12 @@ class Site(nn.Module):
             method = step.method
             if method.point != point:
                 continue
-            keep = self._budget(step, tokens)
-            if keep == tokens.count and not method.ragged:
+            shown = visible(tokens)
+            keep = self._budget(step, shown)
+            if keep == shown.count and not method.ragged:
                 continue
-            part, seen = self._part(step), observed.get(step.key) if observed else None
-            view = View(tokens, method, self.layout, self.block, step.ordinal, keep, part, training, signals, seen)
+            part, remembered = self._part(step), observed.get(step.key) if observed else None
+            view = View(shown, method, self.layout, self.block, step.ordinal, keep, part, training, signals, remembered)
             decision = method.assign(view)
             self._check_budget(decision, keep, method)
             if isinstance(decision, Assignment) and method.returns != decision.until:
@@ -172,7 +188,13 @@ class Site(nn.Module):
                     f"{method.name} declares that dropped tokens return at {method.returns!r} "
                     f"but its assignment says {decision.until!r}"
                 )
-            tokens = algebra.apply(tokens, decision, self.block, point, step.label)
+            if training and masking.stands_in(decision) and (self.masked or decision.soft is not None):
+                tokens = masking.hide(tokens, decision, self.block, point, step.label)
+            else:
+                whole = masking.among_hidden(tokens, decision)
+                tokens = algebra.apply(tokens, whole, self.block, point, step.label)
+            if view.losses:
+                tokens = tokens.changed(losses=(*tokens.losses, *view.losses))
             if signals is not None:
                 signals.follow(decision)
         return tokens

@@ -26,11 +26,14 @@ from tokensieve.decision import (
     KeepMask,
     SoftAssignment,
     SoftRestore,
+    averaging,
     return_point,
     rows_to_one,
 )
-from tokensieve.moving import move_tokens, put_back, regroup
-from tokensieve.ops.rows import invert, take_rows
+from tokensieve.moving import move_tokens, put_back
+from tokensieve.restoring import patches_at_originals
+from tokensieve.restoring import restore as restore
+from tokensieve.restoring import returning as returning
 
 Fill = Literal["last", "mean"]
 
@@ -54,12 +57,25 @@ class Event:
 
 @dataclass(frozen=True)
 class Stage:
-    """How many tokens, prefix included, block ``block`` ran its attention and its MLP on."""
+    """How many tokens, prefix included, block ``block`` ran its attention and its MLP on.
+
+    ``alive`` is as in ``Tokens`` in the MLP, ``seen`` and ``mask`` are the training-time masks in attention and MLP.
+    """
 
     block: int
     attended: int
     processed: int
     alive: Tensor | None = None
+    seen: Tensor | None = None
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss that a method added while training; see ``View.add_loss``."""
+
+    name: str
+    value: Tensor
 
 
 @dataclass(frozen=True)
@@ -98,12 +114,15 @@ class Tokens:
         size: (B, M) how many originals each token stands for; None while every one stands for itself.
         alive: (B, M) bool, which slots hold a token; None when all do.
         mask: (B, M) training-time keep mask; None when there is none.
+        hidden: how many of the last patch tokens only stand in for removed ones while training (``masking``).
         canvas: (B, N, C) last value of the originals that left; None while none did.
         parked: groups of tokens that will return, oldest first.
         outer: the state before a soft assignment; None outside one.
         fill: what takes the place of originals that are gone: their "last" value or the "mean" of the tokens present.
         version: counts structural changes, so that parked tokens can tell whether they return to the same places.
         events, stages: the record that pictures and MAC counts read.
+        shares: a state with label shares (B, P + M, 1) as features that goes where these tokens go, see ``tl_align``.
+        losses: what methods added to the loss so far, while training.
     """
 
     x: Tensor
@@ -113,6 +132,7 @@ class Tokens:
     size: Tensor | None = None
     alive: Tensor | None = None
     mask: Tensor | None = None
+    hidden: int = 0
     canvas: Tensor | None = None
     parked: tuple[Parked, ...] = ()
     outer: Outer | None = None
@@ -120,6 +140,8 @@ class Tokens:
     version: int = 0
     events: tuple[Event, ...] = ()
     stages: tuple[Stage, ...] = ()
+    shares: Tokens | None = None
+    losses: tuple[Loss, ...] = ()
 
     @staticmethod
     def start(x: Tensor, prefix: int, fill: Fill = "last") -> Tokens:
@@ -162,7 +184,7 @@ class Tokens:
         return new
 
     def restore(self, fill: Fill | None = None) -> Tensor:
-        """Give every original back: (B, P + N, C). See ``restore`` in this module."""
+        """Give every original back: (B, P + N, C). See ``restoring.restore``."""
         return restore(self, self.fill if fill is None else fill)
 
     # Standing in for a tensor: whoever reads the state reads the restored tokens.
@@ -213,11 +235,14 @@ def _register(cls: type, tensors: tuple[str, ...]) -> None:
     )
 
 
-_register(Tokens, ("x", "group", "rep", "size", "alive", "mask", "canvas", "parked", "outer", "events", "stages"))
+_register(
+    Tokens, ("x", "group", "rep", "size", "alive", "mask", "canvas", "parked", "outer", "events", "stages", "shares")
+)
 _register(Parked, ("before", "index", "dropped"))
 _register(Outer, ("before", "restore"))
 _register(Event, ("group",))
-_register(Stage, ("alive",))
+_register(Stage, ("alive", "seen", "mask"))
+_register(Loss, ("value",))
 
 
 def apply(tokens: Tokens, decision: Decision, block: int = 0, point: str = "middle", method: str = "") -> Tokens:
@@ -230,7 +255,9 @@ def apply(tokens: Tokens, decision: Decision, block: int = 0, point: str = "midd
     """
     if isinstance(decision, KeepMask):
         mask = decision.mask if tokens.mask is None else tokens.mask * decision.mask
-        return tokens.changed(mask=mask)
+        shares = None if tokens.shares is None else apply(tokens.shares, KeepMask(mask=decision.mask.detach()))
+        # Tokens that are away must not bring the masks back that were there when they left.
+        return tokens.changed(mask=mask, shares=shares, version=tokens.version + bool(tokens.parked))
     if isinstance(decision, SoftAssignment):
         changes = _mixed(tokens, decision)
     else:
@@ -239,7 +266,11 @@ def apply(tokens: Tokens, decision: Decision, block: int = 0, point: str = "midd
     group = None if isinstance(decision, SoftAssignment) or tokens.outer is not None else changes["group"]
     after = changes["x"].shape[1] - tokens.prefix
     event = Event(block, point, method, tokens.count, after, group, returns)
-    return tokens.changed(**changes, version=tokens.version + 1, events=(*tokens.events, event))
+    shares = tokens.shares
+    if shares is not None:
+        with torch.no_grad(), torch.autocast(tokens.x.device.type, enabled=False):
+            shares = apply(shares, averaging(decision), block, point, method)
+    return tokens.changed(**changes, version=tokens.version + 1, events=(*tokens.events, event), shares=shares)
 
 
 def _moved(tokens: Tokens, assignment: Assignment, block: int, point: str) -> dict[str, Any]:
@@ -258,7 +289,7 @@ def _moved(tokens: Tokens, assignment: Assignment, block: int, point: str) -> di
         entry = Parked(tokens, index, dropped, at, after_attention, tokens.version + 1)
         parked = (*parked, entry)
     elif leaves:
-        canvas = _patches_at_originals(tokens)
+        canvas = patches_at_originals(tokens)
     alive = assignment.alive
     if alive is None and tokens.alive is not None:
         alive = tokens.alive.gather(1, keep)
@@ -294,103 +325,3 @@ def _mixed(tokens: Tokens, soft: SoftAssignment) -> dict[str, Any]:
         "parked": (),
         "outer": Outer(tokens, way_back),
     }
-
-
-def returning(tokens: Tokens, block: int, after_attention: bool = False) -> Tokens:
-    """Bring back every parked group that is due after the attention of ``block``, or before ``block`` begins."""
-    for place in reversed(range(len(tokens.parked))):
-        entry = tokens.parked[place]
-        if (entry.block, entry.after_attention) <= (block, after_attention):
-            tokens = _unpark(tokens, place)
-    return tokens
-
-
-def _unpark(tokens: Tokens, place: int = -1) -> Tokens:
-    entry = tokens.parked[place]
-    before = entry.before
-    parked = tuple(other for other in tokens.parked if other is not entry)
-    if tokens.version == entry.version and tokens.count + entry.dropped.shape[1] >= before.count:
-        # Nothing moved meanwhile and nothing merged as they left: everyone returns to the place it had, and so does the
-        # whole bookkeeping.
-        return tokens.changed(
-            x=put_back(tokens.x, entry.index, before.patches, tokens.prefix, with_prefix=True),
-            group=before.group,
-            rep=before.rep,
-            size=before.size,
-            alive=before.alive,
-            mask=before.mask,
-            parked=parked,
-            version=tokens.version + 1,
-        )
-    # Tokens were merged or dropped meanwhile: who comes back joins at the end, then all are put in order of position.
-    present, joining = tokens.count, entry.dropped.shape[1]
-    away = entry.index < 0
-    stays = ~away.gather(1, entry.dropped)
-    dropped = entry.dropped.gather(1, entry.dropped.masked_fill(stays, before.count).argsort(dim=1, stable=True))
-    comes = away.gather(1, dropped)  # those first, by position, so that counting gives each its place
-    rep = torch.cat([tokens.rep, before.rep.gather(1, dropped)], dim=1)
-    order = rep.sort(dim=1, stable=True).indices
-    own_place = torch.where(away, present - 1 + away.cumsum(dim=1), -1)
-    came_back = regroup(before.group, own_place)
-    group = torch.where(tokens.group >= 0, tokens.group, came_back)
-    patches = torch.cat([tokens.patches, before.rows(dropped)], dim=1)
-
-    def ordered(now: Tensor | None, then: Tensor | None, neutral: Tensor) -> Tensor | None:
-        if now is None and then is None:
-            return None
-        now = neutral[:, :1].expand(-1, present) if now is None else now
-        then = neutral[:, :1].expand(-1, joining) if then is None else then.gather(1, dropped)
-        if then.dtype == torch.bool:
-            then = then & comes
-        return torch.cat([now, then], dim=1).gather(1, order)
-
-    ones = torch.ones(rep.shape, device=rep.device)
-    return tokens.with_patches(
-        take_rows(patches, order),
-        group=regroup(group, invert(order)),
-        rep=rep.gather(1, order),
-        size=ordered(tokens.size, before.size, ones),
-        alive=ordered(tokens.alive, before.alive, ones.bool()),
-        mask=ordered(tokens.mask, before.mask, ones),
-        parked=parked,
-        version=tokens.version + 1,
-    )
-
-
-def _patches_at_originals(tokens: Tokens) -> Tensor:
-    """(B, N, C): every original patch at this level, the current value where present and the canvas where gone."""
-    if tokens.version == 0:
-        return tokens.patches
-    return put_back(tokens.x, tokens.group, tokens.canvas, tokens.prefix, with_prefix=False)
-
-
-def _fill_mean(tokens: Tokens, patches: Tensor) -> Tensor:
-    sizes = tokens.sizes.unsqueeze(2).to(tokens.x.dtype)
-    mean = (tokens.patches * sizes).sum(dim=1, keepdim=True) / sizes.sum(dim=1, keepdim=True)
-    return torch.where((tokens.group < 0).unsqueeze(2), mean, patches)
-
-
-def restore(tokens: Tokens, fill: Fill = "last") -> Tensor:
-    """Every original token: (B, P + N, C), in the dtype of ``tokens.x``.
-
-    A token that stands for several originals is given to each of them; parked ones come back; those that are gone get
-    their last value (``fill="last"``) or the size-weighted mean of the patch tokens present (``fill="mean"``, what a
-    head that averages over patches needs in order to average over the kept ones only).
-    """
-    while tokens.parked:
-        tokens = _unpark(tokens)
-    filled = tokens.canvas is not None and fill == "mean"
-    if tokens.outer is None and not filled:
-        if tokens.version == 0:
-            return tokens.x
-        return put_back(tokens.x, tokens.group, tokens.canvas, tokens.prefix, with_prefix=True)
-    patches = _patches_at_originals(tokens)
-    if filled:
-        patches = _fill_mean(tokens, patches)
-    if tokens.outer is None:
-        return tokens.with_patches(patches).x
-    before = tokens.outer.before
-    way_back = tokens.outer.restore
-    whole = way_back.to(patches.dtype) @ patches if isinstance(way_back, Tensor) else way_back(patches, before.patches)
-    prefix = tokens.x[:, : tokens.prefix]
-    return restore(before.changed(x=torch.cat([prefix, whole], dim=1) if tokens.prefix else whole), fill)

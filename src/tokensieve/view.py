@@ -13,7 +13,7 @@ from tokensieve.attention import Attended
 from tokensieve.decision import Assignment, Decision, SoftAssignment, rows_to_one
 from tokensieve.errors import TokensieveError
 from tokensieve.ops.rows import head_mean, one_hot, take_rows
-from tokensieve.tokens import Tokens
+from tokensieve.tokens import Loss, Tokens
 
 if TYPE_CHECKING:
     from tokensieve.method import Method
@@ -112,6 +112,7 @@ class View:
         training: whether the model is in training mode.
         signals: the block's attention, None before the attention ran or when the method declared no signal.
         observed: what the method's ``observe`` made of the attention, None where it makes nothing.
+        losses: what ``add_loss`` added.
     """
 
     tokens: Tokens
@@ -124,6 +125,15 @@ class View:
     training: bool
     signals: BlockSignals | None
     observed: Tensor | None = None
+    losses: list[Loss] = field(default_factory=list)
+
+    def add_loss(self, name: str, value: Tensor) -> None:
+        """Add a scalar to the loss of a training step, weighted as the method wants it; of no effect in eval mode.
+
+        Losses of one name are summed over the sites. ``tokensieve.train.auxiliary.recording`` collects them.
+        """
+        if self.training:
+            self.losses.append(Loss(name, value))
 
     @property
     def x(self) -> Tensor:

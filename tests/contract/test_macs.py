@@ -13,18 +13,30 @@ from torch.overrides import TorchFunctionMode
 
 import tokensieve as ts
 from tokensieve.measure.macs import count
+from tokensieve.site import Site
 
 
 class Products(TorchFunctionMode):
-    """Adds up the multiply-accumulates of linear layers, convolutions and attention while it is on."""
+    """Adds up the multiply-accumulates of linear layers, convolutions and attention while it is on and not paused."""
 
     def __init__(self) -> None:
         super().__init__()
         self.macs = 0
+        self.paused = 0
+
+    def pause(self, by: int) -> Any:
+        """A hook that pauses (1) or goes on (-1)."""
+
+        def hook(*_: Any) -> None:
+            self.paused += by
+
+        return hook
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        if self.paused:
+            return result
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         if func is F.linear:
             self.macs += result.numel() * given[0].shape[-1]
@@ -37,10 +49,15 @@ class Products(TorchFunctionMode):
 
 
 def run_macs(model: nn.Module, x: Tensor) -> float:
-    """MACs per image that running ``model`` on ``x`` takes."""
+    """MACs per image that running ``model`` on ``x`` takes, without what a method computes to decide."""
     products = Products()
+    deciding = [part for site in model.modules() if isinstance(site, Site) for part in site.learned.values()]
+    handles = [part.register_forward_pre_hook(products.pause(1)) for part in deciding]
+    handles += [part.register_forward_hook(products.pause(-1)) for part in deciding]
     with torch.no_grad(), products:
         model(x)
+    for handle in handles:
+        handle.remove()
     return products.macs / len(x)
 
 

@@ -16,6 +16,7 @@ from tokensieve.cli.families import families
 from tokensieve.cli.methods import methods
 from tokensieve.cli.plan import plan
 from tokensieve.cli.show import show
+from tokensieve.processes import one_voice
 
 app = typer.Typer(
     name="tokensieve",
@@ -52,4 +53,5 @@ def options(
 
 def main() -> None:
     """Entry point of the console script."""
-    app(prog_name="tokensieve")
+    with one_voice():
+        app(prog_name="tokensieve")

@@ -29,6 +29,9 @@ def bench(
 
     S is the measured speed-up over the dense model, F what the MACs promise, O that of the oracle (the same token
     counts with a selection that costs nothing). Rows go to JSON and CSV as they are done, a Pareto plot beside them.
+
+    Under accelerate launch (--multi_gpu on CPUs too) or torchrun the processes share the images and the figures are
+    those of one; the main process alone is timed.
     """
     request = replace(request, results_file=request.results_file or default_results_file(request.model))
     batches = tuple(dict.fromkeys(speed_batch_size or (1, 16)))

@@ -9,16 +9,19 @@ from typing import Any, TextIO
 
 import torch
 import typer
+from rich.console import Console
 from rich.markup import escape
 
 from tokensieve.cli.output import errors
 from tokensieve.errors import TokensieveError
+from tokensieve.processes import spokesman
 
 
 def reported(command: Callable[..., None]) -> Callable[..., None]:
     """``command`` with its errors turned into one sentence on standard error and exit code 2.
 
-    A command that takes ``verbose`` lets the traceback through when it is set.
+    A command that takes ``verbose`` lets the traceback through when it is set. Of processes that were launched together
+    one says the sentence.
     """
 
     @functools.wraps(command)
@@ -38,7 +41,10 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
                 if kwargs.get("verbose"):
                     raise
                 sentence, code = _explained(error)
-                errors.print(f"[bold red]Error:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
+                file = spokesman()
+                if file is not None:
+                    said = f"[bold red]Error:[/] {escape(sentence)}"
+                    Console(file=file).print(said, soft_wrap=True, highlight=False)
                 raise typer.Exit(code) from None
 
     return run

@@ -13,6 +13,9 @@ def evaluate(request: Request, verbose: o.Verbose = False) -> None:
     """Accuracy of the dense model and of every variant, agreement between them, and MACs; nothing is timed.
 
     Rows are written only where --results-file names a file.
+
+    Under accelerate launch (--multi_gpu on CPUs too) or torchrun the processes share the images and the figures are
+    those of one.
     """
     results = measure(request)
     show_table(accuracy_table(results.rows, f"{request.model}, {results.images} images"))

@@ -22,6 +22,7 @@ from tokensieve.measure.model import create, has_weights, share_weights
 from tokensieve.measure.results import Results, environment, open_results
 from tokensieve.measure.runtime import Runtime
 from tokensieve.measure.solve import check_share, solve
+from tokensieve.processes import join
 
 T = TypeVar("T")
 
@@ -92,35 +93,51 @@ def measure(request: Request, *, batches: Sequence[int] = (), rounds: int = 0, c
         rounds: timings of each model.
         cuda_graph: whether to time replays of a CUDA graph.
     """
+    processes = join(request.device)
     compositions = [variant for spec in request.method or [] for variant in ts.sweep(spec)]
-    runtime = replace(request.runtime, cuda_graph=cuda_graph)
+    runtime = replace(request.runtime, cuda_graph=cuda_graph, device=processes.device(request.device))
     _check(request, runtime)
-    results = open_results(
-        request.results_file,
-        request.settings() | {"rounds": rounds, "cuda_graph": cuda_graph},
-        shlex.join(["tokensieve", *sys.argv[1:]]),
-        resume=request.resume,
-        force=request.force,
-    )
-    results.environment = environment(runtime.device)
+    settings = request.settings() | {"rounds": rounds, "cuda_graph": cuda_graph}
+    results = Results(settings)
+    if processes.main:
+        results = open_results(
+            request.results_file,
+            settings,
+            shlex.join(["tokensieve", *sys.argv[1:]]),
+            resume=request.resume,
+            force=request.force,
+        )
+        results.environment = environment(runtime.device)
+    results.rows = processes.from_main(lambda: results.rows)
     dense, variants = _models(request)
     images = open_images(request.images, dense)
     for line in images.notes:
         note(line)
     with progress_bars() as bars:
         try:
-            variants |= _reduced(request, dense, compositions, images, bars)
+            wanted = processes.from_main(lambda: _at_macs(request, dense, compositions, images, bars))
+            variants |= {ts.spell(methods): measuring.reduce(dense, methods) for methods in wanted}
             measuring.bench(
-                dense, variants, images, results, runtime=runtime, batches=batches, rounds=rounds, progress=bars
+                dense,
+                variants,
+                images,
+                results,
+                runtime=runtime,
+                batches=batches,
+                rounds=rounds,
+                progress=bars,
+                processes=processes,
             )
         except KeyboardInterrupt:
             if not results.rows:
                 raise
             results.stopped = True
             note("stopped; what is done is kept" + (", go on with --resume" if results.file else ""))
-    if images.skipped:
-        names = ", ".join(list(images.skipped)[:5]) + (", …" if len(images.skipped) > 5 else "")
-        note(f"{len(images.skipped)} image files cannot be read and were left out: {names}")
+    if results.skipped:
+        names = ", ".join(results.skipped[:5]) + (", …" if len(results.skipped) > 5 else "")
+        note(f"{len(results.skipped)} image files cannot be read and were left out: {names}")
+    if not processes.main:
+        raise typer.Exit()
     return results
 
 
@@ -157,24 +174,24 @@ def _models(request: Request) -> tuple[nn.Module, dict[str, nn.Module]]:
     return ts.remove(share_weights(model)).eval(), {ts.spell(ts.applied(model)): model}
 
 
-def _reduced(
+def _at_macs(
     request: Request,
     dense: nn.Module,
     compositions: Sequence[tuple[ts.Method, ...]],
     images: ImageStream,
     bars: Bars,
-) -> dict[str, nn.Module]:
-    """Every variant by its spec, at the asked MACs where there are any."""
-    wanted = list(compositions)
-    if request.macs:
-        sample = images.first(1)
-        bars.start("finding methods of equal MACs", len(request.macs) * len(compositions))
-        wanted = []
-        for composition in compositions:
-            for share in request.macs:
-                wanted.append(solve(dense, composition, share, sample))
-                bars.advance()
-    return {ts.spell(methods): measuring.reduce(dense, methods) for methods in wanted}
+) -> list[tuple[ts.Method, ...]]:
+    """The compositions that are asked for, at the asked MACs where there are any."""
+    if not request.macs:
+        return list(compositions)
+    sample = images.first(1)
+    bars.start("finding methods of equal MACs", len(request.macs) * len(compositions))
+    wanted = []
+    for composition in compositions:
+        for share in request.macs:
+            wanted.append(solve(dense, composition, share, sample))
+            bars.advance()
+    return wanted
 
 
 def default_results_file(model: str) -> str:

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 import tokensieve as ts
 from tokensieve.errors import TokensieveError, TokensieveWarning
-from tokensieve.measure.data import ImageStream
-from tokensieve.measure.fidelity import Fidelity, Meters, compare, predict
+from tokensieve.measure.data import ImageStream, Share
+from tokensieve.measure.fidelity import Fidelity, Meters, compare, joined, predict
 from tokensieve.measure.macs import count
 from tokensieve.measure.model import share_weights
 from tokensieve.measure.results import DENSE, Results, Row
 from tokensieve.measure.runtime import Runtime
 from tokensieve.measure.timing import Progress, Silent, Variant, time_variants
 from tokensieve.method import Method
+from tokensieve.processes import Processes
 
 COUNTED_IMAGES = 16  # images that MACs are averaged over; only ragged methods need more than one
 
@@ -40,6 +41,7 @@ def bench(
     batches: Sequence[int] = (1, 16),
     rounds: int = 10,
     progress: Progress | None = None,
+    processes: Processes | None = None,
 ) -> Results:
     """Measure the dense model and every variant; rows are written as soon as they are complete.
 
@@ -55,29 +57,39 @@ def bench(
         batches: batch sizes to time; empty for accuracy alone.
         rounds: timings of each model.
         progress: is told how far it got.
+        processes: those that call this together, each with its share of the images; they must all have the same rows to
+            begin with. The main one alone counts, writes and times; the others are done when they have answered.
     """
     runtime = Runtime() if runtime is None else runtime
     progress = Silent() if progress is None else progress
-    sample = images.first(max((*batches, COUNTED_IMAGES)))
-    dense = runtime.place(dense)
-    base = count(dense, runtime.send(sample[:1]))
-    answers: list[Tensor] = []
-    measured = [Variant(DENSE, dense, base)]
-    for name, model in variants.items():
-        model = runtime.place(model)
-        measured.append(Variant(name, model, count(model, runtime.send(sample[:COUNTED_IMAGES]))))
-    for variant in measured:
-        row = results.find(variant.name)
+    processes = Processes() if processes is None else processes
+    models = {name: runtime.place(model) for name, model in {DENSE: dense, **variants}.items()}
+    measured: list[Variant] = []
+    if processes.main:
+        sample = images.first(max((*batches, COUNTED_IMAGES)))
+        for name, model in models.items():
+            counted = sample[: 1 if name == DENSE else COUNTED_IMAGES]
+            measured.append(Variant(name, model, count(model, runtime.send(counted))))
+    macs = {variant.name: variant.report.total for variant in measured}
+    share = images.share(processes)
+    answered = False
+    for name, model in models.items():
+        row = results.find(name)
         if row is not None and row.agreement is not None:
             continue
-        if not answers:
-            progress.start(DENSE, images.total)
-            answers, outcome = _dense_answers(runtime.callable(dense), _told(images, progress))
-        if variant.name != DENSE:
-            progress.start(variant.name, images.total)
-            outcome = compare(runtime.callable(variant.model), iter(answers), _told(images, progress))
-        gmacs = variant.report.total / 1e9
-        results.put(Row(variant.name, gmacs, base.total / variant.report.total, **asdict(outcome)))
+        if not answered:
+            progress.start(DENSE, share.total)
+            answers, outcome = _dense_answers(runtime.callable(models[DENSE]), _told(share, progress), processes)
+            answered = True
+        if name != DENSE:
+            progress.start(name, share.total)
+            outcome = compare(runtime.callable(model), iter(answers), _told(share, progress), processes)
+        if processes.main:
+            results.put(Row(name, macs[name] / 1e9, macs[DENSE] / macs[name], **asdict(outcome)))
+    results.skipped = share.skipped()
+    processes.leave()
+    if not processes.main:
+        return results
     for batch in batches:
         _time(measured, results, sample[:batch], runtime, rounds, progress)
     warn_of_slower(results, batches)
@@ -97,14 +109,14 @@ def warn_of_slower(results: Results, batches: Sequence[int]) -> None:
                 )
 
 
-def _told(images: ImageStream, progress: Progress) -> Iterator[tuple[Tensor, Tensor]]:
+def _told(images: Share, progress: Progress) -> Iterator[tuple[Tensor, Tensor]]:
     for batch, labels in images:
         yield batch, labels
         progress.advance(len(batch))
 
 
 def _dense_answers(
-    run: Callable[[Tensor], Any], batches: Iterable[tuple[Tensor, Tensor]]
+    run: Callable[[Tensor], Any], batches: Iterable[tuple[Tensor, Tensor]], processes: Processes
 ) -> tuple[list[Tensor], Fidelity]:
     """The logits of the dense model, batch by batch, and its own accuracy."""
     answers: list[Tensor] = []
@@ -114,8 +126,7 @@ def _dense_answers(
         meters = Meters(logits.shape[1]) if meters is None else meters
         meters.update(logits, logits, labels)
         answers.append(logits)
-    assert meters is not None  # a stream without images has raised
-    return answers, meters.compute()
+    return answers, joined(meters, processes)
 
 
 def _time(

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset, IterableDataset, default_collate
 from tokensieve.errors import TokensieveError
 from tokensieve.measure.fidelity import NO_LABEL
 from tokensieve.measure.transform import data_config
+from tokensieve.processes import Processes
 from tokensieve.registry import nearest
 
 CLASS_MAP = "class_map.txt"
@@ -113,21 +114,59 @@ class ImageStream:
 
     Attributes:
         notes: what the user should know about how the images were found.
-        skipped: names of the files that could not be read, in the order met.
+        skipped: names of the files that could not be read, in the order met, and the batch each was missed in.
         total: number of images, or None where the source does not say.
     """
 
-    def __init__(self, loader: Any, total: int | None, limit: int | None, notes: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        loader: Any,
+        total: int | None,
+        limit: int | None,
+        notes: tuple[str, ...],
+        divide: Callable[[Processes], tuple[Any, int]] | None = None,
+    ) -> None:
         self._loader = loader
         self._limit = limit
+        self._divide = divide
         self.total = total
         self.notes = notes
-        self.skipped: dict[str, None] = {}
+        self.skipped: dict[str, int] = {}
+
+    def share(self, processes: Processes) -> Share:
+        """The batches of one of several processes: of the batches that one process reads, every ``count``-th.
+
+        Raises:
+            TokensieveError: the images come as a stream, which does not say where it can be divided.
+        """
+        if processes.count == 1:
+            return Share(self, self.total, processes)
+        if self._divide is None:
+            raise TokensieveError(
+                "images that come as a stream cannot be divided among processes: start one process, or give a folder"
+            )
+        loader, total = self._divide(processes)
+        return Share(ImageStream(loader, total, None, ()), total, processes)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        given = False
+        for batch in self.readable():
+            given = True
+            yield batch
+        if not given:
+            raise self.unreadable()
+
+    def unreadable(self) -> TokensieveError:
+        """What to raise where not one image can be read."""
+        names = ", ".join(list(self.skipped)[:3])
+        return TokensieveError(f"none of the {len(self.skipped)} image files can be read (the first are {names})")
+
+    def readable(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches, of which there may be none."""
         given = 0
-        for images, labels, bad in self._loader:
-            self.skipped.update(dict.fromkeys(bad))
+        for number, (images, labels, bad) in enumerate(self._loader):
+            for name in bad:
+                self.skipped.setdefault(name, number)
             if images is None:
                 continue
             if self._limit is not None and given + len(images) > self._limit:
@@ -136,9 +175,6 @@ class ImageStream:
             yield images, labels
             if given == self._limit:
                 break
-        if not given:
-            names = ", ".join(list(self.skipped)[:3])
-            raise TokensieveError(f"none of the {len(self.skipped)} image files can be read (the first are {names})")
 
     def first(self, count: int) -> Tensor:
         """(count, C, H, W): the first images, repeated from the start where there are fewer."""
@@ -149,6 +185,32 @@ class ImageStream:
                 break
         images = torch.cat(parts)
         return images[torch.arange(count) % len(images)]
+
+
+class Share:
+    """The images of one process.
+
+    Whole batches are dealt out, those of one process, one after the other: so every image is answered in the company in
+    which one process would answer it, and the figures are the same to the last bit.
+
+    Attributes:
+        total: number of images, or None where the source does not say.
+        processes: those that share the images.
+    """
+
+    def __init__(self, stream: ImageStream, total: int | None, processes: Processes) -> None:
+        self._stream = stream
+        self.total = total
+        self.processes = processes
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._stream.readable()
+
+    def skipped(self) -> list[str]:
+        """The files that no process could read, in the order in which one process would meet them."""
+        met = self.processes.gather(self._stream.skipped)
+        places = {name: (number, index) for index, part in enumerate(met) for name, number in part.items()}
+        return sorted(places, key=lambda name: places[name])
 
 
 def open_images(arguments: DataArguments, model: nn.Module) -> ImageStream:
@@ -176,11 +238,24 @@ def open_images(arguments: DataArguments, model: nn.Module) -> ImageStream:
     notes: list[str] = []
     images = _labelled(arguments, model, mode, notes) if folder else _create(arguments, arguments.class_map, mode)
     limit, total = arguments.limit, len(images) or None
-    if not isinstance(images, IterableDataset):
-        used = len(images) if limit is None else min(limit, len(images))
-        images = ReadableImages(images, [number * len(images) // used for number in range(used)], mode)
-        limit, total = None, used
-    loader = create_loader(
+    if isinstance(images, IterableDataset):
+        total = total if limit is None else min(limit, total or limit)
+        return ImageStream(_loader(images, config, arguments), total, limit, tuple(notes))
+    used = len(images) if limit is None else min(limit, len(images))
+    indices = [number * len(images) // used for number in range(used)]
+
+    def divide(processes: Processes) -> tuple[Any, int]:
+        size = arguments.batch_size
+        starts = range(processes.index * size, used, processes.count * size)
+        own = [index for start in starts for index in indices[start : start + size]]
+        return _loader(ReadableImages(images, own, mode), config, arguments), len(own)
+
+    return ImageStream(divide(Processes())[0], used, None, tuple(notes), divide)
+
+
+def _loader(images: Any, config: dict[str, Any], arguments: DataArguments) -> Any:
+    """timm's loader of ``images``, in their order."""
+    return create_loader(
         images,
         input_size=config["input_size"],
         batch_size=arguments.batch_size,
@@ -196,7 +271,6 @@ def open_images(arguments: DataArguments, model: nn.Module) -> ImageStream:
         worker_seeding=_leave_interrupts_to_the_parent,  # type: ignore[arg-type]  # timm takes a function as well
         persistent_workers=True,
     )
-    return ImageStream(loader, total if limit is None else min(limit, total or limit), limit, tuple(notes))
 
 
 def _leave_interrupts_to_the_parent(worker: Any) -> int:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import KLDivergence
 from torchmetrics.classification import MulticlassAccuracy
 
 from tokensieve.errors import TokensieveError
+from tokensieve.processes import Processes
 
 NO_LABEL = -1
 
@@ -38,6 +40,7 @@ def compare(
     model: Callable[[Tensor], Any],
     dense: Callable[[Tensor], Any] | Iterator[Tensor],
     batches: Iterable[tuple[Tensor, Tensor]],
+    processes: Processes | None = None,
 ) -> Fidelity:
     """Accuracy of ``model`` and its agreement with ``dense``, streamed.
 
@@ -45,6 +48,7 @@ def compare(
         model: images (B, C, H, W) to logits (B, K).
         dense: the dense model, or an iterator over the logits it gave for the same batches.
         batches: images and labels (B,), -1 where an image has none.
+        processes: those that have a share of the batches each; default this one has all of them.
     """
     meters: Meters | None = None
     for images, labels in batches:
@@ -52,9 +56,7 @@ def compare(
         logits = predict(model, images)
         meters = Meters(logits.shape[-1]) if meters is None else meters
         meters.update(logits, expected, labels)
-    if meters is None:
-        raise TokensieveError("there is no image to compare models on")
-    return meters.compute()
+    return joined(meters, processes)
 
 
 def predict(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
@@ -71,7 +73,7 @@ def predict(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
 
 
 class Meters:
-    """torchmetrics' accuracies and divergence, fed batch by batch.
+    """torchmetrics' accuracies and the divergence, fed batch by batch.
 
     Args:
         classes: K, the number of classes.
@@ -80,28 +82,64 @@ class Meters:
     def __init__(self, classes: int) -> None:
         self.images = 0
         self.labelled = 0
-        self.top1 = MulticlassAccuracy(classes, average="micro", ignore_index=NO_LABEL)
-        self.top5 = MulticlassAccuracy(classes, top_k=min(5, classes), average="micro", ignore_index=NO_LABEL)
-        self.agreement = MulticlassAccuracy(classes, average="micro")
-        self.kl = KLDivergence(log_prob=True)
+        alone: dict[str, Any] = {
+            "average": "micro",
+            "sync_on_compute": False,
+        }  # whose images these are is known outside
+        self.accuracies = {
+            "top1": MulticlassAccuracy(classes, ignore_index=NO_LABEL, **alone),
+            "top5": MulticlassAccuracy(classes, top_k=min(5, classes), ignore_index=NO_LABEL, **alone),
+            "agreement": MulticlassAccuracy(classes, **alone),
+        }
+        self.kl: list[float] = []
 
     def update(self, logits: Tensor, dense: Tensor, labels: Tensor) -> None:
         """Add a batch: logits (B, K) of the model and of the dense model, labels (B,)."""
         labels = labels.cpu()
         self.images += len(labels)
         self.labelled += int((labels != NO_LABEL).sum())
-        self.top1.update(logits, labels)
-        self.top5.update(logits, labels)
-        self.agreement.update(logits, dense.argmax(dim=1))
-        self.kl.update(dense.double().log_softmax(dim=1), logits.double().log_softmax(dim=1))
+        self.accuracies["top1"].update(logits, labels)
+        self.accuracies["top5"].update(logits, labels)
+        self.accuracies["agreement"].update(logits, dense.argmax(dim=1))
+        found, wanted = (given.double().log_softmax(dim=1) for given in (logits, dense))
+        self.kl += F.kl_div(found, wanted, reduction="none", log_target=True).sum(dim=1).tolist()
+
+    def add(self, other: Meters) -> None:
+        """Add the images that another one has seen."""
+        self.images += other.images
+        self.labelled += other.labelled
+        for name, accuracy in self.accuracies.items():
+            for part, counted in other.accuracies[name].metric_state.items():
+                setattr(accuracy, part, getattr(accuracy, part) + counted)
+        self.kl += other.kl
 
     def compute(self) -> Fidelity:
-        """The figures over everything seen so far."""
+        """The figures over everything seen so far, the same to the last bit in whatever order it came."""
+        share = {name: 100 * accuracy.compute().item() for name, accuracy in self.accuracies.items()}
         labelled = self.labelled > 0
         return Fidelity(
             images=self.images,
-            top1=100 * self.top1.compute().item() if labelled else None,
-            top5=100 * self.top5.compute().item() if labelled else None,
-            agreement=100 * self.agreement.compute().item(),
-            kl=self.kl.compute().item(),
+            top1=share["top1"] if labelled else None,
+            top5=share["top5"] if labelled else None,
+            agreement=share["agreement"],
+            kl=math.fsum(self.kl) / self.images,
         )
+
+
+def joined(meters: Meters | None, processes: Processes | None = None) -> Fidelity:
+    """The figures over the images of all processes.
+
+    Args:
+        meters: what this process has seen, None for nothing.
+        processes: those that share the images; default this one alone.
+
+    Raises:
+        TokensieveError: none of them has seen an image.
+    """
+    parts: Sequence[Meters | None] = [meters] if processes is None else processes.gather(meters)
+    seen = [part for part in parts if part is not None]
+    if not seen:
+        raise TokensieveError("there is no image to compare models on")
+    for part in seen[1:]:
+        seen[0].add(part)
+    return seen[0].compute()

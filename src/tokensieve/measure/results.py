@@ -89,6 +89,7 @@ class Results:
         rows: in the order measured, the dense model first.
         file: the JSON file; the CSV file and the plot lie beside it. None keeps the rows in memory only.
         stopped: whether Ctrl-C ended the measurement before it was complete.
+        skipped: names of the image files that could not be read.
     """
 
     settings: dict[str, Any]
@@ -97,6 +98,7 @@ class Results:
     file: Path | None = None
     environment: dict[str, Any] = field(default_factory=lambda: environment())
     stopped: bool = False
+    skipped: list[str] = field(default_factory=list)
 
     def find(self, variant: str) -> Row | None:
         """The row of a variant, or None."""
