@@ -80,10 +80,12 @@ class Meters:
     def __init__(self, classes: int) -> None:
         self.images = 0
         self.labelled = 0
-        self.top1 = MulticlassAccuracy(classes, average="micro", ignore_index=NO_LABEL)
-        self.top5 = MulticlassAccuracy(classes, top_k=min(5, classes), average="micro", ignore_index=NO_LABEL)
-        self.agreement = MulticlassAccuracy(classes, average="micro")
-        self.kl = KLDivergence(log_prob=True)
+        self.top1 = MulticlassAccuracy(classes, average="micro", ignore_index=NO_LABEL, sync_on_compute=False)
+        self.top5 = MulticlassAccuracy(
+            classes, top_k=min(5, classes), average="micro", ignore_index=NO_LABEL, sync_on_compute=False
+        )
+        self.agreement = MulticlassAccuracy(classes, average="micro", sync_on_compute=False)
+        self.kl = KLDivergence(log_prob=True, sync_on_compute=False)
 
     def update(self, logits: Tensor, dense: Tensor, labels: Tensor) -> None:
         """Add a batch: logits (B, K) of the model and of the dense model, labels (B,)."""

@@ -45,7 +45,7 @@ def accelerator_for(
         raise TokensieveError(f"--amp-dtype must be bfloat16 or float16, got {amp_dtype!r}")
     try:
         return Accelerator(
-            cpu=device == "cpu",
+            cpu=device == "cpu" or not torch.accelerator.is_available(),
             mixed_precision=precisions[amp_dtype],
             gradient_accumulation_steps=grad_accum_steps,
             log_with=list(trackers) or None,

@@ -115,7 +115,7 @@ def prepare(arguments: TrainArguments, terms: Sequence[Term] = ()) -> Prepared:
     )
     if ts.is_applied(model):
         if methods and methods != ts.applied(model):
-            _replace_methods(model, methods)
+            replace_methods(model, methods)
     elif methods or (recipe.method and stage != "scratch") or recipe.eased:
         ts.apply(model, methods or ts.method(recipe.method))
     reduced = copy.deepcopy(model).eval()
@@ -144,7 +144,7 @@ def prepare(arguments: TrainArguments, terms: Sequence[Term] = ()) -> Prepared:
     return Prepared(job, recipe, plan, images, notes, evaluation, reduced, accelerator)
 
 
-def _replace_methods(model: nn.Module, methods: tuple[ts.Method, ...]) -> None:
+def replace_methods(model: nn.Module, methods: tuple[ts.Method, ...]) -> None:
     """Other options for a saved model, whose learned parts stay where they fit."""
     weights = model.state_dict()
     ts.remove(model)
