@@ -12,23 +12,7 @@ from safetensors.torch import load_file
 
 import tokensieve as ts
 
-SMALL = [
-    "train",
-    "test_vit",
-    "--img-size",
-    "64",
-    "--num-classes",
-    "3",
-    "--no-aug",
-    "-j",
-    "0",
-    "--rounds",
-    "0",
-    "--device",
-    "cpu",
-    "--clip-grad",
-    "1e9",
-]
+SMALL = "train test_vit --img-size 64 --num-classes 3 --no-aug -j 0 --rounds 0 --device cpu".split()
 
 
 def launch(processes: int, *arguments: object, sharded: bool = False) -> None:

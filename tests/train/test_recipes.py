@@ -34,7 +34,7 @@ def test_bat_from_scratch_is_the_authors_logs() -> None:
 
 
 def test_evit_is_the_authors_script() -> None:
-    """finetune.sh: lr 2e-5 (times 1024 / 512), min_lr 2e-6 (not scaled), weight decay 1e-6, 8 · 128 images, 30 epochs."""
+    """finetune.sh: lr 2e-5 (· 1024 / 512), min_lr 2e-6 (as it is), weight decay 1e-6, 8 · 128 images, 30 epochs."""
     evit = load_recipe("evit")
     assert (evit.epochs, evit.batch_size, evit.weight_decay, evit.warmup_epochs) == (30, 128, 1e-6, 0)
     assert evit.rates(8 * 128)[:2] == pytest.approx((4e-5, 2e-6))

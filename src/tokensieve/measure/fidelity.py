@@ -80,11 +80,10 @@ class Meters:
     def __init__(self, classes: int) -> None:
         self.images = 0
         self.labelled = 0
-        self.top1 = MulticlassAccuracy(classes, average="micro", ignore_index=NO_LABEL, sync_on_compute=False)
-        self.top5 = MulticlassAccuracy(
-            classes, top_k=min(5, classes), average="micro", ignore_index=NO_LABEL, sync_on_compute=False
-        )
-        self.agreement = MulticlassAccuracy(classes, average="micro", sync_on_compute=False)
+        alone: dict[str, Any] = {"average": "micro", "sync_on_compute": False}  # other processes measure for themselves
+        self.top1 = MulticlassAccuracy(classes, ignore_index=NO_LABEL, **alone)
+        self.top5 = MulticlassAccuracy(classes, top_k=min(5, classes), ignore_index=NO_LABEL, **alone)
+        self.agreement = MulticlassAccuracy(classes, **alone)
         self.kl = KLDivergence(log_prob=True, sync_on_compute=False)
 
     def update(self, logits: Tensor, dense: Tensor, labels: Tensor) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -43,6 +44,8 @@ def accelerator_for(
     precisions = {None: "no", "bfloat16": "bf16", "float16": "fp16"}
     if amp_dtype not in precisions:
         raise TokensieveError(f"--amp-dtype must be bfloat16 or float16, got {amp_dtype!r}")
+    if not torch.distributed.is_initialized():
+        AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier run in this process
     try:
         return Accelerator(
             cpu=device == "cpu" or not torch.accelerator.is_available(),

@@ -104,7 +104,7 @@ class DistilLogits:
 
 @dataclass(frozen=True)
 class DistilFeatures:
-    """Mean squared distance of every restored token to the dense model's, in units of the latter's variance."""
+    """Mean squared distance of every restored token to the dense model's, in units of the variance in its image."""
 
     weight: float = 1.0
     name = "features"
@@ -114,7 +114,9 @@ class DistilFeatures:
     def __call__(self, step: Step) -> Tensor:
         assert step.teacher is not None and step.teacher.features is not None and step.outputs.features is not None
         theirs = step.teacher.features.float()
-        return F.mse_loss(step.outputs.features.float(), theirs) / theirs.var()
+        distance = (step.outputs.features.float() - theirs).square().mean(dim=(1, 2))
+        # Image by image, so that the gradients of a batch are the mean of those of its parts.
+        return (distance / theirs.var(dim=(1, 2))).mean()
 
 
 def terms_of(recipe: Recipe, labelled: bool) -> list[Term]:

@@ -96,14 +96,6 @@ def prepare(arguments: TrainArguments, terms: Sequence[Term] = ()) -> Prepared:
         raise TokensieveError("--patience counts evaluations of a metric: give --metric top1 or --metric agreement")
     folders_of(arguments.data)
     methods = ts.method(arguments.method) if arguments.method else ()
-    recipe = load_recipe(arguments.recipe or default_recipe(stage, methods)).with_changes(arguments.changes)
-    accelerator = accelerator_for(
-        device=arguments.device,
-        amp_dtype=arguments.amp_dtype if arguments.amp else None,
-        grad_accum_steps=recipe.grad_accum_steps,
-        trackers=arguments.log_with,
-        folder=arguments.output,
-    )
     set_seed(arguments.seed)
     model = create(
         arguments.model,
@@ -112,6 +104,16 @@ def prepare(arguments: TrainArguments, terms: Sequence[Term] = ()) -> Prepared:
         num_classes=arguments.num_classes,
         in_chans=arguments.in_chans,
         img_size=arguments.img_size,
+    )
+    recipe = load_recipe(arguments.recipe or default_recipe(stage, methods or ts.applied(model))).with_changes(
+        arguments.changes
+    )
+    accelerator = accelerator_for(
+        device=arguments.device,
+        amp_dtype=arguments.amp_dtype if arguments.amp else None,
+        grad_accum_steps=recipe.grad_accum_steps,
+        trackers=arguments.log_with,
+        folder=arguments.output,
     )
     if ts.is_applied(model):
         if methods and methods != ts.applied(model):
@@ -140,6 +142,7 @@ def prepare(arguments: TrainArguments, terms: Sequence[Term] = ()) -> Prepared:
     evaluation = _evaluation_images(arguments, source, job.dense)
     if arguments.metric and evaluation is None:
         raise TokensieveError("--metric needs images to evaluate on: give --val-data FOLDER")
+    make_optimizer(job.objective, recipe, recipe.batch_size)  # refuses what it cannot train before anything is written
     plan = _plan(arguments, recipe, len(images), accelerator.num_processes, job, evaluation is not None)
     return Prepared(job, recipe, plan, images, notes, evaluation, reduced, accelerator)
 
