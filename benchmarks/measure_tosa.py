@@ -12,6 +12,7 @@ import argparse
 import copy
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -19,10 +20,11 @@ import tokensieve as ts
 from tokensieve.measure.bench import bench
 from tokensieve.measure.data import DataArguments, open_images
 from tokensieve.measure.results import Results
+from tokensieve.methods.tosa import ToSA
 from tokensieve.train.prepare import replace_methods
 from tokensieve.train.selectors import attention_of, kl_streamed, selectors_of
 
-CONTROLS = ("own", "class", "random")
+CONTROLS: tuple[Literal["own", "class", "random"], ...] = ("own", "class", "random")
 
 
 def main() -> None:
@@ -36,12 +38,14 @@ def main() -> None:
 
     model = ts.load(args.folder)
     (method,) = ts.applied(model)
+    assert isinstance(method, ToSA)
     dense = ts.remove(copy.deepcopy(model))
     images = open_images(DataArguments(data=args.data, limit=args.limit, workers=1), dense)
     variants = {}
     for keep in args.keep:
         trained = dataclasses.replace(method, keep=keep)
-        for config in (trained, *(dataclasses.replace(trained, score=control) for control in CONTROLS)):
+        controls = [dataclasses.replace(trained, score=control) for control in CONTROLS]
+        for config in (trained, *controls):
             variant = copy.deepcopy(model)
             replace_methods(variant, (config,))
             variants[ts.spell(config)] = variant

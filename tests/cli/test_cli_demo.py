@@ -14,7 +14,9 @@ def test_the_demo_writes_figures_plot_and_pictures(tmp_path: Path) -> None:
     run = CliRunner().invoke(app, ["demo", "--output", str(output), "--images", "40", "--rounds", "1"])
     assert run.exit_code == 0, run.output
     rows = json.loads((output / "demo.json").read_text())["rows"]
-    assert [row["variant"].split(":")[0] for row in rows] == ["dense", *["bat"] * 3, *["tosa"] * 3, *["tome"] * 3]
+    names = [row["variant"].split(":")[0] for row in rows]
+    assert names == ["dense", *["bat"] * 3, *["tosa"] * 3, *["tome"] * 3, *["bat"] * 2, *["tosa"] * 2]
+    assert [row["variant"].endswith(", fine-tuned") for row in rows[10:]] == [False, True, False, True]
     # Three budgets for each method, met as nearly as its knob allows.
     dense = rows[0]["gmacs"]
     for start in (1, 4, 7):

@@ -12,7 +12,21 @@ from safetensors.torch import load_file
 
 import tokensieve as ts
 
-SMALL = "train test_vit --img-size 64 --num-classes 3 --no-aug -j 0 --rounds 0 --device cpu".split()
+SMALL = [
+    "train",
+    "test_vit",
+    "--img-size",
+    "64",
+    "--num-classes",
+    "3",
+    "--no-aug",
+    "-j",
+    "0",
+    "--rounds",
+    "0",
+    "--device",
+    "cpu",
+]
 
 
 def launch(processes: int, *arguments: object, sharded: bool = False) -> None:
