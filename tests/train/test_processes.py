@@ -79,7 +79,7 @@ def test_two_processes_give_the_gradients_of_one_with_twice_the_batch(
         torch.testing.assert_close(passes[name], value, rtol=0, atol=1e-6, msg=name)
 
 
-def test_a_sharded_run_saves_what_one_process_reads_and_resumes(pictures: Path, tmp_path: Path) -> None:
+def test_a_sharded_run_saves_what_one_process_reads(pictures: Path, tmp_path: Path) -> None:
     common = [
         *SMALL,
         "--stage",

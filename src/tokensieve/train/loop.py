@@ -192,7 +192,7 @@ def fit(
             record = {"lr": plain_optimizer.param_groups[0]["lr"], "strength": share, **figures}
         if evaluate is not None and (done == plan.steps or (plan.evaluate_every and done % plan.evaluate_every == 0)):
             easing.finish()
-            record |= _evaluated(evaluate, objective, ema, plain)
+            record |= _evaluated(evaluate, accelerator, objective, ema, plain)
             best = _compared(best, record, plan, done)
             if best.get("step") == done:
                 weights = _result(objective, ema)
@@ -239,14 +239,18 @@ def _result(objective: Objective, ema: ModelEmaV3 | None) -> dict[str, Tensor]:
 
 
 def _evaluated(
-    evaluate: Evaluate, objective: Objective, ema: ModelEmaV3 | None, plain: nn.Module | None
+    evaluate: Evaluate, accelerator: Accelerator, objective: Objective, ema: ModelEmaV3 | None, plain: nn.Module | None
 ) -> dict[str, float]:
-    """The figures of the model as it is; of ``plain`` with its weights where it is sharded itself."""
-    model = objective.model if ema is None else ema.module
-    if plain is not None:
-        model = plain
-        model.load_state_dict(_result(objective, None))
-    return evaluate(model.eval())
+    """The figures of the model as it is; where it is sharded, those that the main process finds for ``plain``."""
+    if plain is None:
+        return evaluate((objective.model if ema is None else ema.module).eval())
+    weights = _result(objective, None)  # whole on the main process alone
+    figures: dict[str, float] = {}
+    if accelerator.is_main_process:
+        plain.load_state_dict(weights)
+        figures = evaluate(plain.eval())
+    found: dict[str, float] = broadcast_object_list([figures])[0]
+    return found
 
 
 def _compared(best: dict[str, float], record: dict[str, Any], plan: Plan, step: int) -> dict[str, float]:
