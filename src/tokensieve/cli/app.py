@@ -16,6 +16,7 @@ from tokensieve.cli.families import families
 from tokensieve.cli.methods import methods
 from tokensieve.cli.plan import plan
 from tokensieve.cli.show import show
+from tokensieve.cli.train import train
 from tokensieve.processes import one_voice
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ app.command("export")(reported(export))
 app.command("methods")(reported(methods))
 app.command("families")(reported(families))
 app.command("plan")(reported(plan))
+app.command("train")(reported(train))
 app.command("show")(reported(show))
 app.command("demo")(reported(demo))
 

@@ -30,7 +30,8 @@ def demo(
     force: o.Force = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Compare the dense model with BAT, ToSA and ToMe at three budgets on an embedded model; draw what they do."""
+    """Compare the dense model with BAT, ToSA and ToMe at three budgets on an embedded model, off the shelf and
+    fine-tuned; draw what they do."""
     try:
         from tokensieve.demo import run
     except ModuleNotFoundError as error:

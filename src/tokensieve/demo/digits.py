@@ -175,6 +175,24 @@ class ClutteredDigits(Dataset[tuple[Tensor, int]]):
         return ImageChops.multiply(piece, window)
 
 
+class DigitPictures(Dataset[tuple[Image.Image, int]]):
+    """The un-normalised pictures and labels of ``ClutteredDigits``, as a data set that has its own transform.
+
+    Args:
+        split: "train", 60000 images of seed 1, or "val", 2000 of seed 0.
+    """
+
+    def __init__(self, split: Split) -> None:
+        self.digits = ClutteredDigits(split, 60000, 1) if split == "train" else ClutteredDigits(split, 2000, 0)
+
+    def __len__(self) -> int:
+        return len(self.digits)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        scene = self.digits.scene(index)
+        return Image.fromarray(scene.image), scene.label
+
+
 def normalise(image: NDArray[np.uint8]) -> Tensor:
     """RGB (H, W, 3) in 0..255 to float32 (3, H, W) in [-1, 1]."""
     return torch.from_numpy(image).permute(2, 0, 1).float().div_(127.5).sub_(1.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 import tokensieve as ts
 from tokensieve.demo.digits import ClutteredDigits
 from tokensieve.demo.model import digits_vit
-from tokensieve.demo.selectors import load_selectors
+from tokensieve.demo.trained import TRAINED, fine_tuned, load_selectors
 from tokensieve.errors import TokensieveError
 from tokensieve.measure.bench import bench, reduce
 from tokensieve.measure.data import ImageStream, collate
@@ -34,17 +34,19 @@ METHODS = ("bat", "tosa", "tome")
 
 @dataclass(frozen=True)
 class Subject:
-    """What the demo runs on: a dense model, images with labels, a few of them as pictures, and learned parts."""
+    """What the demo runs on: a dense model, images with labels, a few of them as pictures, learned parts, and
+    fine-tuned models by the spec of their methods."""
 
     model: nn.Module
     stream: ImageStream
     pictures: Sequence[tuple[str, Image.Image]]
     prepare: Callable[[nn.Module], None]
     labelled: bool
+    trained: dict[str, nn.Module] = field(default_factory=dict)
 
 
 def digits(images: int, batch_size: int = 50) -> Subject:
-    """The embedded model on held-out digits, with its trained selectors."""
+    """The embedded model on held-out digits, with its trained selectors and the fine-tuned models."""
     data = ClutteredDigits("val", images, seed=7)
     loader = DataLoader(data, batch_size=batch_size, collate_fn=collate)
 
@@ -54,7 +56,9 @@ def digits(images: int, batch_size: int = 50) -> Subject:
 
     drawn = ClutteredDigits("val", 6, seed=7)
     pictures = [(f"digit {drawn.scene(index).label}", drawn.image(index)) for index in (0, 3, 5)]
-    return Subject(digits_vit().eval(), ImageStream(loader, images, None, ()), pictures, prepare, labelled=True)
+    stream = ImageStream(loader, images, None, ())
+    trained = {spec: fine_tuned(spec) for spec in TRAINED}
+    return Subject(digits_vit().eval(), stream, pictures, prepare, labelled=True, trained=trained)
 
 
 def photographs(name: str) -> Subject:
@@ -88,11 +92,14 @@ def variants(subject: Subject) -> dict[str, tuple[Method, ...]]:
 def measure(
     subject: Subject, chosen: dict[str, tuple[Method, ...]], results: Results, rounds: int, progress: Progress
 ) -> None:
-    """Run the dense model, the variants and their oracles; rows go into ``results``."""
+    """Run the dense model, the variants, the fine-tuned models beside their settings off the shelf, and all their
+    oracles; rows go into ``results``."""
     models = {}
-    for spec, methods in chosen.items():
+    for spec, methods in (chosen | {spec: ts.method(spec) for spec in subject.trained}).items():
         models[spec] = reduce(subject.model, methods)
         subject.prepare(models[spec])
+        if spec in subject.trained:
+            models[f"{spec}, fine-tuned"] = subject.trained[spec]
     bench(subject.model, models, subject.stream, results, batches=(1, 16), rounds=rounds, progress=progress)
 
 

@@ -27,7 +27,7 @@ from tokensieve.registry import nearest
 
 CLASS_MAP = "class_map.txt"
 MODES = {1: "L", 3: "RGB"}
-SOURCES = ("", "folder", "hfds", "hfids", "wds", "tfds", "torch")
+SOURCES = ("", "folder", "digits", "hfds", "hfids", "wds", "tfds", "torch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class DataArguments:
     Attributes:
         data: folder of images, one sub-folder a class, or the root of another kind of data set.
         dataset: timm's data set name, such as ``hfds/owner/name``, ``wds/name`` or ``torch/cifar10``; "" for a folder.
-        split: name of the split.
+        split: name of the split; "" for the folder itself, whatever it holds.
         class_map: file that lists the class names in the order of the model's answers.
         img_size, crop_pct, interpolation, mean, std: the transform.
         batch_size, workers: the loader.
@@ -219,9 +219,6 @@ def open_images(arguments: DataArguments, model: nn.Module) -> ImageStream:
     Raises:
         TokensieveError: no such folder or data set, no image in it, or classes that are not the model's.
     """
-    kind = arguments.dataset.partition("/")[0].lower()
-    folder = kind in ("", "folder")
-    _check_source(arguments, kind)
     config = data_config(
         model,
         img_size=arguments.img_size,
@@ -230,13 +227,9 @@ def open_images(arguments: DataArguments, model: nn.Module) -> ImageStream:
         mean=arguments.mean,
         std=arguments.std,
     )
-    mode = MODES.get(config["input_size"][0])
-    if mode is None:
-        raise TokensieveError(
-            f"images have 1 or 3 channels and this model takes {config['input_size'][0]}: give a model that takes those"
-        )
+    mode = image_mode(config)
     notes: list[str] = []
-    images = _labelled(arguments, model, mode, notes) if folder else _create(arguments, arguments.class_map, mode)
+    images = labelled_images(arguments, model, mode, notes)
     limit, total = arguments.limit, len(images) or None
     if isinstance(images, IterableDataset):
         total = total if limit is None else min(limit, total or limit)
@@ -273,6 +266,34 @@ def _loader(images: Any, config: dict[str, Any], arguments: DataArguments) -> An
     )
 
 
+def image_mode(config: dict[str, Any]) -> str:
+    """Pillow's mode for images of a data config.
+
+    Raises:
+        TokensieveError: no image has as many channels.
+    """
+    mode = MODES.get(config["input_size"][0])
+    if mode is None:
+        raise TokensieveError(
+            f"images have 1 or 3 channels and this model takes {config['input_size'][0]}: give a model that takes those"
+        )
+    return mode
+
+
+def labelled_images(arguments: DataArguments, model: nn.Module, mode: str, notes: list[str]) -> Any:
+    """The data set that ``arguments`` name, its classes numbered as the model's answers are."""
+    kind = _check_source(arguments)
+    if kind in ("", "folder"):
+        return _labelled(arguments, model, mode, notes)
+    return _create(arguments, arguments.class_map, mode)
+
+
+def unlabelled_images(arguments: DataArguments, mode: str) -> Any:
+    """The data set that ``arguments`` name, whatever its classes are; a folder may hold images directly."""
+    _check_source(arguments)
+    return _create(arguments, None, mode)
+
+
 def _leave_interrupts_to_the_parent(worker: Any) -> int:
     """Ctrl-C reaches every process of a terminal; a reader that it kills would look like a crash to the one that asks.
 
@@ -282,11 +303,13 @@ def _leave_interrupts_to_the_parent(worker: Any) -> int:
     return int(worker.seed)
 
 
-def _check_source(arguments: DataArguments, kind: str) -> None:
+def _check_source(arguments: DataArguments) -> str:
+    """The kind of the source, checked."""
+    kind = arguments.dataset.partition("/")[0].lower()
     if kind not in SOURCES:
         raise TokensieveError(
-            f"unknown data set {arguments.dataset!r}{nearest(kind, SOURCES)}: give hfds/…, hfids/…, wds/…, tfds/… or "
-            "torch/…, or leave it out for a folder"
+            f"unknown data set {arguments.dataset!r}{nearest(kind, SOURCES)}: give digits, hfds/…, hfids/…, wds/…, "
+            "tfds/… or torch/…, or leave it out for a folder"
         )
     if kind in ("", "folder") and arguments.data is None:
         raise TokensieveError("no images are given: name a folder with --data, or a data set with --dataset")
@@ -297,11 +320,16 @@ def _check_source(arguments: DataArguments, kind: str) -> None:
         raise TokensieveError(
             f"the image folder {arguments.data!r} {wrong}: give --data FOLDER with one sub-folder for each class"
         )
+    return kind
 
 
 def _create(arguments: DataArguments, class_map: Any, mode: str) -> Any:
     source = arguments.dataset or arguments.data
     try:
+        if arguments.dataset == "digits":
+            from tokensieve.demo.digits import DigitPictures  # of the demo extra
+
+            return DigitPictures("train" if arguments.split == "train" else "val")
         return create_dataset(
             arguments.dataset,
             root=arguments.data,
@@ -326,7 +354,7 @@ def _labelled(arguments: DataArguments, model: nn.Module, mode: str, notes: list
     class_map: str | dict[str, int] | None = _class_map(arguments, notes)
     images = _create(arguments, class_map, mode)
     root, asked = Path(images.reader.root), Path(arguments.data or "")
-    if root == asked and arguments.split != DataArguments.split:
+    if root == asked and arguments.split not in ("", DataArguments.split):
         raise TokensieveError(
             f"{arguments.data!r} has no split {arguments.split!r}: expected a sub-folder of that name, or no --split"
         )

@@ -72,6 +72,8 @@ def _is_saved(name: str) -> bool:
 
 
 def _is_model(name: str) -> bool:
+    if name.startswith("tokensieve_"):
+        import tokensieve.demo.model  # noqa: F401 - registers the demo's model with timm
     return bool(timm.is_model(name.partition(".")[0]))
 
 

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tokensieve.attention import Attended, Tap, attention_rows, logits, row_blocks
-from tokensieve.engine import remove
 from tokensieve.errors import TokensieveError
 from tokensieve.ops.selector import Selector
 from tokensieve.registry import family_of
 from tokensieve.site import Site
+from tokensieve.tokens import Tokens
+from tokensieve.train.objective import Objective
 
-
-@dataclass(frozen=True)
-class SelectorLoss:
-    """KL(target ‖ prediction) of one selector, mean over rows, heads and images.
-
-    ``own`` is the KL of the layer's own attention map, what an untrained selector predicts.
-    """
-
-    block: int
-    fitted: float
-    own: float
+BLOCK = 64  # query rows held at a time
 
 
 def selectors_of(model: nn.Module) -> dict[int, Selector]:
@@ -48,30 +38,49 @@ def selectors_of(model: nn.Module) -> dict[int, Selector]:
     return found
 
 
-def attention_of(model: nn.Module, x: Tensor) -> list[Attended]:
-    """What the attention of every block of a dense model was computed from, in block order."""
+def attention_of(model: nn.Module, x: Tensor, wanted: Iterable[int] | None = None) -> dict[int, Attended]:
+    """What the attention of blocks is computed from, by block, on every token that the block is given.
+
+    In a reduced model tokens that skip a block are put back before its attention is read: the map that the whole set
+    of tokens would have there.
+
+    Args:
+        model: a dense or a reduced model.
+        x: images (B, C, H, W).
+        wanted: block numbers; default all.
+    """
     located = family_of(model)
-    starts: list[int] = []
-    tap = Tap()
-    blocks = located.family.blocks(located.owner)
-    handles = [block.register_forward_pre_hook(lambda module, args: starts.append(len(tap.calls))) for block in blocks]
-    handles.append(blocks[-1].register_forward_hook(lambda module, args, out: starts.append(len(tap.calls))))
+    family = located.family
+    found: dict[int, Attended] = {}
+
+    def read(number: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tokens = args[0].restore("last") if isinstance(args[0], Tokens) else args[0]
+        tap = Tap()
+        with tap:
+            family.attention(block, tokens, **kwargs)
+        found[number] = tap.attended()
+
+    blocks = family.blocks(located.owner)
+    numbers = range(len(blocks)) if wanted is None else sorted(wanted)
+    handles = [
+        blocks[number].register_forward_pre_hook(
+            lambda block, args, kwargs, number=number: read(number, block, args, kwargs),  # type: ignore[misc]
+            with_kwargs=True,
+        )
+        for number in numbers
+    ]
     try:
-        with torch.no_grad(), tap:
+        with torch.no_grad():
             model(x)
     finally:
         for handle in handles:
             handle.remove()
-    attended = []
-    for start, end in itertools.pairwise(starts):
-        one_block = Tap()
-        one_block.calls = tap.calls[start:end]
-        attended.append(one_block.attended())
-    return attended
+    return found
 
 
 def kl_rows(selector: Selector, here: Attended, there: Attended, rows: slice) -> tuple[Tensor, Tensor]:
-    """Summed KL of some query rows: of the selector's prediction (with gradient) and of the layer's own map."""
+    """Summed KL(target ‖ prediction) of some query rows: of the selector's prediction (with gradient), and of the
+    layer's own map, which is what an untrained selector predicts."""
     target = attention_rows(there, rows)
     log_target = target.clamp(min=torch.finfo(target.dtype).tiny).log()
     predicted = selector(logits(here, rows, selector.scaled))
@@ -79,66 +88,78 @@ def kl_rows(selector: Selector, here: Attended, there: Attended, rows: slice) ->
     return (target * (log_target - predicted)).sum(), (target * (log_target - own)).sum().detach()
 
 
-def fit_selectors(
-    model: nn.Module,
-    batches: Iterable[Tensor],
-    *,
-    lr: float = 1e-2,
-    weight_decay: float = 0.0,
-    block: int = 64,
-    on_step: Callable[[int, list[SelectorLoss]], None] | None = None,
-) -> list[SelectorLoss]:
-    """Fit the selectors of a model with ToSA applied to the maps of the dense model, in place.
+def kl_streamed(
+    selector: Selector, here: Attended, there: Attended, rows: int = 0, block: int = BLOCK
+) -> tuple[Tensor, Tensor]:
+    """Mean KL over rows, heads and images of a selector's prediction (with gradient) and of the layer's own map.
 
-    Everything but the selectors is frozen and left as it is. Rows are streamed in blocks, so nothing of size H·L² is
-    held for the prediction. AdamW with a cosine to zero over the batches.
+    Rows go by in blocks, which the backward pass computes again: nothing of size H·L² is held.
+
+    Args:
+        selector: reads ``here``.
+        here, there: attention of the layer the selector reads and of the one it predicts.
+        rows: how many query rows to read, evenly spread from a random start, an unbiased estimate; 0 for all.
+        block: query rows held at a time.
+    """
+    length = here.keys.shape[2]
+    stride = max(1, length // rows) if rows else 1
+    start = int(torch.randint(stride, ()))
+    fitted, own, read = torch.zeros((), device=here.keys.device), torch.zeros((), device=here.keys.device), 0
+    for part in row_blocks(length - start, block, stride):
+        chosen = slice(part.start + start, part.stop + start, stride)
+        loss, reference = checkpoint(kl_rows, selector, here, there, chosen, use_reentrant=False)
+        fitted, own = fitted + loss, own + reference
+        read += len(range(*chosen.indices(length)))
+    count = here.queries.shape[0] * here.queries.shape[1] * read
+    return fitted / count, own / count
+
+
+class FitSelectors(Objective):
+    """The selectors of ``model``, fitted to attention maps; everything else is frozen.
 
     Args:
         model: a model with ToSA applied.
-        batches: images (B, C, H, W); a sequence, since its length sets the schedule.
-        lr, weight_decay: of AdamW.
-        block: query rows held at a time.
-        on_step: called after every batch with its number and losses.
-
-    Returns:
-        The losses of every selector, mean over the last quarter of the batches.
+        source: whose maps are read: the dense model's (the first pass), or those of ``model`` itself (the second),
+            in which earlier layers have been skipped as they will be at inference.
+        rows: see ``kl_streamed``.
     """
-    selectors = selectors_of(model)
-    dense = remove(copy.deepcopy(model)).eval()
-    steps = list(batches)
-    if not steps:
-        raise TokensieveError("no images to fit the selectors on")
-    optimizer = torch.optim.AdamW(
-        [p for selector in selectors.values() for p in selector.parameters()], lr=lr, weight_decay=weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(steps))
-    history: list[list[SelectorLoss]] = []
-    for number, images in enumerate(steps):
-        attended = attention_of(dense, images)
-        optimizer.zero_grad(set_to_none=True)
+
+    def __init__(self, model: nn.Module, source: nn.Module, rows: int = 0) -> None:
+        super().__init__()
+        self.model = model
+        model.requires_grad_(False)
+        self._selectors = selectors_of(model)
+        for selector in self._selectors.values():
+            selector.requires_grad_(True)
+            selector.noticed = True  # it is being trained: no need to say that it has not been
+        self._source = (source,)
+        self._rows = rows
+        self._blocks = sorted({number for block in self._selectors for number in (block, block + 1)})
+
+    def forward(self, images: Tensor, targets: Tensor | None, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        maps = attention_of(self._source[0], images, self._blocks)
+        figures: dict[str, Tensor] = {}
         losses = []
-        for layer, selector in selectors.items():
-            here, there = attended[layer], attended[layer + 1]
-            count = here.queries.shape[0] * here.queries.shape[1] * here.queries.shape[2]
-            fitted = own = 0.0
-            for rows in row_blocks(here.keys.shape[2], block):
-                loss, reference = kl_rows(selector, here, there, rows)
-                (loss / count).backward()  # type: ignore[no-untyped-call]
-                fitted, own = fitted + float(loss.detach()) / count, own + float(reference) / count
-            losses.append(SelectorLoss(layer, fitted, own))
-        optimizer.step()
-        schedule.step()
-        history.append(losses)
-        if on_step is not None:
-            on_step(number, losses)
-    for selector in selectors.values():
-        selector.fitted.fill_(True)
-    last = history[-max(1, len(history) // 4) :]
-    return [
-        SelectorLoss(
-            layer,
-            sum(losses[place].fitted for losses in last) / len(last),
-            sum(losses[place].own for losses in last) / len(last),
-        )
-        for place, layer in enumerate(selectors)
-    ]
+        for block, selector in self._selectors.items():
+            fitted, own = kl_streamed(selector, maps[block], maps[block + 1], self._rows)
+            losses.append(fitted)
+            figures |= {f"kl/{block + 1}": fitted.detach(), f"kl_own/{block + 1}": own}
+        loss = torch.stack(losses).sum()
+        mean_own = torch.stack([value for name, value in figures.items() if name.startswith("kl_own/")]).mean()
+        return loss, {"kl": loss.detach() / len(losses), "kl_own": mean_own, **figures}
+
+    def train(self, mode: bool = True) -> FitSelectors:
+        """The selectors' mode; the maps are always those of evaluation."""
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    def shards(self) -> list[nn.Module]:
+        return []  # selectors run outside the blocks they sit in
+
+    def to_teacher_device(self, device: torch.device) -> None:
+        self._source[0].to(device)
+
+    def finish(self, model: nn.Module) -> None:
+        for selector in selectors_of(model).values():
+            selector.fitted.fill_(True)

@@ -1,0 +1,239 @@
+"""Images to train on: timm's sources and transforms; here is what makes a run repeat itself exactly.
+
+Every image's augmentation is drawn from (seed, epoch, index) alone, and so is the order. So neither the number of
+workers nor the moment at which a run was stopped and resumed changes what the model sees.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import random
+import signal
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.data import Mixup, create_transform
+from torch import Tensor, nn
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Sampler
+
+from tokensieve.errors import TokensieveError
+from tokensieve.measure.data import (
+    DataArguments,
+    ImageStream,
+    ReadableImages,
+    collate,
+    image_mode,
+    labelled_images,
+    unlabelled_images,
+)
+from tokensieve.measure.fidelity import NO_LABEL
+from tokensieve.measure.transform import data_config
+from tokensieve.train.recipe import Recipe
+
+Place = tuple[int, int]  # epoch and index
+
+
+class TrainingImages(Dataset[tuple[Tensor, int]]):
+    """Augmented images and labels, by (epoch, index); one that cannot be read is replaced by the next that can.
+
+    Args:
+        images: what to read.
+        seed: of the augmentation.
+    """
+
+    def __init__(self, images: Dataset[Any], seed: int) -> None:
+        self.images = images
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]
+
+    def __getitem__(self, place: Place) -> tuple[Tensor, int]:
+        epoch, index = place
+        kept = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        try:
+            seed = int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0])
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+            return self._readable(index)
+        finally:
+            random.setstate(kept[0])
+            np.random.set_state(kept[1])
+            torch.set_rng_state(kept[2])
+
+    def _readable(self, index: int) -> tuple[Tensor, int]:
+        for shift in range(len(self)):
+            image, label = self.images[(index + shift) % len(self)]
+            if image is not None:
+                return image, label
+            warnings.warn(f"the image {label} cannot be read: the next one is used in its place", stacklevel=2)
+        raise TokensieveError(f"none of the {len(self)} image files can be read")
+
+
+class Places(Sampler[list[Place]]):
+    """The batches of one process: (epoch, index) lists, shuffled anew every epoch, whole batches only.
+
+    Batch b of an epoch is cut into one piece for each process, in order: two processes see together what one with twice
+    the batch size sees.
+
+    Args:
+        size: number of images.
+        batch_size: images of one process in a batch.
+        count: batches to give.
+        seed: of the order.
+        rank, world: this process and how many there are.
+        start: batches to pass over.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, count: int, seed: int, rank: int = 0, world: int = 1, start: int = 0
+    ) -> None:
+        self.size, self.batch_size, self.count, self.seed = size, batch_size, count, seed
+        self.rank, self.world, self.start = rank, world, start
+        self.per_epoch = size // (batch_size * world)
+        if not self.per_epoch:
+            raise TokensieveError(
+                f"there are {size} images and one batch takes {batch_size * world}: give a smaller --batch-size"
+            )
+
+    def __len__(self) -> int:
+        return self.count - self.start
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        order: Tensor | None = None
+        for number in range(self.start, self.count):
+            epoch, batch = divmod(number, self.per_epoch)
+            if order is None or batch == 0:
+                seed = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0])
+                order = torch.randperm(self.size, generator=torch.Generator().manual_seed(seed))
+            first = (batch * self.world + self.rank) * self.batch_size
+            yield [(epoch, int(index)) for index in order[first : first + self.batch_size]]
+
+
+def open_training_images(
+    arguments: DataArguments, folders: tuple[str, ...], model: nn.Module, recipe: Recipe, labelled: bool, seed: int
+) -> tuple[TrainingImages, tuple[str, ...]]:
+    """The images that ``arguments`` name, augmented as the recipe says, and notes on how they were found.
+
+    Args:
+        arguments: the source, apart from ``data``.
+        folders: what to read; several only without labels. Empty for data sets that need no folder.
+        model: whose input size and normalisation count.
+        recipe: the augmentation.
+        labelled: whether classes must be those of the model; without, any folder of images will do.
+        seed: of the augmentation.
+
+    Raises:
+        TokensieveError: no such folder, no image, other classes than the model's, or several folders with labels.
+    """
+    if labelled and len(folders) > 1:
+        raise TokensieveError("several folders can be given without labels only (selectors, recover): give one --data")
+    config = data_config(
+        model,
+        img_size=arguments.img_size,
+        crop_pct=arguments.crop_pct,
+        interpolation=arguments.interpolation,
+        mean=arguments.mean,
+        std=arguments.std,
+    )
+    mode = image_mode(config)
+    notes: list[str] = []
+    parts = []
+    for folder in folders or (None,):
+        asked = dataclasses.replace(arguments, data=folder, split=_split(arguments, folder))
+        images = labelled_images(asked, model, mode, notes) if labelled else unlabelled_images(asked, mode)
+        if isinstance(images, IterableDataset):
+            raise TokensieveError(
+                f"{arguments.dataset!r} is a stream, and training wants images in any order: give a folder, hfds/… or "
+                "torch/…"
+            )
+        used = len(images) if arguments.limit is None else min(arguments.limit, len(images))
+        readable = ReadableImages(images, [number * len(images) // used for number in range(used)], mode)
+        readable.transform = augmentation(recipe, config)
+        parts.append(readable)
+    joined: Dataset[Any] = parts[0] if len(parts) == 1 else ConcatDataset(parts)
+    return TrainingImages(joined, seed), tuple(notes)
+
+
+def _split(arguments: DataArguments, folder: str | None) -> str:
+    """The split to read: the folder itself where it has no sub-folder ``train`` and no other split is asked for."""
+    if folder is None or arguments.dataset or arguments.split != "train" or (Path(folder) / "train").is_dir():
+        return arguments.split
+    return ""
+
+
+def augmentation(recipe: Recipe, config: dict[str, Any]) -> Any:
+    """timm's training transform with the recipe's augmentation."""
+    return create_transform(
+        input_size=config["input_size"],
+        is_training=True,
+        no_aug=recipe.no_aug,
+        scale=(recipe.scale[0], recipe.scale[1]),
+        hflip=recipe.hflip,
+        color_jitter=recipe.color_jitter,
+        auto_augment=recipe.aa,
+        interpolation=config["interpolation"],
+        mean=config["mean"],
+        std=config["std"],
+        re_prob=recipe.reprob,
+        re_mode="pixel",
+    )
+
+
+def mixing(recipe: Recipe, classes: int) -> Mixup | None:
+    """timm's mixup and CutMix with the recipe's shares, or None."""
+    if not recipe.mixes:
+        return None
+    return Mixup(
+        mixup_alpha=recipe.mixup,
+        cutmix_alpha=recipe.cutmix,
+        prob=recipe.mixup_prob,
+        switch_prob=recipe.mixup_switch_prob,
+        label_smoothing=recipe.smoothing,
+        num_classes=classes,
+    )
+
+
+def loader(images: TrainingImages, places: Places, workers: int) -> DataLoader[Any]:
+    """Batches (B, C, H, W) and (B,) of the places, in their order."""
+    return DataLoader(
+        images,
+        batch_sampler=places,
+        num_workers=workers,
+        generator=torch.Generator(),  # its own: torch's global one is part of the state of a run
+        worker_init_fn=_one_thread,
+    )
+
+
+def plain_sample(images: TrainingImages, model: nn.Module, img_size: int | None, count: int) -> ImageStream:
+    """``count`` of the training images, evenly spread, prepared as for evaluation and without labels."""
+    transform = create_transform(**data_config(model, img_size=img_size), is_training=False)
+    joined: Any = images.images
+    plain = [copy.copy(part) for part in getattr(joined, "datasets", [joined])]
+    for part in plain:
+        part.transform = transform
+    used = [(part, place) for part in plain for place in range(len(part))]
+    chosen = [part[place] for part, place in used[:: max(1, len(used) // count)][:count]]
+    samples = [(image, NO_LABEL if image is not None else name) for image, name in chosen]
+    batches: DataLoader[Any] = DataLoader(samples, batch_size=32, collate_fn=collate)  # type: ignore[arg-type]
+    return ImageStream(batches, len(samples), None, ())
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains
+
+
+def folders_of(data: tuple[str, ...]) -> tuple[str, ...]:
+    """The folders, all of which must exist."""
+    for folder in data:
+        if not Path(folder).is_dir():
+            wrong = "is not a folder" if Path(folder).exists() else "does not exist"
+            raise TokensieveError(f"the image folder {folder!r} {wrong}: give --data FOLDER")
+    return data

@@ -1,0 +1,132 @@
+"""The terms of a training loss. A loss is a short list of terms; each is called with one step and gives a scalar."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokensieve.tokens import Tokens
+from tokensieve.train.recipe import Recipe
+
+
+class Outputs(NamedTuple):
+    """What a model gave for a batch.
+
+    Attributes:
+        logits: (B, K).
+        features: (B, P + N, C), every token, restored and behind the last norm, or None where nothing reads them.
+        tokens: the state before the last restore, or None of a dense model.
+    """
+
+    logits: Tensor
+    features: Tensor | None = None
+    tokens: Tokens | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a term of the loss may read.
+
+    Attributes:
+        images: (B, C, H, W), augmented and mixed.
+        targets: (B,) int64 classes or (B, K) shares of classes; None without labels.
+        outputs: of the model that is trained.
+        teacher: of the dense model, without gradient; None where no term asks for it.
+        model: the model that is trained.
+        progress: share of the training that is done, in [0, 1).
+    """
+
+    images: Tensor
+    targets: Tensor | None
+    outputs: Outputs
+    teacher: Outputs | None
+    model: nn.Module
+    progress: float
+
+
+class Term(Protocol):
+    """One named summand of a loss."""
+
+    @property
+    def name(self) -> str:
+        """What logs and tables call it."""
+
+    @property
+    def weight(self) -> float:
+        """Its factor in the sum."""
+
+    @property
+    def teacher(self) -> bool:
+        """Whether it reads ``step.teacher``."""
+
+    @property
+    def features(self) -> bool:
+        """Whether it reads features."""
+
+    def __call__(self, step: Step) -> Tensor:
+        """The scalar, not weighted."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Cross-entropy against the labels, mixed or smoothed."""
+
+    weight: float = 1.0
+    smoothing: float = 0.0
+    name = "task"
+    teacher = False
+    features = False
+
+    def __call__(self, step: Step) -> Tensor:
+        assert step.targets is not None
+        return F.cross_entropy(step.outputs.logits.float(), step.targets, label_smoothing=self.smoothing)
+
+
+@dataclass(frozen=True)
+class DistilLogits:
+    """KL(dense ‖ reduced) of the class distributions, both at ``temperature``, times its square."""
+
+    weight: float = 1.0
+    temperature: float = 1.0
+    name = "logits"
+    teacher = True
+    features = False
+
+    def __call__(self, step: Step) -> Tensor:
+        assert step.teacher is not None
+        ours = (step.outputs.logits.float() / self.temperature).log_softmax(dim=1)
+        theirs = (step.teacher.logits.float() / self.temperature).log_softmax(dim=1)
+        return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * self.temperature**2
+
+
+@dataclass(frozen=True)
+class DistilFeatures:
+    """Mean squared distance of every restored token to the dense model's, in units of the variance in its image."""
+
+    weight: float = 1.0
+    name = "features"
+    teacher = True
+    features = True
+
+    def __call__(self, step: Step) -> Tensor:
+        assert step.teacher is not None and step.teacher.features is not None and step.outputs.features is not None
+        theirs = step.teacher.features.float()
+        distance = (step.outputs.features.float() - theirs).square().mean(dim=(1, 2))
+        # Image by image, so that the gradients of a batch are the mean of those of its parts.
+        return (distance / theirs.var(dim=(1, 2))).mean()
+
+
+def terms_of(recipe: Recipe, labelled: bool) -> list[Term]:
+    """The terms that a recipe weighs; its task loss only where there are labels."""
+    terms: list[Term] = []
+    if recipe.task and labelled:
+        # Where images are mixed, timm's Mixup has smoothed the labels already.
+        terms.append(Task(recipe.task, 0.0 if recipe.mixes else recipe.smoothing))
+    if recipe.distill_logits:
+        terms.append(DistilLogits(recipe.distill_logits, recipe.temperature))
+    if recipe.distill_features:
+        terms.append(DistilFeatures(recipe.distill_features))
+    return terms

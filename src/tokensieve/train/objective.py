@@ -1,0 +1,98 @@
+"""What is trained, with its loss: a module that takes a batch and gives a scalar, so that any engine can wrap it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokensieve.engine import sites
+from tokensieve.errors import TokensieveError
+from tokensieve.registry import family_of
+from tokensieve.tokens import Tokens
+from tokensieve.train.losses import Outputs, Step, Term
+
+
+class Objective(nn.Module, ABC):
+    """A model and its loss.
+
+    Attributes:
+        model: what is trained and saved; only what asks for gradients is changed.
+    """
+
+    model: nn.Module
+
+    @abstractmethod
+    def forward(self, images: Tensor, targets: Tensor | None, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and figures to log, detached."""
+
+    @abstractmethod
+    def shards(self) -> list[nn.Module]:
+        """Submodules that fully sharded training keeps apart, innermost first; the objective itself comes on top."""
+
+    def to_teacher_device(self, device: torch.device) -> None:
+        """Move what is read and not trained. Default: there is none."""
+
+    def finish(self, model: nn.Module) -> None:
+        """Mark the trained ``model``, a copy of ``self.model``, as trained. Default: nothing to mark."""
+
+
+def forward_outputs(model: nn.Module, images: Tensor, features: bool) -> Outputs:
+    """Run a timm model and keep its features and the state of its tokens."""
+    timm_model: Any = model
+    states: list[Tokens] = []
+    found = sites(model)
+    handle = found[-1].register_forward_pre_hook(lambda module, args: states.append(args[0])) if found else None
+    try:
+        hidden = timm_model.forward_features(images)
+    finally:
+        if handle is not None:
+            handle.remove()
+    logits = timm_model.forward_head(hidden)
+    return Outputs(logits, hidden if features else None, states[-1] if states else None)
+
+
+class FineTune(Objective):
+    """A reduced model trained by a sum of terms, the dense teacher beside it.
+
+    Args:
+        model: the reduced model.
+        teacher: the dense one; None where no term reads it.
+        terms: the summands of the loss. Those that are modules have parameters of their own and are trained too.
+    """
+
+    def __init__(self, model: nn.Module, teacher: nn.Module | None, terms: Sequence[Term]) -> None:
+        super().__init__()
+        if not terms:
+            raise TokensieveError(
+                "the loss is empty: give labelled images for the task loss, or a recipe with distill_logits or "
+                "distill_features above 0"
+            )
+        self.model = model
+        self.terms = tuple(terms)
+        self.learned_terms = nn.ModuleList([term for term in terms if isinstance(term, nn.Module)])
+        # In a tuple, so that it is no submodule: no engine shards, averages or saves it.
+        self._teacher = (teacher,)
+        self._features = any(term.features for term in terms)
+
+    def forward(self, images: Tensor, targets: Tensor | None, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        teacher = None
+        if self._teacher[0] is not None:
+            with torch.no_grad():
+                teacher = forward_outputs(self._teacher[0], images, self._features)
+        outputs = forward_outputs(self.model, images, self._features)
+        step = Step(images, targets, outputs, teacher, self.model, progress)
+        values = {term.name: term(step) for term in self.terms}
+        loss = torch.stack([term.weight * values[term.name] for term in self.terms]).sum()
+        return loss, {name: value.detach() for name, value in values.items()}
+
+    def shards(self) -> list[nn.Module]:
+        located = family_of(self.model)
+        return located.family.blocks(located.owner)
+
+    def to_teacher_device(self, device: torch.device) -> None:
+        if self._teacher[0] is not None:
+            self._teacher[0].to(device)

@@ -1,0 +1,185 @@
+"""Everything up to the first update: the model, the stage, the images and the plan."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+
+import tokensieve as ts
+from tokensieve.errors import TokensieveError
+from tokensieve.identity import probe_input
+from tokensieve.measure.data import DataArguments, ImageStream, open_images
+from tokensieve.measure.macs import count
+from tokensieve.measure.model import create
+from tokensieve.train.arguments import TrainArguments
+from tokensieve.train.data import TrainingImages, folders_of, open_training_images
+from tokensieve.train.devices import accelerator_for
+from tokensieve.train.loop import Plan, make_optimizer
+from tokensieve.train.losses import Term
+from tokensieve.train.recipe import Recipe, load_recipe
+from tokensieve.train.stages import Job, build, check_stage, default_recipe
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that could start: what ``--dry-run`` shows.
+
+    Attributes:
+        job: the stage. recipe, plan: how and how long.
+        images: to train on. notes: how they were found. evaluation: to evaluate on, or None.
+        reduced: an untouched copy of the reduced model.
+        accelerator: this process's engine.
+    """
+
+    job: Job
+    recipe: Recipe
+    plan: Plan
+    images: TrainingImages
+    notes: tuple[str, ...]
+    evaluation: ImageStream | None
+    reduced: nn.Module
+    accelerator: Accelerator
+
+    def summary(self) -> dict[str, str]:
+        """The plan in words."""
+        recipe, plan, processes = self.recipe, self.plan, self.accelerator.num_processes
+        batch = recipe.batch_size * processes * recipe.grad_accum_steps
+        dense, reduced = (count(m, probe_input(m)).total / 1e9 for m in (self.job.dense, self.reduced))
+        rate, least, _ = recipe.rates(batch)
+        trained = sum(p.numel() for p in self.job.objective.parameters() if p.requires_grad)
+        return {
+            "methods": ts.spell(ts.applied(self.reduced)) if ts.is_applied(self.reduced) else "none",
+            "GMACs": f"{reduced:.3f} of {dense:.3f} dense ({100 * reduced / dense:.1f} %)",
+            "loss": " + ".join(f"{weight:g} · {name}" for name, weight in self.job.terms.items()),
+            "images": f"{len(self.images)}, {'with' if self.job.labelled else 'without'} labels",
+            "evaluation": "none" if self.evaluation is None else f"{self.evaluation.total} images",
+            "updates": f"{plan.steps} ({plan.steps / plan.steps_per_epoch:.2f} epochs of {plan.steps_per_epoch})",
+            "batch": f"{recipe.batch_size} images · {processes} processes · {recipe.grad_accum_steps} passes = {batch}",
+            "optimizer": f"{recipe.opt}, rate {rate:.3g} to {least:.3g} by {recipe.sched}, seed {plan.seed}",
+            "parameters": f"{trained:,} trained of {sum(p.numel() for p in self.reduced.parameters()):,}",
+            "recipe": recipe.source,
+        }
+
+    def parameter_groups(self) -> list[tuple[int, int, float, float]]:
+        """Of every parameter group of the optimizer: tensors, numbers, learning rate, weight decay."""
+        batch = self.recipe.batch_size * self.accelerator.num_processes * self.recipe.grad_accum_steps
+        groups = make_optimizer(self.job.objective, self.recipe, batch).param_groups
+        return [
+            (
+                len(group["params"]),
+                sum(parameter.numel() for parameter in group["params"]),
+                group["lr"] * group.get("lr_scale", 1.0),
+                group["weight_decay"],
+            )
+            for group in groups
+        ]
+
+
+def prepare(arguments: TrainArguments, terms: Sequence[Term] = ()) -> Prepared:
+    """Everything up to the first update; refuses what cannot be trained.
+
+    Raises:
+        TokensieveError: wrong input of any kind.
+    """
+    stage = check_stage(arguments.stage)
+    if arguments.resume not in (None, "auto"):
+        raise TokensieveError(f"--resume must be auto, got {arguments.resume!r}")
+    if arguments.metric not in ("", "top1", "agreement"):
+        raise TokensieveError(f"--metric must be top1 or agreement, got {arguments.metric!r}")
+    if arguments.patience and not arguments.metric:
+        raise TokensieveError("--patience counts evaluations of a metric: give --metric top1 or --metric agreement")
+    folders_of(arguments.data)
+    methods = ts.method(arguments.method) if arguments.method else ()
+    set_seed(arguments.seed)
+    model = create(
+        arguments.model,
+        pretrained=arguments.pretrained,
+        checkpoint=arguments.checkpoint,
+        num_classes=arguments.num_classes,
+        in_chans=arguments.in_chans,
+        img_size=arguments.img_size,
+    )
+    recipe = load_recipe(arguments.recipe or default_recipe(stage, methods or ts.applied(model))).with_changes(
+        arguments.changes
+    )
+    accelerator = accelerator_for(
+        device=arguments.device,
+        amp_dtype=arguments.amp_dtype if arguments.amp else None,
+        grad_accum_steps=recipe.grad_accum_steps,
+        trackers=arguments.log_with,
+        folder=arguments.output,
+    )
+    if ts.is_applied(model):
+        if methods and methods != ts.applied(model):
+            replace_methods(model, methods)
+    elif methods or (recipe.method and stage != "scratch") or recipe.eased:
+        ts.apply(model, methods or ts.method(recipe.method))
+    reduced = copy.deepcopy(model).eval()
+    job = build(stage, model, recipe, second_pass=arguments.second_pass, terms=terms)
+    source = DataArguments(
+        data=None,
+        dataset=arguments.dataset,
+        split=arguments.split,
+        class_map=arguments.class_map,
+        img_size=arguments.img_size,
+        crop_pct=arguments.crop_pct,
+        interpolation=arguments.interpolation,
+        mean=arguments.mean,
+        std=arguments.std,
+        batch_size=64,
+        workers=arguments.workers,
+        limit=arguments.limit,
+    )
+    if recipe.mixes and recipe.batch_size % 2:
+        raise TokensieveError(f"mixup pairs images up: --batch-size must be even, got {recipe.batch_size}")
+    images, notes = open_training_images(source, arguments.data, job.dense, recipe, job.labelled, arguments.seed)
+    evaluation = _evaluation_images(arguments, source, job.dense)
+    if arguments.metric and evaluation is None:
+        raise TokensieveError("--metric needs images to evaluate on: give --val-data FOLDER")
+    make_optimizer(job.objective, recipe, recipe.batch_size)  # refuses what it cannot train before anything is written
+    plan = _plan(arguments, recipe, len(images), accelerator.num_processes, job, evaluation is not None)
+    return Prepared(job, recipe, plan, images, notes, evaluation, reduced, accelerator)
+
+
+def replace_methods(model: nn.Module, methods: tuple[ts.Method, ...]) -> None:
+    """Other options for a saved model, whose learned parts stay where they fit."""
+    weights = model.state_dict()
+    ts.remove(model)
+    ts.apply(model, methods)
+    own = model.state_dict()
+    model.load_state_dict({name: weights.get(name, value) for name, value in own.items()})
+
+
+def _plan(arguments: TrainArguments, recipe: Recipe, images: int, processes: int, job: Job, evaluates: bool) -> Plan:
+    batch = recipe.batch_size * processes * recipe.grad_accum_steps
+    per_epoch = images // batch
+    if not per_epoch:
+        raise TokensieveError(f"there are {images} images and one update takes {batch}: give a smaller --batch-size")
+    steps = arguments.steps if arguments.steps is not None else recipe.epochs * per_epoch
+    every = arguments.evaluate_every
+    return Plan(
+        steps=steps,
+        steps_per_epoch=per_epoch,
+        checkpoint_every=arguments.checkpoint_every or per_epoch,
+        log_every=arguments.log_every or max(1, steps // 100),
+        evaluate_every=(per_epoch if every is None else every) if evaluates else 0,
+        metric=f"val/{arguments.metric}" if arguments.metric else "",
+        patience=arguments.patience,
+        seed=arguments.seed,
+        workers=arguments.workers,
+        labelled=job.labelled,
+        classes=int(getattr(job.dense, "num_classes", 0)),
+    )
+
+
+def _evaluation_images(arguments: TrainArguments, source: DataArguments, model: nn.Module) -> ImageStream | None:
+    if arguments.val_data is None and not arguments.dataset:
+        return None
+    asked = dataclasses.replace(source, data=arguments.val_data, split=arguments.val_split, limit=arguments.val_limit)
+    return open_images(asked, model)

@@ -1,0 +1,169 @@
+"""Recipes: the hyper-parameters of one training as a YAML file, named as timm's training script names them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from tokensieve import option
+from tokensieve.errors import TokensieveError
+from tokensieve.registry import nearest
+
+FOLDER = "recipes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training's hyper-parameters.
+
+    Attributes:
+        source: where the numbers come from.
+        method: the spec that they were published for, or "".
+        epochs: passes over the images.
+        batch_size: images of one process in one forward pass.
+        grad_accum_steps: forward passes whose gradients one update adds up.
+        opt, momentum, opt_betas, opt_eps, weight_decay, layer_decay: the optimizer, see timm's ``create_optimizer_v2``.
+        lr: learning rate; None takes ``lr_base`` · batch / ``lr_base_size``, batch counted over all processes and
+            accumulated passes, and scales ``min_lr`` and ``warmup_lr`` alike.
+        lr_base, lr_base_size: the published rate and the batch it was published for.
+        sched, min_lr, warmup_lr, warmup_epochs: the schedule, see timm's ``create_scheduler_v2``; stepped every update.
+        clip_grad: largest norm of the gradients, None for none.
+        no_aug, scale, hflip, color_jitter, aa, reprob: augmentation, see timm's ``create_transform``.
+        mixup, cutmix, mixup_prob, mixup_switch_prob, smoothing: see timm's ``Mixup``; ``smoothing`` also without.
+        drop_path: stochastic depth at the last block, rising linearly from 0.
+        model_ema, model_ema_decay: whether the result is timm's moving average of the weights.
+        ease_start, ease_epochs: the methods remove nothing until epoch ``ease_start`` and then ever more along a cosine
+            for ``ease_epochs``; 0 and 0 hold the rate constant.
+        task, distill_logits, distill_features: weights of the terms of the loss; 0 leaves a term out.
+        temperature: of the distillation of logits.
+        train_only: names of the parameters to train as shell patterns, such as ``*.norm?.*``; empty for all.
+        rows: query rows that each step reads of an image's attention maps, evenly spread from a random start
+            (selectors only); 0 for all.
+    """
+
+    source: str = ""
+    method: str = ""
+    epochs: int = 10
+    batch_size: int = 64
+    grad_accum_steps: int = 1
+    opt: str = "adamw"
+    momentum: float = 0.9
+    opt_betas: tuple[float, ...] | None = None
+    opt_eps: float | None = None
+    weight_decay: float = 0.05
+    layer_decay: float | None = None
+    lr: float | None = None
+    lr_base: float = 5e-4
+    lr_base_size: int = 1024
+    sched: str = "cosine"
+    min_lr: float = 0.0
+    warmup_lr: float = 1e-6
+    warmup_epochs: float = 0.0
+    clip_grad: float | None = None
+    no_aug: bool = False
+    scale: tuple[float, ...] = (0.08, 1.0)
+    hflip: float = 0.5
+    color_jitter: float = 0.4
+    aa: str | None = None
+    reprob: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mixup_prob: float = 1.0
+    mixup_switch_prob: float = 0.5
+    smoothing: float = 0.0
+    drop_path: float = 0.0
+    model_ema: bool = False
+    model_ema_decay: float = 0.9998
+    ease_start: float = 0.0
+    ease_epochs: float = 0.0
+    task: float = 0.0
+    distill_logits: float = 0.0
+    distill_features: float = 0.0
+    temperature: float = 1.0
+    train_only: tuple[str, ...] = ()
+    rows: int = 0
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            try:
+                object.__setattr__(self, name, option.fit(getattr(self, name), kind))
+            except TypeError as error:
+                raise TokensieveError(f"recipe: {name} must be {error}, got {getattr(self, name)!r}") from None
+        self._check("epochs batch_size grad_accum_steps lr_base_size", lambda value: value >= 1, "1 or more")
+        weights = "task distill_logits distill_features weight_decay momentum min_lr warmup_lr warmup_epochs rows"
+        self._check(weights + " ease_start ease_epochs mixup cutmix", lambda value: value >= 0, "0 or more")
+        shares = "smoothing drop_path reprob hflip mixup_prob mixup_switch_prob"
+        self._check(shares, lambda value: 0 <= value <= 1, "in [0, 1]")
+        self._check("model_ema_decay", lambda value: 0 < value < 1, "in (0, 1)")
+        self._check("temperature lr_base", lambda value: value > 0, "above 0")
+        self._check("lr clip_grad layer_decay", lambda value: value is None or value > 0, "above 0")
+        self._check(
+            "scale", lambda value: len(value) == 2 and 0 < value[0] <= value[1], "two shares of the image, LOW HIGH"
+        )
+
+    def _check(self, names: str, holds: Any, expected: str) -> None:
+        for name in names.split():
+            if not holds(getattr(self, name)):
+                raise TokensieveError(f"recipe: {name} must be {expected}, got {getattr(self, name)!r}")
+
+    def with_changes(self, changes: dict[str, Any]) -> Recipe:
+        """The recipe with the changes that are not None."""
+        return dataclasses.replace(self, **{key: value for key, value in changes.items() if value is not None})
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    @property
+    def eased(self) -> bool:
+        """Whether the methods start gently."""
+        return self.ease_start > 0 or self.ease_epochs > 0
+
+    def rates(self, batch: int) -> tuple[float, float, float]:
+        """(lr, min_lr, warmup_lr) for updates of ``batch`` images."""
+        if self.lr is not None:
+            return self.lr, self.min_lr, self.warmup_lr
+        factor = batch / self.lr_base_size
+        return self.lr_base * factor, self.min_lr * factor, self.warmup_lr * factor
+
+
+def recipe_names() -> list[str]:
+    """The recipes in the package."""
+    files = resources.files("tokensieve.train").joinpath(FOLDER).iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def load_recipe(name: str) -> Recipe:
+    """The recipe called ``name``, or the one in the YAML file of that name.
+
+    Raises:
+        TokensieveError: no such recipe, or a file that is none; says which field is wrong.
+    """
+    import yaml  # of the train extra, which whoever only reads selectors need not have
+
+    if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise TokensieveError(f"the recipe {name!r} is not a file")
+        text = Path(name).read_text(encoding="utf-8")
+    elif name in recipe_names():
+        text = resources.files("tokensieve.train").joinpath(FOLDER).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    else:
+        known = recipe_names()
+        raise TokensieveError(
+            f"unknown recipe {name!r}{nearest(name, known)}; known are {', '.join(known)}, or give a .yaml file"
+        )
+    try:
+        content = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise TokensieveError(f"the recipe {name!r} is not YAML: {' '.join(str(error).split())}") from error
+    fields = [field.name for field in dataclasses.fields(Recipe)]
+    if not isinstance(content, dict):
+        raise TokensieveError(f"the recipe {name!r} must list fields with their values, got {content!r}")
+    unknown = [str(key) for key in content if key not in fields]
+    if unknown:
+        raise TokensieveError(f"the recipe {name!r} has no field {unknown[0]!r}{nearest(unknown[0], fields)}")
+    return Recipe(**content)

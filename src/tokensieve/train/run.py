@@ -1,0 +1,183 @@
+"""A whole run: from what was asked for to a folder that ``tokensieve.load`` reads."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from tokensieve.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_weights, save
+from tokensieve.errors import TokensieveError
+from tokensieve.files import replacing
+from tokensieve.measure.data import ImageStream
+from tokensieve.measure.fidelity import compare, predict
+from tokensieve.measure.results import Results
+from tokensieve.measure.timing import Progress
+from tokensieve.train import report
+from tokensieve.train.arguments import TrainArguments
+from tokensieve.train.data import plain_sample
+from tokensieve.train.keep import Easing
+from tokensieve.train.loop import Evaluate, Told, fit
+from tokensieve.train.losses import Term
+from tokensieve.train.prepare import Prepared, prepare
+from tokensieve.train.stages import Job
+from tokensieve.train.state import Run
+
+REPORTED_IMAGES = 200  # of the training images, where there are no others
+
+
+def train(
+    arguments: TrainArguments,
+    *,
+    terms: Sequence[Term] = (),
+    on_step: Callable[[Told], None] | None = None,
+    progress: Progress | None = None,
+) -> Results | None:
+    """Train a model and leave a folder that ``tokensieve.load`` reads.
+
+    Args:
+        arguments: what is asked for.
+        terms: further summands of the loss.
+        on_step: told after every update, on the main process.
+        progress: of the measurements at the end.
+
+    Returns:
+        The bench table of the result against its dense teacher; None on all processes but the main one.
+
+    Raises:
+        TokensieveError: wrong input, a loss that is not finite, a full disk, or a folder that another run holds.
+    """
+    prepared = prepare(arguments, terms)
+    accelerator = prepared.accelerator
+    folder = Path(arguments.output)
+    run = _open_run(folder, arguments, prepared) if accelerator.is_main_process else None
+    try:
+        if arguments.log_with:
+            accelerator.init_trackers(folder.name)
+        objective = prepared.job.objective
+        weights, records = fit(
+            objective,
+            prepared.images,
+            prepared.recipe,
+            prepared.plan,
+            accelerator,
+            run,
+            Easing(objective.model, prepared.recipe, prepared.plan.steps_per_epoch),
+            _evaluate(prepared.evaluation, prepared.job) if prepared.evaluation is not None else None,
+            on_step,
+        )
+        results = None
+        if run is not None:
+            results = _finish(folder, arguments, prepared, weights, records, progress)
+        accelerator.wait_for_everyone()
+        if arguments.log_with:
+            accelerator.end_training()
+        return results
+    finally:
+        if run is not None:
+            run.release()
+
+
+def _open_run(folder: Path, arguments: TrainArguments, prepared: Prepared) -> Run:
+    """The run's folder, with its settings written down; refuses one that holds another run."""
+    if folder.exists() and not folder.is_dir():
+        raise TokensieveError(f"cannot write to {str(folder)!r}: it is a file; give the name of a folder")
+    facts = folder / "train.json"
+    if folder.exists() and not facts.exists() and any(entry.name != ".lock" for entry in folder.iterdir()):
+        raise TokensieveError(f"{str(folder)!r} holds other files and no run: give another --output")
+    run = Run(folder)
+    try:
+        recipe = dataclasses.asdict(prepared.recipe)
+        settings = json.loads(json.dumps(arguments.settings() | {"recipe": recipe, "steps": prepared.plan.steps}))
+        if facts.exists() and not arguments.force:
+            if arguments.resume is None:
+                raise TokensieveError(
+                    f"{str(folder)!r} holds a run: go on with --resume auto, start anew with --force, or give another "
+                    "--output"
+                )
+            _check_same(facts, settings)
+            return run
+        run.clear()
+        content = {"command": _command(), "settings": settings}
+        with replacing(facts) as beside:
+            beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        return run
+    except BaseException:
+        run.release()
+        raise
+
+
+def _command() -> str:
+    return shlex.join(["tokensieve", *sys.argv[1:]])
+
+
+def _check_same(facts: Path, settings: dict[str, Any]) -> None:
+    try:
+        saved = json.loads(facts.read_text(encoding="utf-8"))["settings"]
+    except (ValueError, KeyError) as error:
+        raise TokensieveError(f"{str(facts)!r} is damaged: start anew with --force") from error
+    for key in sorted(saved.keys() | settings.keys()):
+        if saved.get(key) != settings.get(key):
+            raise TokensieveError(
+                f"the run in {str(facts.parent)!r} was started with {key} = {saved.get(key)!r} and cannot be resumed "
+                f"with {settings.get(key)!r}: use the same settings, or another --output"
+            )
+
+
+def _evaluate(images: ImageStream, job: Job) -> Evaluate:
+    """Figures of a model on ``images``; every process measures all of them, so that all decide alike."""
+    answers: list[Tensor] = []
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        device = next(model.parameters()).device
+        if not answers:
+            answers.extend(predict(job.dense, batch) for batch, _ in images)
+        found = compare(lambda batch: model(batch.to(device)), iter(answers), images)
+        figures = {"val/top1": found.top1, "val/agreement": found.agreement, "val/kl": found.kl}
+        return {name: value for name, value in figures.items() if value is not None}
+
+    return evaluate
+
+
+def _finish(
+    folder: Path,
+    arguments: TrainArguments,
+    prepared: Prepared,
+    weights: dict[str, Tensor],
+    records: list[dict[str, Any]],
+    progress: Progress | None,
+) -> Results:
+    """Write the result, measure it, and write the report."""
+    before = prepared.reduced
+    after = copy.deepcopy(before)
+    load_weights(after, weights, folder)
+    prepared.job.objective.finish(after)
+    _write_model(after.eval(), folder)
+    images, note = prepared.evaluation, ""
+    if images is None:
+        images = plain_sample(prepared.images, prepared.job.dense, arguments.img_size, REPORTED_IMAGES)
+        note = " that it was trained on (no --val-data)"
+    settings = arguments.settings() | {"dtype": "float32"}
+    results = report.measure(
+        prepared.job.dense, before, after, images, folder, settings, _command(), arguments.rounds, progress
+    )
+    if records:
+        report.draw_curves(records, folder / "curves.png")
+    facts = {"command": f"`{_command()}`", **prepared.summary()}
+    report.write_page(folder / "report.md", f"{arguments.model}: {arguments.stage}", results, facts, note)
+    return results
+
+
+def _write_model(model: nn.Module, folder: Path) -> None:
+    """What ``tokensieve.load`` reads, put into ``folder``; the weights first, so that it is never half there."""
+    beside = save(model, folder / ".model", force=True)
+    for name in (WEIGHTS_NAME, CONFIG_NAME):
+        (beside / name).replace(folder / name)
+    beside.rmdir()

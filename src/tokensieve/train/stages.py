@@ -1,0 +1,131 @@
+"""The four stages: what is frozen, what teaches, and what the loss is made of."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from timm.layers import DropPath
+from torch import nn
+
+import tokensieve as ts
+from tokensieve.errors import TokensieveError
+from tokensieve.ops.selector import Selector
+from tokensieve.registry import family_of
+from tokensieve.train.losses import Term, terms_of
+from tokensieve.train.objective import FineTune, Objective
+from tokensieve.train.recipe import Recipe, recipe_names
+from tokensieve.train.selectors import FitSelectors, selectors_of
+
+Stage = Literal["selectors", "finetune", "recover", "scratch"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage, ready to be trained.
+
+    Attributes:
+        objective: the model with its loss.
+        dense: the dense model it is compared with; for ``scratch`` that is what it would be without its methods.
+        terms: the names of the terms of the loss with their weights.
+        labelled: whether it needs labels.
+    """
+
+    objective: Objective
+    dense: nn.Module
+    terms: dict[str, float]
+    labelled: bool
+
+
+def check_stage(stage: str) -> Stage:
+    """``stage`` itself, or an error that lists the stages."""
+    if stage not in STAGES:
+        raise TokensieveError(f"unknown stage {stage!r}: give {', '.join(STAGES[:-1])} or {STAGES[-1]}")
+    return stage  # type: ignore[return-value]
+
+
+def default_recipe(stage: Stage, methods: Sequence[ts.Method]) -> str:
+    """The recipe of a stage: the first method's own for fine-tuning, where there is one."""
+    if stage == "finetune":
+        own = [method.name.removesuffix("-paper") for method in methods]
+        return next((name for name in own if name in recipe_names()), "bat")
+    return stage
+
+
+def build(
+    stage: Stage, model: nn.Module, recipe: Recipe, *, second_pass: bool = False, terms: Sequence[Term] = ()
+) -> Job:
+    """A stage of the training of ``model``, in place.
+
+    Args:
+        stage: which.
+        model: with methods applied; ``scratch`` takes a dense one as well.
+        recipe: the hyper-parameters.
+        second_pass: fit selectors to the maps of the reduced network instead of the dense one's (selectors only).
+        terms: further summands of the loss, behind the recipe's.
+
+    Raises:
+        TokensieveError: no method is applied, its selectors are not fitted yet, or the loss would be empty.
+    """
+    if stage != "scratch" and not ts.is_applied(model):
+        raise TokensieveError(f"the stage {stage} needs a method: give --method, or a folder written by ts.save")
+    if second_pass and stage != "selectors":
+        raise TokensieveError(f"--second-pass is for --stage selectors, not for {stage}")
+    dense = ts.remove(copy.deepcopy(model)).eval().requires_grad_(False)
+    if stage == "selectors":
+        return _selectors(model, dense, recipe, second_pass)
+    _refuse_unfitted(model)
+    model.requires_grad_(True)
+    for part in model.modules():
+        if isinstance(part, Selector):  # choosing the top K gives it no gradient
+            part.requires_grad_(False)
+    _train_only(model, recipe.train_only)
+    _drop_paths(model, recipe.drop_path)
+    labelled = stage != "recover"
+    summed = [*terms_of(recipe, labelled), *terms]
+    if stage == "scratch" and any(term.teacher for term in summed):
+        raise TokensieveError("from scratch there is no teacher: set distill_logits and distill_features to 0")
+    teacher = copy.deepcopy(dense) if any(term.teacher for term in summed) else None
+    return Job(FineTune(model, teacher, summed), dense, {term.name: term.weight for term in summed}, labelled)
+
+
+def _selectors(model: nn.Module, dense: nn.Module, recipe: Recipe, second_pass: bool) -> Job:
+    """Freeze everything; each selector learns the softmax attention of the layer behind it by KL."""
+    if second_pass:
+        _refuse_unfitted(model)
+    model.eval()
+    source = model if second_pass else copy.deepcopy(dense)
+    objective = FitSelectors(model, source, recipe.rows)
+    return Job(objective, dense, {f"kl/{block + 1}": 1.0 for block in selectors_of(model)}, labelled=False)
+
+
+def _refuse_unfitted(model: nn.Module) -> None:
+    if any(isinstance(part, Selector) and not bool(part.fitted) for part in model.modules()):
+        raise TokensieveError(
+            "the selectors are not fitted yet and no other stage can train them: run --stage selectors first and give "
+            "its --output folder as MODEL, or name a control such as tosa:score=class"
+        )
+
+
+def _train_only(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Freeze what no pattern names."""
+    if not patterns:
+        return
+    for name, parameter in model.named_parameters():
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+            parameter.requires_grad_(False)
+
+
+def _drop_paths(model: nn.Module, rate: float) -> None:
+    """Give the blocks timm's stochastic depth, rising linearly to ``rate``; without weights, at rest at inference."""
+    located = family_of(model)
+    blocks = located.family.blocks(located.owner)
+    for number, block in enumerate(blocks):
+        for name in ("drop_path1", "drop_path2"):
+            part: Any = getattr(block, name, None)
+            if rate and isinstance(part, (nn.Identity, DropPath)):
+                setattr(block, name, DropPath(rate * number / max(1, len(blocks) - 1)))

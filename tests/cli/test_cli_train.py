@@ -1,0 +1,138 @@
+"""``tokensieve train``: every stage end to end on a tiny model, the dry run, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+import tokensieve as ts
+from tokensieve.cli.app import app
+from tokensieve.train.selectors import selectors_of
+
+pytest.importorskip("accelerate", reason="the train extra is not installed")
+
+MODEL = ("test_vit", "--img-size", 64, "--num-classes", 3)
+QUICK = ("--batch-size", 4, "-j", 0, "--rounds", 0, "--device", "cpu")
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["train", *(str(a) for a in arguments)])
+
+
+def fails(*arguments: object) -> str:
+    """Standard error of a call that must end in one sentence and exit code 2."""
+    result = call(*arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    return " ".join(result.stderr.split())
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        place = folder / f"class{number % 3}"
+        place.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(place / f"{number}.png")
+    return folder
+
+
+def test_selectors_then_fine_tuning_then_loading(pictures: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "selectors", tmp_path / "tuned"
+    fit = call(*MODEL, "--stage", "selectors", "-m", "tosa:keep=0.5", "--data", pictures, *QUICK, "-o", first)
+    assert fit.exit_code == 0, fit.output
+    fitted = ts.load(first)
+    assert all(bool(selector.fitted) for selector in selectors_of(fitted).values())
+    assert {path.name for path in first.iterdir()} >= {
+        "model.safetensors", "tokensieve.json", "log.csv", "log.jsonl", "curves.png", "bench.json", "report.md",
+        "checkpoints", "train.json",
+    }  # fmt: skip
+    tune = call(first, "--stage", "finetune", "--data", pictures, *QUICK, "--steps", 2, "-o", second, "--lr", "1e-3")
+    assert tune.exit_code == 0, tune.output
+    tuned = ts.load(second)
+    assert ts.applied(tuned) == ts.applied(fitted)
+    before, after = fitted.state_dict(), tuned.state_dict()
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed and not any("tokensieve" in name for name in changed)  # the selectors stay as they were fitted
+    again = call(first, "--stage", "selectors", "--second-pass", "--data", pictures, *QUICK, "-o", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    rows = json.loads((second / "bench.json").read_text())["rows"]
+    assert [row["variant"] for row in rows] == ["dense", "tosa:keep=0.5, before", "tosa:keep=0.5, trained"]
+    log = [json.loads(line) for line in (second / "log.jsonl").open()]
+    assert [record["step"] for record in log] == [1, 2]
+    assert {"loss", "task", "logits", "lr"} <= log[0].keys()
+
+
+def test_recover_needs_no_labels_and_takes_several_folders(pictures: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for number, file in enumerate(sorted(pictures.rglob("*.png"))[:8]):
+        (plain / f"{number}.png").write_bytes(file.read_bytes())
+    result = call(
+        *MODEL, "--stage", "recover", "-m", "tome:r=2", "--data", plain, "--data", pictures, *QUICK, "--steps", 3,
+        "-o", tmp_path / "out", "--grad-accum-steps", 2, "--amp",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").open()]
+    assert {"logits", "features"} <= log[0].keys() and "task" not in log[0]
+
+
+def test_from_scratch_with_mixing_easing_and_an_average(pictures: Path, tmp_path: Path) -> None:
+    result = call(
+        *MODEL, "--stage", "scratch", "-m", "evit:keep=0.5", "--data", pictures, *QUICK, "--epochs", 2, "--model-ema",
+        "--ease-epochs", 1, "--val-data", pictures, "--metric", "top1", "-o", tmp_path / "out", "--log-with",
+        "tensorboard",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").open()]
+    assert log[0]["strength"] == 0 and log[-1]["strength"] == 1
+    assert ts.spell(ts.applied(ts.load(tmp_path / "out"))) == "evit:keep=0.5"
+    assert list((tmp_path / "out").rglob("events.out.tfevents*"))
+
+
+def test_patience_ends_a_run_and_keeps_the_best_weights(pictures: Path, tmp_path: Path) -> None:
+    result = call(
+        *MODEL, "--stage", "finetune", "-m", "tome:r=2", "--data", pictures, *QUICK, "--steps", 20, "--lr", "1e-12",
+        "--val-data", pictures, "--metric", "top1", "--patience", 2, "--evaluate-every", 1, "-o", tmp_path / "out",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").open()]
+    assert log[-1]["step"] == 3  # nothing gets better at this rate: two evaluations after the first it ends
+
+
+def test_a_dry_run_shows_the_plan_and_leaves_nothing(pictures: Path, tmp_path: Path) -> None:
+    result = call(
+        *MODEL, "--stage", "finetune", "-m", "evit:keep=0.5", "--data", pictures, *QUICK, "-o", tmp_path / "out",
+        "--dry-run",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert not (tmp_path / "out").exists()
+    for words in ("GMACs", "evit:keep=0.5", "180 (30.00 epochs of 6)", "Parameter groups", "weight decay", "1 · task"):
+        assert words in result.output, words
+
+
+def test_wrong_input_is_one_sentence(pictures: Path, tmp_path: Path) -> None:
+    out = ("-o", tmp_path / "out")
+    some = (*MODEL, "--data", pictures, *QUICK, *out)
+    assert "unknown stage 'tune'" in fails(*some, "--stage", "tune")
+    assert "does not exist" in fails(*MODEL, "--stage", "recover", "-m", "bat", "--data", tmp_path / "no", *out)
+    assert "the stage recover needs a method" in fails(*some, "--stage", "recover")
+    assert "the selectors are not fitted yet" in fails(*some, "--stage", "finetune", "-m", "tosa")
+    assert "has no ToSA selectors" in fails(*some, "--stage", "selectors", "-m", "tome:r=2")
+    assert "--second-pass is for --stage selectors" in fails(*some, "--stage", "recover", "-m", "bat", "--second-pass")
+    assert "give a smaller --batch-size" in fails(*some, "--stage", "recover", "-m", "bat", "--batch-size", 64)
+    assert "unknown recipe 'batt'" in fails(*some, "--stage", "finetune", "--recipe", "batt")
+    assert "has no optimizer 'adamv'" in fails(*some, "--stage", "recover", "-m", "tome:r=2", "--opt", "adamv")
+    assert "there is nothing to train" in fails(*some, "--stage", "recover", "-m", "tome:r=2", "--train-only", "none")
+    assert "--metric needs images" in fails(*some, "--stage", "recover", "-m", "tome:r=2", "--metric", "top1")
+    assert "--resume must be auto" in fails(*some, "--stage", "recover", "-m", "tome:r=2", "--resume", "now")
+    assert "3 class folders and the model 7" in fails(
+        "test_vit", "--img-size", 64, "--num-classes", 7, "--data", pictures, *QUICK, *out, "--stage", "finetune",
+        "-m", "tome:r=2",
+    )  # fmt: skip
+    assert not (tmp_path / "out" / "tokensieve.json").exists()

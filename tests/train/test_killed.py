@@ -1,0 +1,43 @@
+"""A run that is killed at any moment and resumed ends with the same weights, bit for bit."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("killing.py")
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_and_resumed_ends_like_a_run_that_was_not(kills: int, pictures: Path, tmp_path: Path) -> None:
+    options = {
+        "model": "test_vit",
+        "img_size": 64,
+        "num_classes": 3,
+        "stage": "finetune",
+        "method": "tome:r=2",
+        "recipe": "bat",
+        "changes": {"batch_size": 4, "lr": 1e-3, "model_ema": True, "drop_path": 0.2, "distill_logits": 1.0},
+        "data": [str(pictures)],
+        "steps": 40,
+        "workers": 0,
+        "device": "cpu",
+        "rounds": 0,
+        "checkpoint_every": 3,
+    }
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    given = json.dumps([options, str(whole), str(broken), kills, 5])
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), given], capture_output=True, text=True, env=environment, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert sum(told["killed"]) >= kills - 1  # one may have found nothing left to do
+    assert (whole / "model.safetensors").read_bytes() == (broken / "model.safetensors").read_bytes()
+    steps = [[json.loads(line)["step"] for line in (f / "log.jsonl").open()] for f in (whole, broken)]
+    assert steps[0] == steps[1] == sorted(set(steps[0]))
+    assert len([name for name in told["left"] if name.startswith("step-")]) == 2

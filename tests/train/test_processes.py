@@ -1,0 +1,103 @@
+"""Several processes do what one does: the same gradients, and sharded checkpoints that one process reads."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tokensieve as ts
+
+SMALL = [
+    "train",
+    "test_vit",
+    "--img-size",
+    "64",
+    "--num-classes",
+    "3",
+    "--no-aug",
+    "-j",
+    "0",
+    "--rounds",
+    "0",
+    "--device",
+    "cpu",
+]
+
+
+def launch(processes: int, *arguments: object, sharded: bool = False) -> None:
+    """``tokensieve`` under ``accelerate launch`` on this machine's CPU."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
+    command += ["--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
+    # With --cpu accelerate would start one process; --multi_gpu starts as many as asked for, with or without a GPU.
+    kind = ["--use_fsdp", "--fsdp_version", "2"] if sharded else ["--multi_gpu"] if processes > 1 else []
+    command += ["--main_process_port", str(port), *kind]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "-m", "tokensieve", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("loss", [["--stage", "finetune"], ["--stage", "recover", "--distill-features", "1"]])
+def test_two_processes_give_the_gradients_of_one_with_twice_the_batch(
+    pictures: Path, tmp_path: Path, loss: list[str]
+) -> None:
+    common = [
+        *SMALL,
+        *loss,
+        "--recipe",
+        "recover" if "recover" in loss else "bat",
+        "-m",
+        "tome:r=2",
+        "--data",
+        pictures,
+    ]
+    # One update of plain gradient descent at rate 1: the weights lose exactly the gradient.
+    common += ["--opt", "sgd", "--lr", "1", "--weight-decay", "0", "--sched", "step", "--steps", "1"]
+    common += ["--mixup", "0", "--cutmix", "0"]
+    launch(1, *common, "--batch-size", 8, "-o", tmp_path / "one")
+    launch(2, *common, "--batch-size", 4, "-o", tmp_path / "two")
+    launch(1, *common, "--batch-size", 4, "--grad-accum-steps", 2, "-o", tmp_path / "passes")
+    one, two, passes = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two", "passes"))
+    torch.manual_seed(0)
+    started = load_file(tmp_path / "one" / "checkpoints" / "step-00000001" / "model.safetensors")
+    assert started.keys() >= {f"model.{name}" for name in one}
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-6, msg=name)
+        torch.testing.assert_close(passes[name], value, rtol=0, atol=1e-6, msg=name)
+
+
+def test_a_sharded_run_saves_what_one_process_reads(pictures: Path, tmp_path: Path) -> None:
+    common = [
+        *SMALL,
+        "--stage",
+        "finetune",
+        "-m",
+        "tome:r=2",
+        "--data",
+        pictures,
+        "--lr",
+        "1e-3",
+        "--checkpoint-every",
+        2,
+    ]
+    common += ["--mixup", "0", "--cutmix", "0", "--val-data", pictures, "--batch-size"]
+    launch(2, *common, 4, "--steps", 4, "-o", tmp_path / "sharded", sharded=True)
+    launch(2, *common, 4, "--steps", 4, "-o", tmp_path / "copied")
+    sharded, copied = (load_file(tmp_path / name / "model.safetensors") for name in ("sharded", "copied"))
+    for name, value in copied.items():
+        torch.testing.assert_close(sharded[name], value, rtol=0, atol=1e-5, msg=name)
+    model = ts.load(tmp_path / "sharded")
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
