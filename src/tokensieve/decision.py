@@ -27,8 +27,11 @@ class Assignment:
     Attributes:
         keep: (B, K) int64. New token j is led by old token ``keep[b, j]``, whose position it carries.
         moved: (B, R) int64 or None. Old tokens that merge into a new one.
-        onto: (B, R) int64 in [0, K). The new token that each moved one joins.
+        onto: (B, R) int64 in [-1, K). The new token that each moved one joins; -1 where it leaves for good instead, for
+            methods that merge in one image and prune in the next (they give ``dropped`` too, however short).
         dropped: (B, D) int64 or None. Tokens that leave: their last value is what comes back.
+        spread: (B, K, D) or None. How much of each dropped token is added to each new one before it leaves;
+            ``reduce="mean"`` then divides by one plus the sum.
         weight: (B, M) or None. Weight of each token in a merge; None means its size (how many patches it stands for).
         reduce: "mean" divides by the summed weight; "sum" does not (EViT's fused token).
         until: when dropped tokens return: "end" (for good), "block" (after the block that follows the decision),
@@ -40,6 +43,7 @@ class Assignment:
     moved: Tensor | None = None
     onto: Tensor | None = None
     dropped: Tensor | None = None
+    spread: Tensor | None = None
     weight: Tensor | None = None
     reduce: Literal["mean", "sum"] = "mean"
     until: Until = "end"
@@ -171,8 +175,10 @@ def check(assignment: Assignment, length: int) -> str | None:
         if assignment.moved is None or assignment.onto.shape != assignment.moved.shape:
             return f"onto must have the shape of moved, got {tuple(assignment.onto.shape)}"
         low, high = int(assignment.onto.min()), int(assignment.onto.max())
-        if low < 0 or high >= assignment.keep.shape[1]:
-            return f"onto must lie in [0, {assignment.keep.shape[1]}), got [{low}, {high}]"
+        if low < -1 or high >= assignment.keep.shape[1]:
+            return f"onto must lie in [-1, {assignment.keep.shape[1]}), got [{low}, {high}]"
+        if low < 0 and (assignment.dropped is None or assignment.until != "end"):
+            return "an onto of -1 needs dropped, which may be empty, and until='end'"
     return None
 
 

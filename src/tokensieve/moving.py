@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tokensieve.decision import Assignment, merge_weights, slots
 from tokensieve.ops.fused import fused
-from tokensieve.ops.rows import take_rows
+from tokensieve.ops.rows import at_least_float32, take_rows
 
 
 def regroup(group: Tensor, index: Tensor) -> Tensor:
@@ -53,6 +53,19 @@ def move_tokens(
         mixing = F.pad(mixing, (0, 0, prefix, 0)).to(kept.dtype)
         kept = torch.baddbmm(kept * own, mixing, moved)
     return kept, regroup(group, index), rep.gather(1, keep), after, index
+
+
+def add_spread(out: Tensor, x: Tensor, assignment: Assignment) -> Tensor:
+    """Give the new tokens ``out`` (B, P + K, C) their parts of the dropped ones of ``x`` (B, P + M, C)."""
+    spread, dropped = assignment.spread, assignment.dropped
+    if spread is None or dropped is None:
+        return out
+    prefix = out.shape[1] - assignment.keep.shape[1]
+    spread = F.pad(at_least_float32(spread), (0, 0, prefix, 0))
+    if assignment.reduce == "mean":
+        share = 1 / (1 + spread.sum(dim=2, keepdim=True))
+        out, spread = out * share.to(out.dtype), spread * share
+    return torch.baddbmm(out, spread.to(out.dtype), take_rows(x, dropped + prefix))
 
 
 @fused

@@ -29,7 +29,7 @@ from tokensieve.decision import (
     return_point,
     rows_to_one,
 )
-from tokensieve.moving import move_tokens, put_back, regroup
+from tokensieve.moving import add_spread, move_tokens, put_back, regroup
 from tokensieve.ops.rows import invert, take_rows
 
 Fill = Literal["last", "mean"]
@@ -240,6 +240,7 @@ def _moved(tokens: Tokens, assignment: Assignment, block: int, point: str) -> di
     merges = assignment.moved is not None and assignment.moved.shape[1] > 0
     before = tokens.sizes if merges and tokens.alive is not None else tokens.size
     x, group, rep, size, index = move_tokens(tokens.x, tokens.group, tokens.rep, before, assignment)
+    x = add_spread(x, tokens.x, assignment)
     leaves = assignment.dropped is not None or assignment.alive is not None
     parked, canvas = tokens.parked, tokens.canvas
     if leaves and assignment.until != "end":

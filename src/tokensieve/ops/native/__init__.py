@@ -166,6 +166,16 @@ def density_peaks(
     return torch.ops.tokensieve.density_peaks.default(products, features.shape[2], clusters, neighbours or 0)
 
 
+def agglomerate(distances: Tensor, clusters: int, linkage: Literal["single", "complete", "average"]) -> Tensor | Any:
+    """See ``tokensieve.ops.agglomerative.agglomerate``."""
+    if distances.dtype != torch.float32 or not _serves(distances):
+        return NotImplemented
+    number = ("single", "complete", "average").index(linkage)
+    return torch.ops.tokensieve.agglomerate.default(
+        distances.clone(memory_format=torch.contiguous_format), clusters, number
+    )
+
+
 def move_tokens(
     x: Tensor, group: Tensor, rep: Tensor, size: Tensor | None, assignment: Assignment
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor] | Any:
