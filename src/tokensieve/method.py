@@ -129,3 +129,10 @@ def require(condition: bool, config: Method, option: str, expected: str) -> None
 def require_choice(config: Method, option: str, choices: tuple[str, ...]) -> None:
     """Raise unless the option is one of ``choices``."""
     require(getattr(config, option) in choices, config, option, "one of " + ", ".join(map(repr, choices)))
+
+
+def require_whole(config: Method, option: str) -> None:
+    """Raise unless the option is a whole number of tokens, 0 or more."""
+    value = getattr(config, option)
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    require(whole, config, option, "a whole number of tokens, 0 or more")

@@ -30,6 +30,7 @@ class Run:
     chosen: list[set[int]] = field(default_factory=list)
     queries: Tensor | None = None
     keys: Tensor | None = None
+    values: Tensor | None = None
     logits: Tensor | None = None
     attention: Tensor | None = None
 
@@ -109,7 +110,7 @@ def _attend(state: dict[str, Tensor], name: str, run: Run, heads: int, log_size:
     if log_size:
         logits = logits + torch.tensor([1, *run.sizes], dtype=x.dtype).log()
     attention = logits.exp() / logits.exp().sum(-1, keepdim=True)
-    run.queries, run.keys, run.logits, run.attention = queries, keys, logits, attention
+    run.queries, run.keys, run.values, run.logits, run.attention = queries, keys, values, logits, attention
     joined = (attention @ values).transpose(0, 1).reshape(length, width)
     return joined @ state[name + "attn.proj.weight"].T + state[name + "attn.proj.bias"]
 

@@ -34,9 +34,10 @@ def test_keep_outside_zero_to_one(name: str, keep: Any) -> None:
 
 
 @pytest.mark.parametrize("r", [-1, 2.5, True, (), (1, -1), [1, 2.0]])
-def test_r_is_a_whole_number(r: Any) -> None:
-    with pytest.raises(ts.TokensieveError, match="tome: r must be a whole number"):
-        ts.ToMe(r=r)
+@pytest.mark.parametrize("name", [n for n in NAMES if ts.methods()[n].knob == "r"])
+def test_r_is_a_whole_number(name: str, r: Any) -> None:
+    with pytest.raises(ts.TokensieveError, match=f"{name}: r must be a whole number"):
+        ts.methods()[name](r=r)
 
 
 def test_r_too_large_for_the_model() -> None:

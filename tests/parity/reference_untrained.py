@@ -1,0 +1,63 @@
+"""More of the methods that need no training, one image in plain loops. Shares no code with the library."""
+
+from __future__ import annotations
+
+import math
+
+from reference import Reducer, Run, _rebuild, top
+from torch import Tensor
+
+
+def drop(run: Run, chosen: list[int]) -> None:
+    """Keep the patch tokens at ``chosen`` places; what leaves keeps its last value."""
+    for i in set(range(len(run.members))) - set(chosen):
+        for m in run.members[i]:
+            run.gone[m] = run.x[i + 1]
+    _rebuild(run, [[i] for i in chosen], None)
+
+
+def unit(rows: Tensor) -> Tensor:
+    return rows / rows.norm(dim=-1, keepdim=True)
+
+
+def value_weighted(run: Run) -> list[float]:
+    """Class attention times the length of the value vector, summing to one."""
+    attention = run.attention[:, 0, 1:].sum(0)
+    score = []
+    for j in range(attention.shape[0]):
+        length = math.sqrt(sum(float(run.values[h, j + 1] @ run.values[h, j + 1]) for h in range(run.values.shape[0])))
+        score.append(float(attention[j]) * length)
+    return [s / sum(score) for s in score]
+
+
+def matched(run: Run, r: int) -> list[list[int]]:
+    """Groups of patch places after ToMe's matching on the head-mean keys; the class token is at place 0 of all."""
+    metric = unit(run.keys.mean(0))
+    length = metric.shape[0]
+    edges = []
+    for a in range(2, length, 2):
+        best = max(range(1, length, 2), key=lambda b: (float(metric[a] @ metric[b]), -b))
+        edges.append((float(metric[a] @ metric[best]), a, best))
+    edges.sort(key=lambda e: (-e[0], e[1]))
+    groups = {i: [i - 1] for i in range(1, length)}
+    for _, a, b in edges[:r]:
+        groups[b].append(a - 1)
+        del groups[a]
+    return [groups[i] for i in sorted(groups, key=lambda i: (i % 2, i))]  # the side that gave first
+
+
+def ppt(sites: tuple[int, ...], r: int, threshold: float) -> Reducer:
+    """PPT: prune or merge by the variance of the scores."""
+
+    def middle(run: Run, block: int) -> None:
+        if block not in sites:
+            return
+        score = value_weighted(run)
+        count = min(r, len(score) // 2)
+        mean = sum(score) / len(score)
+        if sum((s - mean) ** 2 for s in score) / (len(score) - 1) < threshold:
+            _rebuild(run, matched(run, count), None)
+        else:
+            drop(run, sorted(top(score, len(score) - count)))
+
+    return middle

@@ -1,0 +1,41 @@
+"""Token counts after the published sites and the published MACs of DeiT, from what a reduced DeiT-Tiny ran on."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import tokensieve as ts
+from tokensieve.measure.bench import reduce
+from tokensieve.measure.macs import BlockCount, count
+
+WIDTHS = {"tiny": 192, "small": 384, "base": 768}
+
+
+@pytest.fixture(scope="module")
+def deit() -> nn.Module:
+    return timm.create_model("deit_tiny_patch16_224").eval()
+
+
+def gmacs(blocks: tuple[BlockCount, ...], c: int) -> float:
+    """The MACs of a DeiT of width ``c`` whose blocks run on these tokens, in billions."""
+    cost = sum(4 * b.attended * c * c + 2 * b.attended**2 * c + 8 * b.processed * c * c for b in blocks)
+    return (196 * 768 * c + 1000 * c + cost) / 1e9
+
+
+@pytest.mark.parametrize(
+    ("spec", "left", "published"),
+    [
+        ("evit:keep=0.7", {3: 140, 6: 100, 9: 72}, {"tiny": 0.82, "small": 3.03, "base": 11.61}),
+        ("tome:r=16", {0: 181, 1: 165, 9: 37, 10: 21, 11: 11}, {"tiny": 0.62, "small": 2.29, "base": 8.77}),
+        ("ppt:r=50", {3: 147, 6: 97, 9: 49}, {"tiny": 0.80, "small": 2.94, "base": 11.26}),
+    ],
+)
+def test_published_counts_and_macs(
+    deit: nn.Module, spec: str, left: dict[int, int], published: dict[str, float]
+) -> None:
+    blocks = count(reduce(deit, ts.method(spec)), torch.randn(1, 3, 224, 224)).blocks
+    assert {block: blocks[block].processed for block in left} == left
+    assert {size: round(gmacs(blocks, WIDTHS[size]), 2) for size in published} == published
