@@ -51,12 +51,14 @@ def vit(
     middle: Reducer | None = None,
     skip: Skipper | None = None,
     log_size: bool = False,
+    before: Reducer | None = None,
 ) -> tuple[Tensor, Tensor, Run]:
     """A timm ViT with a class token on one image (3, H, W).
 
     Args:
         middle: changes the run between attention and MLP of a block.
         skip: patch tokens that go through block ``l``, decided from the run after block ``l - 1``, or None for all.
+        before: changes the run before a block.
         log_size: add log(size) to the logits of every key.
 
     Returns:
@@ -68,6 +70,8 @@ def vit(
     x = torch.cat([state["cls_token"][0], x]) + state["pos_embed"][0]
     run = Run(x, [[i] for i in range(x.shape[0] - 1)])
     for block in range(depth):
+        if before is not None:
+            before(run, block)
         chosen = skip(run, block) if skip is not None else None
         whole, members = run.x, run.members
         if chosen is not None:

@@ -61,3 +61,40 @@ def ppt(sites: tuple[int, ...], r: int, threshold: float) -> Reducer:
             drop(run, sorted(top(score, len(score) - count)))
 
     return middle
+
+
+def stage_count(run: Run, keep: float, stage: int) -> int:
+    """int(N · keep^(stage + 1)) of all N patches there were."""
+    every = sum(run.sizes)
+    return max(1, math.floor(round(every * keep ** (stage + 1), 6)))
+
+
+def distances(x: Tensor) -> list[list[float]]:
+    return [[float((a - b).norm()) / math.sqrt(x.shape[1]) for b in x] for a in x]
+
+
+def dpcknn(sites: tuple[int, ...], keep: float, neighbours: int, weights: Tensor | None) -> Reducer:
+    """DPC-KNN; ``weights`` (C,) of exp(w · x), or None for equal ones."""
+
+    def before(run: Run, block: int) -> None:
+        if block not in sites:
+            return
+        x = run.x[1:]
+        length, count = x.shape[0], stage_count(run, keep, sites.index(block))
+        apart = distances(x)
+        density = []
+        for i in range(length):
+            near = sorted(apart[i][j] ** 2 for j in range(length) if j != i)[:neighbours]
+            density.append(math.exp(-sum(near) / len(near)))
+        largest = max(max(row) for row in apart)
+        score = []
+        for i in range(length):
+            denser = [j for j in range(length) if density[j] > density[i] or (density[j] == density[i] and j < i)]
+            score.append(density[i] * min((apart[i][j] for j in denser), default=largest))
+        groups = {c: [c] for c in sorted(top(score, count))}
+        for i in set(range(length)) - set(groups):
+            groups[min(groups, key=lambda c: (apart[i][c], c))].append(i)
+        weight = [1.0] * length if weights is None else (x @ weights).exp().tolist()
+        _rebuild(run, list(groups.values()), weight)
+
+    return before

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import reference_untrained as reference
+import torch
 from harness import SITES, compare, tiny
 from torch import Tensor
 
@@ -25,3 +26,28 @@ def test_ppt_prunes_in_one_image_and_merges_in_another(images: Tensor) -> None:
     assert state is not None
     gone = (state.group < 0).sum(dim=1)
     assert set(gone.tolist()) == {0, 9}
+
+
+@pytest.mark.parametrize("keep", [0.9, 0.6, 0.3])
+@pytest.mark.parametrize("neighbours", [1, 5])
+def test_dpc_knn(images: Tensor, keep: float, neighbours: int) -> None:
+    model = ts.apply(tiny(), ts.DPCKNN(keep=keep, sites=SITES, neighbours=neighbours))
+    compare(model, images, before=reference.dpcknn(SITES, keep, neighbours, None))
+
+
+def test_dpc_knn_with_learned_weights(images: Tensor) -> None:
+    model = ts.apply(tiny(), ts.DPCKNN(keep=0.5, sites=(1,), weight="learned"))
+    fresh = ts.apply(tiny(), ts.DPCKNN(keep=0.5, sites=(1,)))
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), fresh(images), rtol=0, atol=1e-12)
+        (weight,) = (p for name, p in model.named_parameters() if ".learned." in name and p.dim() == 2)
+        weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+    compare(model, images, before=reference.dpcknn((1,), 0.5, 5, weight.detach()[0]))
+
+
+@pytest.mark.parametrize("keep", [0.9, 0.6, 0.3])
+@pytest.mark.parametrize("update", ["weighted", "equal"])
+@pytest.mark.parametrize("rounds", [0, 3])
+def test_k_medoids(images: Tensor, keep: float, update: str, rounds: int) -> None:
+    model = ts.apply(tiny(), ts.KMedoids(keep=keep, sites=SITES, update=update, rounds=rounds))
+    compare(model, images, before=reference.kmedoids(SITES, keep, update, rounds))
