@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from reference import Reducer, Run, _rebuild, top
 from torch import Tensor
 
@@ -96,5 +97,36 @@ def dpcknn(sites: tuple[int, ...], keep: float, neighbours: int, weights: Tensor
             groups[min(groups, key=lambda c: (apart[i][c], c))].append(i)
         weight = [1.0] * length if weights is None else (x @ weights).exp().tolist()
         _rebuild(run, list(groups.values()), weight)
+
+    return before
+
+
+def kmedoids(sites: tuple[int, ...], keep: float, update: str, rounds: int) -> Reducer:
+    """K-medoids on the attention received in the block before."""
+
+    def before(run: Run, block: int) -> None:
+        if block not in sites:
+            return
+        x, received = run.x[1:], run.attention.mean(dim=(0, 1))[1:].tolist()
+        count, apart = stage_count(run, keep, sites.index(block)), distances(run.x[1:])
+        weight = received if update == "weighted" else [1.0] * x.shape[0]
+        centres = sorted(top(received, count))
+
+        def clusters() -> dict[int, list[int]]:
+            groups: dict[int, list[int]] = {c: [c] for c in centres}
+            for i in range(x.shape[0]):
+                if i not in groups:
+                    groups[min(centres, key=lambda c: apart[i][c])].append(i)
+            return groups
+
+        for _ in range(rounds):
+            centres = [
+                min(sorted(group), key=lambda i, group=group: sum(weight[j] * apart[i][j] for j in group))
+                for group in clusters().values()
+            ]
+        groups = clusters()
+        rows = [run.x[0], *(x[c] for c in sorted(groups))]
+        members = [[m for i in groups[c] for m in run.members[i]] for c in sorted(groups)]
+        run.x, run.members = torch.stack(rows), members
 
     return before

@@ -51,3 +51,11 @@ def test_dpc_knn_with_learned_weights(images: Tensor) -> None:
 def test_k_medoids(images: Tensor, keep: float, update: str, rounds: int) -> None:
     model = ts.apply(tiny(), ts.KMedoids(keep=keep, sites=SITES, update=update, rounds=rounds))
     compare(model, images, before=reference.kmedoids(SITES, keep, update, rounds))
+
+
+@pytest.mark.parametrize("keep", [0.9, 0.6, 0.3])
+@pytest.mark.parametrize("linkage", ["single", "complete", "average"])
+@pytest.mark.parametrize("proportional", [True, False])
+def test_atc(images: Tensor, keep: float, linkage: str, proportional: bool) -> None:
+    model = ts.apply(tiny(), ts.ATC(keep=keep, sites=SITES, linkage=linkage, proportional=proportional))
+    compare(model, images, middle=reference.atc(SITES, keep, linkage), log_size=proportional)

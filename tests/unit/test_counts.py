@@ -31,6 +31,8 @@ def gmacs(blocks: tuple[BlockCount, ...], c: int) -> float:
         ("evit:keep=0.7", {3: 140, 6: 100, 9: 72}, {"tiny": 0.82, "small": 3.03, "base": 11.61}),
         ("tome:r=16", {0: 181, 1: 165, 9: 37, 10: 21, 11: 11}, {"tiny": 0.62, "small": 2.29, "base": 8.77}),
         ("ppt:r=50", {3: 147, 6: 97, 9: 49}, {"tiny": 0.80, "small": 2.94, "base": 11.26}),
+        ("atc:keep=0.7", {3: 138, 6: 97, 9: 68}, {"tiny": 0.81, "small": 2.98, "base": 11.42}),
+        ("atc:keep=0.5", {3: 99, 6: 50, 9: 25}, {"tiny": 0.62, "small": 2.28, "base": 8.70}),
     ],
 )
 def test_published_counts_and_macs(

@@ -8,8 +8,15 @@ import torch
 from torch import Tensor
 
 from tokensieve.ops.fused import fused
+from tokensieve.ops.matching import similarity
 
 Linkage = Literal["single", "complete", "average"]
+
+
+def cosine_distances(features: Tensor) -> Tensor:
+    """(B, M, D) to one minus the cosine of every pair, (B, M, M), in float32 or better, symmetric to the last bit."""
+    distances = (1 - similarity(features, features)).triu(diagonal=1)
+    return distances + distances.transpose(1, 2)
 
 
 @fused
