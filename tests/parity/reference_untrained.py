@@ -130,3 +130,22 @@ def kmedoids(sites: tuple[int, ...], keep: float, update: str, rounds: int) -> R
         run.x, run.members = torch.stack(rows), members
 
     return before
+
+
+def atc(sites: tuple[int, ...], keep: float, linkage: str) -> Reducer:
+    """ATC: the two nearest clusters join until few enough are left; their distance from all pairs of members."""
+    joined = {"single": min, "complete": max, "average": lambda values: sum(values) / len(values)}[linkage]
+
+    def middle(run: Run, block: int) -> None:
+        if block not in sites:
+            return
+        metric = unit(run.keys.mean(0))[1:]
+        apart = (1 - metric @ metric.T).tolist()
+        groups = [[i] for i in range(metric.shape[0])]
+        while len(groups) > stage_count(run, keep, sites.index(block)):
+            pairs = [(a, b) for a in range(len(groups)) for b in range(a + 1, len(groups))]
+            a, b = min(pairs, key=lambda p: joined([apart[i][j] for i in groups[p[0]] for j in groups[p[1]]]))
+            groups[a] += groups.pop(b)
+        _rebuild(run, groups, None)
+
+    return middle

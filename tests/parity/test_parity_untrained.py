@@ -7,7 +7,7 @@ import math
 import pytest
 import reference_untrained as reference
 import torch
-from harness import SITES, compare, tiny
+from harness import DEPTH, SITES, compare, tiny
 from torch import Tensor
 
 import tokensieve as ts
@@ -59,3 +59,11 @@ def test_k_medoids(images: Tensor, keep: float, update: str, rounds: int) -> Non
 def test_atc(images: Tensor, keep: float, linkage: str, proportional: bool) -> None:
     model = ts.apply(tiny(), ts.ATC(keep=keep, sites=SITES, linkage=linkage, proportional=proportional))
     compare(model, images, middle=reference.atc(SITES, keep, linkage), log_size=proportional)
+
+
+@pytest.mark.parametrize("r", [2, 8])
+@pytest.mark.parametrize("graph", ["mixed", "spatial", "semantic"])
+@pytest.mark.parametrize(("alpha", "similar"), [(0.2, 8), (0.4, 2)])
+def test_gtp(images: Tensor, r: int, graph: str, alpha: float, similar: int) -> None:
+    model = ts.apply(tiny(), ts.GTP(r=r, alpha=alpha, graph=graph, similar=similar))
+    compare(model, images, middle=reference.gtp(tuple(range(DEPTH)), 7, r, alpha, graph, similar))
