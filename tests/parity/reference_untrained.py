@@ -149,3 +149,70 @@ def atc(sites: tuple[int, ...], keep: float, linkage: str) -> Reducer:
         _rebuild(run, groups, None)
 
     return middle
+
+
+def gtp(sites: tuple[int, ...], columns: int, r: int, alpha: float, graph: str, similar: int) -> Reducer:
+    """GTP: the tokens of the lowest rank leave, and add themselves to their neighbours in a graph."""
+
+    def middle(run: Run, block: int) -> None:
+        if block not in sites:
+            return
+        heads, length = run.attention.shape[0], run.attention.shape[1]
+        rank = []
+        for j in range(1, length):
+            own = max(float(run.attention[h, j, j]) for h in range(heads))
+            rank.append(own * max(sum(float(run.attention[h, i, j]) for i in range(length)) for h in range(heads)))
+        x = run.x[1:].clone()
+        count = len(rank)
+        cell = [divmod(m[0], columns) for m in run.members]
+        alike = (unit(x) @ unit(x).T).tolist()
+        named = [
+            set(top([alike[i][j] if j != i else -2 for j in range(count)], min(similar, count - 1)))
+            for i in range(count)
+        ]
+
+        def touch(i: int, j: int) -> bool:
+            near = max(abs(cell[i][0] - cell[j][0]), abs(cell[i][1] - cell[j][1])) == 1
+            like = j in named[i] or i in named[j]
+            return i != j and ((graph != "semantic" and near) or (graph != "spatial" and like))
+
+        degree = [sum(touch(i, j) for j in range(count)) for i in range(count)]
+        chosen = sorted(top(rank, max(1, count - r)))
+        gone = [i for i in range(count) if i not in chosen]
+        rows = [run.x[0]]
+        for i in chosen:
+            row = x[i]
+            for j in gone:
+                if touch(i, j):
+                    row = row + alpha * x[j] / math.sqrt(degree[i] * degree[j])
+            rows.append(row)
+        drop(run, chosen)
+        run.x = torch.stack(rows)
+
+    return middle
+
+
+def pitome(depth: int, keep: float, margin: float) -> Reducer:
+    """PiToMe: sides by the rank of the energy, whole in the first half of the blocks, the top 2k in the second."""
+
+    def middle(run: Run, block: int) -> None:
+        metric = unit(run.keys.mean(0))[1:]
+        alike, count = (metric @ metric.T).tolist(), metric.shape[0]
+        remove = min(count - math.ceil(round(keep * count, 6)), count // 2)
+        if remove == 0:
+            return
+        m = margin - margin * block / depth
+        energy = [sum(c - m if c >= m else math.exp(c - m) - 1 for c in row) / count for row in alike]
+        ranked = top(energy, count if block < depth // 2 else 2 * remove)
+        even, odd = ranked[0::2], ranked[1::2]
+        edges = sorted(((max(alike[a][b] for b in odd), a) for a in even), reverse=True)[:remove]
+        groups = {i: [i] for i in odd}
+        moved = {a for _, a in edges}
+        for _, a in edges:
+            groups[max(odd, key=lambda b, a=a: alike[a][b])].append(a)
+        for i in range(count):
+            if i not in moved and i not in groups:
+                groups[i] = [i]
+        _rebuild(run, list(groups.values()), None)
+
+    return middle

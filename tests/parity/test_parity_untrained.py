@@ -67,3 +67,19 @@ def test_atc(images: Tensor, keep: float, linkage: str, proportional: bool) -> N
 def test_gtp(images: Tensor, r: int, graph: str, alpha: float, similar: int) -> None:
     model = ts.apply(tiny(), ts.GTP(r=r, alpha=alpha, graph=graph, similar=similar))
     compare(model, images, middle=reference.gtp(tuple(range(DEPTH)), 7, r, alpha, graph, similar))
+
+
+@pytest.mark.parametrize("keep", [0.95, 0.8, 0.4])
+@pytest.mark.parametrize("margin", [0.9, 0.75])
+@pytest.mark.parametrize("proportional", [True, False])
+def test_pitome(images: Tensor, keep: float, margin: float, proportional: bool) -> None:
+    model = ts.apply(tiny(), ts.PiToMe(keep=keep, margin=margin, proportional=proportional))
+    compare(model, images, middle=reference.pitome(DEPTH, keep, margin), log_size=proportional)
+
+
+@pytest.mark.parametrize("r", [1, 6, 40])
+@pytest.mark.parametrize(("info", "size"), [(1 / 20, 1 / 40), (0.0, 0.0), (0.5, 0.5)])
+@pytest.mark.parametrize("proportional", [True, False])
+def test_mctf(images: Tensor, r: int, info: float, size: float, proportional: bool) -> None:
+    model = ts.apply(tiny(), ts.MCTF(r=r, info=info, size=size, proportional=proportional))
+    compare(model, images, middle=reference.mctf(tuple(range(1, DEPTH)), r, info, size), log_size=proportional)
