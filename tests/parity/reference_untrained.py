@@ -216,3 +216,37 @@ def pitome(depth: int, keep: float, margin: float) -> Reducer:
         _rebuild(run, list(groups.values()), None)
 
     return middle
+
+
+def mctf(sites: tuple[int, ...], r: int, info: float, size: float) -> Reducer:
+    """MCTF: three criteria, half of the edges in each direction, means by attention times size."""
+
+    def middle(run: Run, block: int) -> None:
+        if block not in sites:
+            return
+        x, sizes = run.x[1:], run.sizes
+        received = run.attention.mean(dim=(0, 1))[1:].tolist()
+        cosine, count = (unit(x) @ unit(x).T).tolist(), x.shape[0]
+        remove = min(r, count // 2)
+        left, right = list(range(1, count, 2)), list(range(0, count, 2))  # the class token is at place 0 of all
+        infos = {(a, b): 1 / (received[a] * received[b]) for a in left for b in right}
+        small = {(a, b): 1 / (sizes[a] * sizes[b]) for a in left for b in right}
+        weight = {
+            (a, b): (cosine[a][b] + 1)
+            / 2
+            * (infos[a, b] / max(infos.values())) ** info
+            * (small[a, b] / max(small.values())) ** size
+            for a in left
+            for b in right
+        }
+        groups = {i: [i] for i in left + right}
+        best = {a: max(right, key=lambda b, a=a: weight[a, b]) for a in left}
+        for a in sorted(left, key=lambda a: -weight[a, best[a]])[: remove // 2]:
+            groups[best[a]] += groups.pop(a)
+        left = [a for a in left if a in groups]
+        best = {b: max(left, key=lambda a, b=b: weight[a, b]) for b in right}
+        for b in sorted(right, key=lambda b: -weight[best[b], b])[: remove - remove // 2]:
+            groups[best[b]] += groups.pop(b)
+        _rebuild(run, list(groups.values()), [w * s for w, s in zip(received, sizes, strict=True)])
+
+    return middle
