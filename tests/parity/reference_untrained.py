@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from reference import Reducer, Run, _rebuild, top
+from reference import Reducer, Run, _rebuild, class_attention, top
 from torch import Tensor
 
 
@@ -248,5 +248,26 @@ def mctf(sites: tuple[int, ...], r: int, info: float, size: float) -> Reducer:
         for b in sorted(right, key=lambda b: -weight[best[b], b])[: remove - remove // 2]:
             groups[best[b]] += groups.pop(b)
         _rebuild(run, list(groups.values()), [w * s for w, s in zip(received, sizes, strict=True)])
+
+    return middle
+
+
+def diffrate(counts: list[tuple[int, int]]) -> Reducer:
+    """DiffRate: by falling class attention, drop behind the first p and merge behind the first m of each block."""
+
+    def middle(run: Run, block: int) -> None:
+        pruned, merged = counts[block]
+        score, x = class_attention(run), unit(run.x[1:])
+        order = top(score, len(score))
+        lead = sorted(order[: min(merged, len(order))])
+        if len(lead) == len(score):
+            return
+        groups = {i: [i] for i in lead}
+        for i in order[merged:pruned]:
+            groups[max(lead, key=lambda j, i=i: float(x[i] @ x[j]))].append(i)
+        for i in order[pruned:]:
+            for m in run.members[i]:
+                run.gone[m] = run.x[i + 1]
+        _rebuild(run, list(groups.values()), [1.0] * len(score))
 
     return middle

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import reference_untrained as reference
 import torch
 from harness import DEPTH, SITES, compare, tiny
-from torch import Tensor
+from torch import Tensor, nn
 
 import tokensieve as ts
 
@@ -83,3 +84,32 @@ def test_pitome(images: Tensor, keep: float, margin: float, proportional: bool) 
 def test_mctf(images: Tensor, r: int, info: float, size: float, proportional: bool) -> None:
     model = ts.apply(tiny(), ts.MCTF(r=r, info=info, size=size, proportional=proportional))
     compare(model, images, middle=reference.mctf(tuple(range(1, DEPTH)), r, info, size), log_size=proportional)
+
+
+def compare_each(model: nn.Module, images: Tensor, **reduction: Any) -> None:
+    """Every image alone and in the batch, for methods that keep another number of tokens in each."""
+    with torch.no_grad():
+        logits, tokens = model(images), model.forward_features(images)
+    for number, image in enumerate(images.split(1)):
+        compare(model, image, **reduction)
+        with torch.no_grad():
+            torch.testing.assert_close(model(image)[0], logits[number], rtol=0, atol=1e-9)
+            torch.testing.assert_close(model.forward_features(image)[0], tokens[number], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("samples", [49, 30, 8])
+def test_ats(images: Tensor, samples: int) -> None:
+    model = ts.apply(tiny(), ts.ATS(samples=samples, sites=SITES))
+    compare_each(model, images, middle=reference.ats(SITES, [samples] * 3))
+
+
+@pytest.mark.parametrize(("keep", "samples"), [(0.9, [44, 39, 35]), (0.5, [24, 12, 6])])
+def test_ats_share(images: Tensor, keep: float, samples: list[int]) -> None:
+    model = ts.apply(tiny(), ts.ATSShare(keep=keep, sites=SITES))
+    compare_each(model, images, middle=reference.ats(SITES, samples))
+
+
+def test_ats_keeps_another_number_in_every_image(images: Tensor) -> None:
+    state = ts.trace(ts.apply(tiny(), ts.ATS(sites=SITES)), images).tokens
+    assert state is not None and state.alive is not None
+    assert len(set(state.alive.sum(dim=1).tolist())) > 1
