@@ -56,8 +56,13 @@ def paper(cls: type[Method]) -> str:
     """The method's paper as a link, or what it is instead."""
     if cls.paper is None:
         return "none: a control"
-    title, authors, year, arxiv = cls.paper
-    return f"[{title}](https://arxiv.org/abs/{arxiv}), {authors}, {year}"
+    title, authors, year, number = cls.paper
+    return f"[{title}]({address(number)}), {authors}, {year}"
+
+
+def address(number: str) -> str:
+    """Where a paper is, by its arXiv number or DOI."""
+    return f"https://doi.org/{number}" if "/" in number else f"https://arxiv.org/abs/{number}"
 
 
 def summary(cls: type[Method]) -> str:
@@ -69,7 +74,7 @@ def methods_table() -> str:
     """One row a method, for the README."""
     rows = []
     for name, cls in registry.methods().items():
-        arxiv = f"[{cls.paper[3]}](https://arxiv.org/abs/{cls.paper[3]})" if cls.paper else "control"
+        arxiv = f"[{cls.paper[3]}]({address(cls.paper[3])})" if cls.paper else "control"
         knob = f"`{cls.knob}`" if cls.knob else "–"
         learned = "learned part, to be trained" if cls.trained else "none"
         rows.append([f"[`{name}`](docs/methods.md#{name})", summary(cls), POINTS[cls.point], knob, learned, arxiv])

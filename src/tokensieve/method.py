@@ -29,7 +29,7 @@ class Method(ABC):
         point: where in a block it acts: "before" it, in the "middle" (after the attention's residual), "after" it.
         until: when tokens it drops return, see ``Assignment``. Anything but "end" makes it a skipping method.
         knob: the option that sets how much it removes ("keep" or "r"), or None.
-        paper: (title, authors, year, arXiv number), or None for a control.
+        paper: (title, authors, year, arXiv number or DOI), or None for a control.
         trained: True when it has learned parts that must be fitted before it beats its controls.
         ragged: True when images may keep different numbers of tokens.
     """

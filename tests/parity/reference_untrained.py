@@ -271,3 +271,71 @@ def diffrate(counts: list[tuple[int, int]]) -> Reducer:
         _rebuild(run, list(groups.values()), [1.0] * len(score))
 
     return middle
+
+
+def ats(sites: tuple[int, ...], samples: list[int]) -> Reducer:
+    """ATS: levels of a grid looked up in the distribution of the sorted scores."""
+
+    def middle(run: Run, block: int) -> None:
+        if block not in sites:
+            return
+        score, levels = value_weighted(run), samples[sites.index(block)]
+        rising = sorted(range(len(score)), key=lambda i: (score[i], i))
+        drawn = set()
+        for number in range(1, levels + 1):
+            total = 0.0
+            for i in rising:
+                total += score[i]
+                if total >= (2 * number - 1) / (2 * levels):
+                    drawn.add(i)
+                    break
+        drop(run, sorted(drawn))
+
+    return middle
+
+
+def jmp(sites: tuple[int, ...], keep: float, threshold: float) -> Reducer:
+    """JMP: merge what is not critical where it is like what is, else drop it."""
+
+    def middle(run: Run, block: int) -> None:
+        if block not in sites:
+            return
+        score, keys = class_attention(run), unit(run.keys.mean(0))[1:]
+        critical = sorted(top(score, max(1, round(round(keep * len(score), 6)))))
+        others = [i for i in range(len(score)) if i not in critical]
+        best = {i: max(critical, key=lambda j, i=i: float(keys[i] @ keys[j])) for i in others}
+        if sum(float(keys[i] @ keys[j]) for i, j in best.items()) / len(others) < threshold:
+            drop(run, critical)
+        else:
+            _rebuild(run, [[j, *(i for i in others if best[i] == j)] for j in critical], None)
+
+    return middle
+
+
+def vote_mix(keep: float, temperature: float) -> Reducer:
+    """Vote&Mix: the most voted tokens leave and are shared out among the others."""
+
+    def middle(run: Run, block: int) -> None:
+        keys, x = unit(run.keys.mean(0))[1:], run.x[1:].clone()
+        count = x.shape[0]
+        left = max(1, math.ceil(round(keep * count, 6)))
+        if left == count:
+            return
+        votes = [0.0] * count
+        for i in range(count):
+            best = max((j for j in range(count) if j != i), key=lambda j: float(keys[i] @ keys[j]))
+            votes[best] += max(0.0, float(keys[i] @ keys[best]))
+        chosen = sorted(top([-v for v in votes], left))
+        gone = [i for i in range(count) if i not in chosen]
+        share = {}
+        for i in gone:
+            raw = {j: math.exp(float(keys[i] @ keys[j]) / temperature) for j in chosen}
+            share |= {(i, j): value / sum(raw.values()) for j, value in raw.items()}
+        rows = [run.x[0]]
+        for j in chosen:
+            mixed = x[j] + sum(share[i, j] * x[i] for i in gone)
+            rows.append(mixed / (1 + sum(share[i, j] for i in gone)))
+        drop(run, chosen)
+        run.x = torch.stack(rows)
+
+    return middle

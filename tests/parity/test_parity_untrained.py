@@ -113,3 +113,25 @@ def test_ats_keeps_another_number_in_every_image(images: Tensor) -> None:
     state = ts.trace(ts.apply(tiny(), ts.ATS(sites=SITES)), images).tokens
     assert state is not None and state.alive is not None
     assert len(set(state.alive.sum(dim=1).tolist())) > 1
+
+
+@pytest.mark.parametrize("keep", [0.9, 0.6, 0.3])
+@pytest.mark.parametrize("threshold", [-1.0, 0.5, 2.0])
+@pytest.mark.parametrize("proportional", [True, False])
+def test_jmp(images: Tensor, keep: float, threshold: float, proportional: bool) -> None:
+    model = ts.apply(tiny(), ts.JMP(keep=keep, sites=SITES, threshold=threshold, proportional=proportional))
+    compare(model, images, middle=reference.jmp(SITES, keep, threshold), log_size=proportional)
+
+
+@pytest.mark.parametrize("keep", [0.95, 0.6])
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+def test_vote_mix(images: Tensor, keep: float, temperature: float) -> None:
+    model = ts.apply(tiny(), ts.VoteMix(keep=keep, temperature=temperature))
+    compare(model, images, middle=reference.vote_mix(keep, temperature))
+
+
+def test_jmp_merges_in_one_image_and_prunes_in_another(images: Tensor) -> None:
+    state = ts.trace(ts.apply(tiny(), ts.JMP(keep=0.6, sites=SITES, threshold=0.5)), images).tokens
+    assert state is not None
+    gone = (state.group < 0).sum(dim=1)
+    assert int(gone.min()) == 0 and int(gone.max()) > 0

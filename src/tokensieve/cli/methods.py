@@ -58,7 +58,7 @@ def _paper(method: type[Method]) -> str:
     if method.paper is None:
         return "control"
     title, authors, year, number = method.paper
-    where = f", arXiv {number}" if number else ""
+    where = f", doi {number}" if "/" in number else f", arXiv {number}"
     return escape(f"{title} ({authors}, {year}{where})")
 
 
