@@ -64,7 +64,7 @@ def test_the_kernels_are_built_where_there_is_a_compiler() -> None:
 
 def test_every_kernel_has_a_reference_of_its_name() -> None:
     doors = [class_attention, column_sums, move_tokens, put_back, density_peaks, bipartite_matching, match_pairs]
-    doors += [unit_rows, head_mean, split_top, selected_columns]
+    doors += [unit_rows, head_mean, split_top, selected_columns, agglomerate]
     kernels = {
         name
         for name, value in vars(native).items()
