@@ -68,22 +68,8 @@ docs: $(READY)  ## write the generated parts of README.md and docs/
 docs-check: $(READY)  ## fail when they are stale
 	$(BIN)/python scripts/generate_docs.py --check
 
-# Twenty generated images, one folder a digit, and an untrained model: it shows that the command works and nothing else.
-define SMOKE_IMAGES
-from pathlib import Path
-from tokensieve.demo.digits import ClutteredDigits
-digits = ClutteredDigits("val", 20)
-for index in range(len(digits)):
-    folder = Path("demo-output/smoke", str(digits.scene(index).label))
-    folder.mkdir(parents=True, exist_ok=True)
-    digits.image(index).save(folder / f"{index}.png")
-endef
-export SMOKE_IMAGES
-
-bench-smoke: $(READY)  ## a short run of tokensieve bench on generated images and an untrained model
-	$(BIN)/python -c "$$SMOKE_IMAGES"
-	$(BIN)/tokensieve bench vit_tiny_patch16_224 --data demo-output/smoke --num-classes 10 --workers 0 \
-	  --method bat --method tome:r=13 --speed-batch-size 4 --rounds 2 --results-file demo-output/smoke.json --force
+bench-smoke: $(READY)  ## two minutes of benchmarks/run.py on random weights and numbers, into demo-output/bench-smoke
+	$(BIN)/python benchmarks/run.py --preset smoke --output demo-output/bench-smoke --force
 
 clean:  ## remove what the targets above made, .venv included
 	rm -rf $(VENV) demo-output dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

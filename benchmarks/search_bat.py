@@ -14,6 +14,7 @@ import itertools
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -22,6 +23,7 @@ from safetensors.torch import load_file
 from timm.data import create_dataset, create_transform, resolve_data_config
 
 import tokensieve as ts
+from tokensieve.methods.bat import BAT
 from tokensieve.registry import family_of
 
 SITES = ((3, 5, 7, 9), (3, 4, 6, 8, 10), (3, 4, 5, 6, 7, 8, 9), (2, 3, 5, 7, 9), (4, 6, 8, 10))
@@ -44,10 +46,9 @@ def macs(model: torch.nn.Module, method: ts.Method) -> float:
     return total / 1e9
 
 
-def solve(model: torch.nn.Module, target: float, **options: object) -> ts.Method | None:
+def solve(model: torch.nn.Module, target: float, **options: Any) -> ts.Method | None:
     """The BAT with these options whose MACs come nearest to ``target`` GMACs."""
-    make = ts.methods()["bat"]
-    choices = [make(keep=k / 500, **options) for k in range(150, 500)]
+    choices = [BAT(keep=k / 500, **options) for k in range(150, 500)]
     best = min(choices, key=lambda m: abs(macs(model, m) - target))
     return best if abs(macs(model, best) - target) < 0.01 * target else None
 
@@ -83,22 +84,23 @@ def main() -> None:
     dense = logits()
     rows = [{"method": "dense", "gmacs": None, "top1": (dense.argmax(1) == labels).float().mean().item() * 100}]
     print(rows[0], flush=True)
-    full = macs(model, ts.methods()["bat"](keep=1.0))
-    specs = [(None, s) for s in args.also]
+    full = macs(model, BAT(keep=1.0))
+    specs: list[tuple[ts.Method | None, str | None]] = [(None, s) for s in args.also]
     for share, sites, clusters, metric, weight in itertools.product(
         args.macs, SITES, args.clusters, args.metric, args.weight
     ):
         options = dict(sites=sites, clusters=clusters, metric=metric, weight=weight, proportional=weight == "size")
         specs.append((solve(model, share * full, **options), None))
     for method, spec in specs:
-        if method is None and spec is None:
+        wanted = method or spec
+        if wanted is None:
             continue
         start = time.perf_counter()
-        ts.apply(model, method or spec)
+        ts.apply(model, wanted)
         out = logits()
         ts.remove(model)
         row = {
-            "method": str(method or spec),
+            "method": str(wanted),
             "gmacs": round(macs(model, method), 4) if method else None,
             "top1": round((out.argmax(1) == labels).float().mean().item() * 100, 2),
             "agreement": round((out.argmax(1) == dense.argmax(1)).float().mean().item() * 100, 2),

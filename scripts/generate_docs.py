@@ -11,26 +11,22 @@ from __future__ import annotations
 
 import argparse
 import collections
-import dataclasses
 import json
 import re
 import sys
-import types
-import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from tokensieve import registry
+from tokensieve import card, registry
 from tokensieve.cli.app import app
 from tokensieve.method import Method
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTICE = "<!-- Written by scripts/generate_docs.py; edit the sources it names, then run `make docs`. -->\n\n"
 MACHINE_DEFAULTS = {"workers": "one a core, at most 4"}  # what differs between machines is said in words
-POINTS = {"before": "before the block", "middle": "between attention and MLP", "after": "after the block"}
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -65,11 +61,6 @@ def address(number: str) -> str:
     return f"https://doi.org/{number}" if "/" in number else f"https://arxiv.org/abs/{number}"
 
 
-def summary(cls: type[Method]) -> str:
-    """First sentence of the card."""
-    return " ".join(cls.card().split("\n\n")[0].split()).rstrip(".")
-
-
 def methods_table() -> str:
     """One row a method, for the README."""
     rows = []
@@ -77,47 +68,18 @@ def methods_table() -> str:
         arxiv = f"[{cls.paper[3]}]({address(cls.paper[3])})" if cls.paper else "control"
         knob = f"`{cls.knob}`" if cls.knob else "–"
         learned = "learned part, to be trained" if cls.trained else "none"
-        rows.append([f"[`{name}`](docs/methods.md#{name})", summary(cls), POINTS[cls.point], knob, learned, arxiv])
+        rows.append(
+            [f"[`{name}`](docs/methods.md#{name})", card.summary(cls), card.ACTS[cls.point], knob, learned, arxiv]
+        )
     return table(["name", "what it does", "acts", "main option", "learned part", "paper"], rows)
-
-
-def spell_type(kind: Any) -> str:
-    """A type as a user would say it."""
-    if kind is type(None):
-        return "none"
-    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        return " or ".join(spell_type(part) for part in typing.get_args(kind))
-    if typing.get_origin(kind) is typing.Literal:
-        return " or ".join(f"`{value}`" for value in typing.get_args(kind))
-    if typing.get_origin(kind) in (tuple, list):
-        return "list of " + spell_type(typing.get_args(kind)[0])
-    return {"str": "text", "bool": "true or false"}.get(kind.__name__, str(kind.__name__))
-
-
-def spell_value(value: Any) -> str:
-    """A default as a spec writes it."""
-    if isinstance(value, tuple):
-        return "[" + ",".join(map(spell_value, value)) + "]"
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
-
-
-def split_card(cls: type[Method]) -> tuple[str, dict[str, str]]:
-    """The card without its list of options, and what the list says of each."""
-    prose, _, listed = cls.card().partition("\nOptions:\n")
-    listed, _, rest = listed.partition("\n\n")
-    entries = re.findall(r"^    (\w+(?:, \w+)*): (.*(?:\n {5,}.*)*)", listed, flags=re.M)
-    meanings = {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
-    return "\n\n".join(part.strip() for part in (prose, rest) if part.strip()), meanings
 
 
 def options_table(cls: type[Method]) -> str:
     """Every option of a method with its type, default and meaning."""
-    types_of, meanings = cls.option_types(), split_card(cls)[1]
-    rows = []
-    for option in dataclasses.fields(cls):
-        default = "required" if option.default is dataclasses.MISSING else f"`{spell_value(option.default)}`"
-        meaning = meanings.get(option.name, "")
-        rows.append([f"`{option.name}`", spell_type(types_of[option.name]), default, meaning])
+    rows = [
+        [f"`{o.name}`", o.type, o.default if o.default == "required" else f"`{o.default}`", o.meaning]
+        for o in card.options(cls)
+    ]
     return table(["option", "type", "default", "meaning"], rows) if rows else "No options.\n"
 
 
@@ -126,15 +88,15 @@ def methods_page() -> str:
     parts = [f"# Methods\n\n{NOTICE}One section a method: its card (the docstring of its class) and its options.\n"]
     for name, cls in registry.methods().items():
         facts = [
-            f"acts {POINTS[cls.point]}",
+            f"acts {card.ACTS[cls.point]}",
             f"version {cls.version}",
             "has learned parts, which must be trained" if cls.trained else "nothing to train",
         ]
         if cls.ragged:
             facts.append("images may keep different numbers of tokens")
-        card = split_card(cls)[0] + "\n"
+        text = "\n\n".join(card.prose(cls)) + "\n"
         about = f"`ts.{cls.__name__}`: {', '.join(facts)}. Paper: {paper(cls)}.\n"
-        parts.append(f"## {name}\n\n{about}\n{card}\n{options_table(cls)}")
+        parts.append(f"## {name}\n\n{about}\n{text}\n{options_table(cls)}")
     return "\n".join(parts)
 
 
@@ -220,7 +182,7 @@ def command_section(path: str, command: Any) -> str:
     """One command: what it does, then its arguments and options."""
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option" and "--help" not in p.opts and not p.hidden]
-    words = {p.name: p.metavar or p.name.upper() + ("…" if p.nargs == -1 else "") for p in arguments}
+    words = {p.name: (p.metavar or p.name.upper()) + ("…" if p.nargs == -1 else "") for p in arguments}
     usage = " ".join([path, *words.values(), *(["[OPTIONS]"] if options else [])])
     paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", command.help or "")]
     section = f"## {path}\n\n```text\n{usage}\n```\n\n" + "\n\n".join(paragraphs) + "\n"

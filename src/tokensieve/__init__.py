@@ -10,7 +10,9 @@ from tokensieve.checkpoint import SievedModel, from_pretrained, load, push_to_hu
 from tokensieve.decision import Assignment, KeepMask, SoftAssignment
 from tokensieve.engine import applied, apply, is_applied, remove
 from tokensieve.errors import RefusedError, TokensieveError, TokensieveWarning
+from tokensieve.export import export
 from tokensieve.family import Family
+from tokensieve.measure.plan import SpeedPlan, plan
 from tokensieve.method import Method
 from tokensieve.record import Trace, trace
 from tokensieve.registry import families, methods
@@ -23,7 +25,7 @@ globals().update({cls.__name__: cls for cls in methods().values()})
 
 __all__ = [
     "Assignment", "Family", "KeepMask", "Layout", "Method", "RefusedError", "SievedModel", "SoftAssignment",
-    "TokensieveError", "TokensieveWarning", "Tokens", "Trace", "View", "__version__", "applied", "apply", "families",
-    "from_pretrained", "is_applied", "load", "method", "methods", "push_to_hub", "remove", "save", "spell", "sweep",
-    "trace", *sorted(cls.__name__ for cls in methods().values()),
+    "SpeedPlan", "TokensieveError", "TokensieveWarning", "Tokens", "Trace", "View", "__version__", "applied", "apply",
+    "export", "families", "from_pretrained", "is_applied", "load", "method", "methods", "plan", "push_to_hub", "remove",
+    "save", "spell", "sweep", "trace", *sorted(cls.__name__ for cls in methods().values()),
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tokensieve.ops.rows import at_least_float32, complement, invert, one_hot
@@ -62,8 +63,7 @@ class Assignment:
         """
         order = index.sort(dim=1, stable=True).indices
         grouped = index.gather(1, order)
-        first = torch.ones_like(grouped, dtype=torch.bool)
-        first[:, 1:] = grouped[:, 1:] != grouped[:, :-1]
+        first = F.pad(grouped[:, 1:] != grouped[:, :-1], (1, 0), value=True)
         leading = (~first).int().sort(dim=1, stable=True).indices
         keep, moved = order.gather(1, leading[:, :count]), order.gather(1, leading[:, count:])
         return Assignment(keep=keep, moved=moved, onto=index.gather(1, moved), weight=weight)

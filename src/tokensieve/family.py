@@ -25,6 +25,10 @@ class BlockMacs:
     mlp_linear: int
     attention_width: int
 
+    def total(self, attended: float, processed: float) -> float:
+        """Multiply-accumulates on these tokens."""
+        return self.attention_linear * attended + 2 * self.attention_width * attended**2 + self.mlp_linear * processed
+
 
 def linear_macs(module: nn.Module) -> int:
     """MACs per token of all linear layers inside ``module``."""

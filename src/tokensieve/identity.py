@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tokensieve.attention import Tap
-from tokensieve.errors import RefusedError
+from tokensieve.errors import RefusedError, TokensieveError
 from tokensieve.registry import family_of
 
 
@@ -45,6 +45,7 @@ def check_identity(model: nn.Module, probe: Tensor | None = None, taps: bool = T
 
     Raises:
         RefusedError: a block differs, or (with ``taps``) its attention does not use the fused kernel.
+        TokensieveError: the model does not run on the ``probe`` given.
     """
     located = family_of(model)
     family = located.family
@@ -74,6 +75,13 @@ def check_identity(model: nn.Module, probe: Tensor | None = None, taps: bool = T
     try:
         with evaluating(model):
             model(probe_input(model) if probe is None else probe)
+    except Exception as error:
+        if probe is None:
+            raise
+        given = f"of shape {tuple(probe.shape)}" if isinstance(probe, Tensor) else repr(probe)
+        raise TokensieveError(
+            f"the model does not run on the probe {given} ({error}): give images (1, C, H, W) of its own kind"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

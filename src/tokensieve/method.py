@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
+from tokensieve import option
 from tokensieve.decision import Decision, Until
 from tokensieve.errors import TokensieveError
 from tokensieve.view import Layout, Signal, View
@@ -22,6 +23,9 @@ POINTS: tuple[Point, ...] = ("before", "middle", "after")
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """Base of every method. A subclass is one frozen dataclass in one file, and its docstring is its card.
+
+    Options are checked against their annotations when a config is made; lists become tuples, so that it stays hashable.
+    A subclass that checks more does so in ``__post_init__``, after ``super().__post_init__()``.
 
     Class attributes:
         name: what users type; default the class name in lower case.
@@ -48,6 +52,14 @@ class Method(ABC):
         if "name" not in cls.__dict__:
             cls.name = cls.__name__.lower()
 
+    def __post_init__(self) -> None:
+        for name, kind in self.option_types().items():
+            given = getattr(self, name)
+            try:
+                object.__setattr__(self, name, option.fit(given, kind))
+            except TypeError as error:
+                raise TokensieveError(f"{self.name}: {name} must be {error}, got {given!r}") from None
+
     @abstractmethod
     def blocks(self, depth: int) -> tuple[int, ...]:
         """The 0-based blocks at which this config acts in a model of ``depth`` blocks, ascending."""
@@ -59,16 +71,28 @@ class Method(ABC):
         For a ragged method the most it may leave. Equal to ``patches`` means the site does nothing at all.
         """
 
+    def fewest(self, patches: int) -> int:
+        """The fewest of ``patches`` tokens that one site can leave; only asked where counts are rounded. Default: 1."""
+        return 1
+
     @abstractmethod
     def assign(self, view: View) -> Decision:
-        """Decide what becomes of the patch tokens in ``view``. Only called when there is something to remove."""
+        """Decide what becomes of the patch tokens in ``view``, so that ``view.keep`` of them are left.
+
+        Only called when there is something to remove. ``view.keep`` is what ``remaining`` says, unless the user had the
+        counts rounded (``ts.apply(..., multiple=8)``).
+        """
 
     def needs(self, layout: Layout) -> frozenset[Signal]:
         """The signals ``assign`` reads, for a model of this layout. Default: none."""
         return frozenset()
 
     def module(self, layout: Layout) -> nn.Module | None:
-        """A fresh learned part for one site, or None. It becomes part of the model's state dict."""
+        """A fresh learned part for one site, or None. It becomes part of the model's state dict.
+
+        Constants that ``assign`` reads belong here too, as buffers that are not persistent: a tensor made from Python
+        values while the model runs is copied from the host every time, and no CUDA graph can hold it.
+        """
         return None
 
     @property
@@ -101,7 +125,7 @@ class Method(ABC):
         parts = [self.name]
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
-            if value != f.default:
+            if value != f.default or f.name == self.knob:
                 parts.append(f"{f.name}={_spell(value)}")
         return ":".join(parts)
 
@@ -112,27 +136,7 @@ def _spell(value: Any) -> str:
     return str(value)
 
 
-def freeze_lists(config: Method) -> None:
-    """Turn list options into tuples, so that a config stays hashable and round-trips through JSON."""
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if isinstance(value, list):
-            object.__setattr__(config, f.name, tuple(tuple(v) if isinstance(v, list) else v for v in value))
-
-
 def require(condition: bool, config: Method, option: str, expected: str) -> None:
     """Raise unless ``condition``: names the option, what was given and what was expected."""
     if not condition:
         raise TokensieveError(f"{config.name}: {option} must be {expected}, got {getattr(config, option)!r}")
-
-
-def require_choice(config: Method, option: str, choices: tuple[str, ...]) -> None:
-    """Raise unless the option is one of ``choices``."""
-    require(getattr(config, option) in choices, config, option, "one of " + ", ".join(map(repr, choices)))
-
-
-def require_whole(config: Method, option: str) -> None:
-    """Raise unless the option is a whole number of tokens, 0 or more."""
-    value = getattr(config, option)
-    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    require(whole, config, option, "a whole number of tokens, 0 or more")

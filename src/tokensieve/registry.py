@@ -86,9 +86,10 @@ def method_class(name: str) -> type[Method]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`, did you mean 'x'?` for error messages, or nothing when no name is near."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
+    """`, did you mean 'x'?` for error messages, or nothing when no name is near; case does not matter."""
+    by_lower_case = {candidate.lower(): candidate for candidate in known}
+    close = difflib.get_close_matches(name.lower(), by_lower_case, n=1)
+    return f", did you mean {by_lower_case[close[0]]!r}?" if close else ""
 
 
 def family_of(model: nn.Module) -> Located:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -21,6 +21,9 @@ from tokensieve.family import Family
 from tokensieve.method import Method, Point
 from tokensieve.tokens import Fill, Stage, Tokens
 from tokensieve.view import BlockSignals, Layout, View
+
+if TYPE_CHECKING:
+    from tokensieve.placement import Rounding
 
 SITE = "tokensieve"  # the name of the child module that a block with sites carries
 
@@ -47,6 +50,7 @@ class Site(nn.Module):
         steps: Sequence[Step],
         methods: tuple[Method, ...],
         fill: Fill,
+        rounding: Rounding | None = None,
     ) -> None:
         super().__init__()
         self.family = family
@@ -55,6 +59,7 @@ class Site(nn.Module):
         self.steps = tuple(steps)
         self.methods = methods
         self.fill: Fill = fill
+        self.rounding = rounding
         self.log_size = any(m.log_size_attention for m in methods)
         self.learned = nn.ModuleDict()
         for step in self.steps:
@@ -124,7 +129,7 @@ class Site(nn.Module):
             method = step.method
             if method.point != point:
                 continue
-            keep = method.remaining(tokens.count, step.ordinal, self.layout)
+            keep = self._budget(step, tokens)
             if keep == tokens.count and not method.ragged:
                 continue
             part = self.learned[step.key] if step.key in self.learned else None  # noqa: SIM401 - has no get
@@ -141,6 +146,12 @@ class Site(nn.Module):
                 signals.follow(decision)
         return tokens
 
+    def _budget(self, step: Step, tokens: Tokens) -> int:
+        """How many patch tokens the schedule leaves at this step: the method's own number, or that number rounded."""
+        if self.rounding is None:
+            return step.method.remaining(tokens.count, step.ordinal, self.layout)
+        return min(tokens.count, self.rounding.left(self.block, step, tokens.shape[1] - tokens.prefix))
+
     def _check_budget(self, decision: Decision, keep: int, method: Method) -> None:
         if isinstance(decision, Assignment):
             left = decision.keep.shape[1]
@@ -148,6 +159,11 @@ class Site(nn.Module):
             left = decision.matrix.shape[1]
         else:
             return
+        if left != keep and self.rounding is not None:
+            raise TokensieveError(
+                f"{method.name} left {left} tokens in block {self.block} where multiple={self.rounding.multiple} asks "
+                f"for {keep}: its assign() does not follow view.keep; leave multiple out"
+            )
         if left > keep if method.ragged else left != keep:
             raise TokensieveError(
                 f"{method.name} left {left} tokens in block {self.block} where its schedule says {keep}: "

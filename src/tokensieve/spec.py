@@ -6,15 +6,13 @@ Examples: ``bat:keep=0.5``, ``bat:keep=0.5,0.7,0.9`` (three variants), ``tome:r=
 
 from __future__ import annotations
 
-import ast
 import itertools
-import types
-import typing
 from collections.abc import Sequence
 from typing import Any
 
 from tokensieve.errors import TokensieveError
 from tokensieve.method import Method
+from tokensieve.option import read
 from tokensieve.registry import method_class, nearest
 
 
@@ -35,15 +33,17 @@ def method(spec: str) -> tuple[Method, ...]:
 
 def sweep(spec: str) -> list[tuple[Method, ...]]:
     """Every composition that ``spec`` names, in the order written; commas outside brackets sweep."""
+    if not isinstance(spec, str):
+        raise TokensieveError(f"a spec is a text such as 'bat:keep=0.7', got {spec!r}")
     parts = spec.split("+")
     if not all(part.strip() for part in parts):
         raise TokensieveError(f"empty method in {spec!r}: write NAME[:option=value]…, composed with +")
     return [tuple(variant) for variant in itertools.product(*(_variants(part.strip()) for part in parts))]
 
 
-def spell(methods: Sequence[Method]) -> str:
-    """The canonical spec of a composition: options that differ from their defaults, in order."""
-    return "+".join(str(m) for m in methods)
+def spell(methods: Method | Sequence[Method]) -> str:
+    """The canonical spec of a method or a composition: each knob, and the options that differ from their defaults."""
+    return "+".join(str(m) for m in ([methods] if isinstance(methods, Method) else methods))
 
 
 def _variants(part: str) -> list[Method]:
@@ -78,43 +78,7 @@ def _split(text: str) -> list[str]:
 
 
 def _value(name: str, option: str, word: str, kind: Any) -> Any:
-    expected = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if word in ("none", "None") and type(None) in expected:
-        return None
-    if word.lower() in ("true", "false") and bool in expected:
-        return word.lower() == "true"
-    literals = [v for k in expected if typing.get_origin(k) is typing.Literal for v in typing.get_args(k)]
-    if literals:
-        if word in literals:
-            return word
-        if str in map(type, literals) and not any(k in (int, float) for k in expected):
-            raise TokensieveError(f"{name}: {option} must be one of {', '.join(map(repr, literals))}, got {word!r}")
     try:
-        value = ast.literal_eval(word)
-    except (ValueError, SyntaxError):
-        value = word
-    if isinstance(value, list):
-        value = tuple(value)
-    if _fits(value, expected):
-        return float(value) if type(value) is int and float in expected and int not in expected else value
-    raise TokensieveError(f"{name}: {option} must be {_describe(kind)}, got {word!r}")
-
-
-def _fits(value: Any, expected: Sequence[Any]) -> bool:
-    for kind in expected:
-        plain = typing.get_origin(kind) or kind
-        if plain is tuple:
-            inner = [k for k in typing.get_args(kind) if k is not Ellipsis]
-            if isinstance(value, tuple) and all(_fits(v, inner) for v in value):
-                return True
-        elif plain is float:
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                return True
-        elif isinstance(plain, type) and isinstance(value, plain) and not (plain is int and isinstance(value, bool)):
-            return True
-    return False
-
-
-def _describe(kind: Any) -> str:
-    text = str(kind.__name__ if isinstance(kind, type) else kind)
-    return text.replace("typing.", "").replace("NoneType", "none").replace("tuple", "list").replace(", ...", "")
+        return read(word, kind)
+    except TypeError as error:
+        raise TokensieveError(f"{name}: {option} must be {error}, got {word!r}") from None

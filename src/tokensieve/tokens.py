@@ -318,20 +318,22 @@ def _unpark(tokens: Tokens, place: int = -1) -> Tokens:
         )
     # Tokens were merged or dropped meanwhile: who comes back joins at the end, then all are put in order of position.
     present, joining = tokens.count, entry.dropped.shape[1]
-    comes = entry.index.gather(1, entry.dropped) < 0
-    rep = torch.cat([tokens.rep, before.rep.gather(1, entry.dropped)], dim=1)
+    away = entry.index < 0
+    stays = ~away.gather(1, entry.dropped)
+    dropped = entry.dropped.gather(1, entry.dropped.masked_fill(stays, before.count).argsort(dim=1, stable=True))
+    comes = away.gather(1, dropped)  # those first, by position, so that counting gives each its place
+    rep = torch.cat([tokens.rep, before.rep.gather(1, dropped)], dim=1)
     order = rep.sort(dim=1, stable=True).indices
-    joined = torch.arange(present, present + joining, device=rep.device).expand(rep.shape[0], -1)
-    own_place = torch.full_like(before.rep, -1).scatter(1, entry.dropped, joined.masked_fill(~comes, -1))
+    own_place = torch.where(away, present - 1 + away.cumsum(dim=1), -1)
     came_back = regroup(before.group, own_place)
     group = torch.where(tokens.group >= 0, tokens.group, came_back)
-    patches = torch.cat([tokens.patches, before.rows(entry.dropped)], dim=1)
+    patches = torch.cat([tokens.patches, before.rows(dropped)], dim=1)
 
     def ordered(now: Tensor | None, then: Tensor | None, neutral: Tensor) -> Tensor | None:
         if now is None and then is None:
             return None
         now = neutral[:, :1].expand(-1, present) if now is None else now
-        then = neutral[:, :1].expand(-1, joining) if then is None else then.gather(1, entry.dropped)
+        then = neutral[:, :1].expand(-1, joining) if then is None else then.gather(1, dropped)
         if then.dtype == torch.bool:
             then = then & comes
         return torch.cat([now, then], dim=1).gather(1, order)

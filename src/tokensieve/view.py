@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from tokensieve import attention
 from tokensieve.attention import Attended
-from tokensieve.decision import Assignment, Decision, SoftAssignment, rows_to_one, slots
+from tokensieve.decision import Assignment, Decision, SoftAssignment, rows_to_one
 from tokensieve.errors import TokensieveError
-from tokensieve.ops.rows import head_mean
+from tokensieve.ops.rows import head_mean, one_hot, take_rows
 from tokensieve.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class BlockSignals:
 
     attended: Attended
     alive: Tensor | None
-    moves: list[Assignment | SoftAssignment | tuple[Tensor, int]] = field(default_factory=list)
+    moves: list[Assignment | SoftAssignment | Tensor] = field(default_factory=list)
 
     def follow(self, decision: Decision) -> None:
         """Remember a decision taken after the attention, so that later methods in the block see matching signals."""
@@ -65,28 +65,33 @@ class BlockSignals:
 
     def follow_return(self, before: Tokens, after: Tokens) -> None:
         """Remember that tokens which sat the attention out came back after it: they have no signal and count as 0."""
-        index = after.group.gather(1, before.rep)
-        self.moves.append((index if before.alive is None else index.masked_fill(~before.alive, -1), after.count))
+        self.moves.append(before.group.gather(1, after.rep))  # where each was before, -1 for those that were away
 
     def carry(self, score: Tensor, how: Literal["sum", "mean"]) -> Tensor:
         """Take (B, M0) or (B, M0, D) values per token of the attention to the tokens present now."""
+        flat = score if score.dim() == 3 else score.unsqueeze(2)
         for move in self.moves:
-            flat = score if score.dim() == 3 else score.unsqueeze(2)
             if isinstance(move, SoftAssignment):
                 mixing = move.matrix if how == "mean" else rows_to_one(move.matrix.transpose(1, 2)).transpose(1, 2)
-                mixed = mixing.to(flat.dtype) @ flat
-                score = mixed if score.dim() == 3 else mixed.squeeze(2)
-                continue
-            index, count = (slots(move), move.keep.shape[1]) if isinstance(move, Assignment) else move
-            target = index.clamp(min=0)
-            present = (index >= 0).to(flat.dtype).unsqueeze(2)
-            where = target.unsqueeze(2).expand_as(flat)
-            summed = flat.new_zeros(flat.shape[0], count, flat.shape[2]).scatter_add(1, where, flat * present)
-            if how == "mean":
-                members = flat.new_zeros(flat.shape[0], count, 1).scatter_add(1, target.unsqueeze(2), present)
-                summed = summed / members.clamp(min=1)
-            score = summed if score.dim() == 3 else summed.squeeze(2)
-        return score
+                flat = mixing.to(flat.dtype) @ flat
+            elif isinstance(move, Assignment):
+                flat = _join(flat, move, how)
+            else:
+                flat = take_rows(flat, move.clamp(min=0)).masked_fill((move < 0).unsqueeze(2), 0)
+        return flat if score.dim() == 3 else flat.squeeze(2)
+
+
+def _join(values: Tensor, assignment: Assignment, how: Literal["sum", "mean"]) -> Tensor:
+    """Values (B, M, D) of the tokens before a hard assignment, summed or averaged over the members of each new one."""
+    joined = take_rows(values, assignment.keep)
+    if assignment.alive is not None:
+        joined = joined.masked_fill(~assignment.alive.unsqueeze(2), 0)
+    if assignment.moved is None or assignment.onto is None:
+        return joined
+    joins = one_hot(assignment.onto, assignment.keep.shape[1], values.dtype)
+    with torch.autocast(values.device.type, enabled=False):  # a score in half precision would have ties
+        joined = torch.baddbmm(joined, joins, take_rows(values, assignment.moved))
+    return joined / (1 + joins.sum(dim=2, keepdim=True)) if how == "mean" else joined
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from tokensieve import registry
 from tokensieve.cli.app import app
+from tokensieve.measure import bench as measuring
 
 MODEL = "test_vit"
 runner = CliRunner()
@@ -50,7 +52,7 @@ def test_bench_measures_writes_and_resumes(images: Path, tmp_path: Path) -> None
     assert "class_map.txt" in result.stderr
     assert "evit:keep=0.5" in result.stdout
     content = json.loads(file.read_text())
-    assert [row["variant"] for row in content["rows"]] == ["dense", "evit:keep=0.5", "evit"]
+    assert [row["variant"] for row in content["rows"]] == ["dense", "evit:keep=0.5", "evit:keep=0.7"]
     assert content["rows"][1]["images"] == 6
     assert content["rows"][1]["speed"][0]["batch"] == 2
     assert file.with_suffix(".csv").exists() and file.with_suffix(".png").exists()
@@ -90,6 +92,78 @@ def test_wrong_input_ends_in_one_sentence(images: Path, tmp_path: Path) -> None:
     assert "device" in fails("eval", MODEL, *data, "--device", "abacus")
     assert "must end in .json" in fails("eval", MODEL, *data, "--results-file", tmp_path / "r.txt")
     assert "No such option" in fails("eval", MODEL, *data, "--batchsize", 3)
+    assert "there is none" in fails("eval", MODEL, *data, "--macs", 0.5)
+    assert "both are given" in fails("eval", MODEL, *data, "--pretrained", "--checkpoint", tmp_path / "absent.pth")
+    assert "no backend 'inducter', did you mean 'inductor'" in fails("eval", MODEL, *data, "--torchcompile", "inducter")
+    assert "device 'meta' is not available" in fails("eval", MODEL, *data, "--device", "meta")
+    assert "unknown data set" in fails("eval", MODEL, *data, "--dataset", "nope/x")
+    assert "crop_pct" in fails("eval", MODEL, *data, "--crop-pct", 0)
+    assert "'bilinear'" in fails("eval", MODEL, *data, "--interpolation", "bilinaer")
+    assert "one for each channel" in fails("eval", MODEL, *data, "--mean", "0.5,0.5")
+    assert "expected numbers with commas" in fails("eval", MODEL, *data, "--std", "half")
+    assert "smaller than one patch" in fails("eval", MODEL, *data, "--img-size", 7)
+    assert "1 or 3 channels" in fails("eval", MODEL, *data, "--in-chans", 4)
+
+
+def test_all_options_of_the_transform_are_used(images: Path) -> None:
+    asked = ("--mean", "0.4,0.5,0.6", "--std", 0.5, "--crop-pct", 0.8, "--interpolation", "bilinear", "--img-size", 96)
+    result = call("eval", MODEL, "--data", images / "val", "-j", 0, "-b", 3, *asked, "-m", "tome:r=2")
+    assert result.exit_code == 0, result.output
+    assert "tome:r=2" in result.stdout
+
+
+def test_what_nobody_foresaw_is_one_sentence_too(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*_: object, **__: object) -> None:
+        raise KeyError("inner")
+
+    monkeypatch.setattr(measuring, "bench", breaks)
+    arguments = ("eval", MODEL, "--data", images / "val", "-j", 0)
+    result = call(*arguments)
+    assert result.exit_code == 1
+    assert "KeyError: 'inner'; nobody foresaw this" in " ".join(result.stderr.split())
+    assert isinstance(call(*arguments, "--verbose").exception, KeyError)
+
+
+def test_too_little_memory_says_what_to_do(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(measuring, "bench", breaks)
+    assert "--batch-size" in fails("eval", MODEL, "--data", images / "val", "-j", 0)
+
+
+@pytest.mark.parametrize("phase", ["accuracy", "timing"])
+def test_ctrl_c_keeps_what_is_done(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
+    file = tmp_path / "r.json"
+    common = ("bench", MODEL, "--data", images / "val", "-j", 0, "-b", 3, "--rounds", 2, "--speed-batch-size", 1)
+    common += ("--speed-batch-size", 2, "--results-file", file, "--method", "tome:r=2,3")
+    calls = 0
+
+    def stop(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return whole(*arguments, **options)
+
+    module, name = (measuring, "compare") if phase == "accuracy" else (measuring, "time_variants")
+    whole = getattr(module, name)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, stop)
+        stopped = call(*common)
+    assert stopped.exit_code == 130
+    assert "stopped; what is done is kept, go on with --resume" in " ".join(stopped.stderr.split())
+    rows = json.loads(file.read_text())["rows"]
+    done = [(row["variant"], [speed["batch"] for speed in row["speed"]]) for row in rows]
+    if phase == "accuracy":
+        assert done == [("dense", []), ("tome:r=2", [])]
+    else:
+        assert done == [("dense", [1]), ("tome:r=2", [1]), ("tome:r=3", [1])]
+    assert "tome:r=2" in stopped.stdout and file.with_suffix(".png").exists()
+    assert call(*common, "--resume").exit_code == 0
+    resumed = json.loads(file.read_text())["rows"]
+    assert [[speed["batch"] for speed in row["speed"]] for row in resumed] == [[1, 2]] * 3
+    assert all(row["speed"][: len(old["speed"])] == old["speed"] for row, old in zip(resumed, rows, strict=False))
 
 
 def test_classes_that_are_not_the_models_are_named(images: Path, tmp_path: Path) -> None:
@@ -106,5 +180,6 @@ def test_methods_and_families_come_from_the_registry() -> None:
     for name, method in registry.methods().items():
         card = call("methods", name).stdout
         assert all(option in card for option in method.option_types())
+        assert "share of the patch tokens" in card or method.knob != "keep"
     assert "did you mean 'tome'" in fails("methods", "tomme")
     assert all(name in call("families").stdout for name in registry.families())

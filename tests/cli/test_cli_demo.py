@@ -37,3 +37,27 @@ def test_no_images_are_refused(tmp_path: Path) -> None:
     run = CliRunner().invoke(app, ["demo", "--output", str(tmp_path / "out"), "--images", "0"])
     assert run.exit_code == 2
     assert "--images must be 1 or more" in run.output
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_demo_that_ends_early_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def breaks(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("tokensieve.demo.run.variants", breaks)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "demo.json").write_text("old")
+    for output, more in ((tmp_path / "new", ()), (tmp_path / "mine", ("--force",))):
+        run = CliRunner().invoke(app, ["demo", "--output", str(output), "--images", "10", *more])
+        assert run.exit_code == (130 if isinstance(error, KeyboardInterrupt) else 2)
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["mine", "mine/demo.json"]
+    assert (tmp_path / "mine" / "demo.json").read_text() == "old"
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    run = CliRunner().invoke(app, ["demo", "--output", str(tmp_path / "file"), "--force"])
+    assert run.exit_code == 2
+    assert "it is a file" in run.output

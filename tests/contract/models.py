@@ -137,5 +137,6 @@ def layout_of(model: nn.Module) -> Layout:
 
 
 def learned_parts(methods: tuple[Method, ...], layout: Layout) -> bool:
-    """Whether any of the methods brings parameters of its own."""
-    return any(method.module(layout) is not None for method in methods)
+    """Whether any of the methods brings something of its own to the state dict."""
+    parts = [method.module(layout) for method in methods]
+    return any(part is not None and part.state_dict() for part in parts)

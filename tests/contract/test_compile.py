@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 import torch
 from models import COMPOSED, CONFIGS, DEFAULTS, FACTORIES, FIRST, images, liven
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import tokensieve as ts
+from tokensieve.decision import keep_only
 
 first_models = pytest.mark.parametrize(("family", "name"), FIRST)
 RAGGED = {config for config, methods in CONFIGS.items() if any(method.ragged for method in methods)}
@@ -48,6 +50,79 @@ def test_compiles_once_per_shape_into_one_graph(family: str, name: str, config: 
             assert counter.frame_count == frames
 
 
+def last_images(batch: int) -> Tensor:
+    """Cloned, because the compiler also watches where in its storage a tensor begins."""
+    return images(8, torch.float64)[-batch:].clone()
+
+
+@every_config
+@first_models
+def test_compiles_once_for_every_batch(family: str, name: str, config: str) -> None:
+    model = reduced(family, name, config)
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    with torch.no_grad():
+        for batch in (3, 2, 5, 8):
+            x = last_images(batch)
+            torch._dynamo.mark_dynamic(x, 0)
+            torch.testing.assert_close(compiled(x), model(x))
+    assert counter.frame_count == 1
+
+
+@every_config
+@pytest.mark.parametrize(("family", "name"), FIRST[:1])
+def test_compiles_twice_at_most_when_nobody_says_that_the_batch_varies(family: str, name: str, config: str) -> None:
+    model = reduced(family, name, config)
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    with torch.no_grad():
+        for batch in (2, 3, 5, 2, 8):
+            compiled(last_images(batch))
+    assert counter.frame_count == 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waits(ts.Method):
+    """Breaks the graph: which tokens it keeps is asked of the device."""
+
+    name = "waits-of-the-tests"
+
+    def blocks(self, depth: int) -> tuple[int, ...]:
+        return (0,)
+
+    def remaining(self, patches: int, site: int, layout: ts.Layout) -> int:
+        return patches // 2
+
+    def assign(self, view: ts.View) -> ts.Assignment:
+        first = 1 if view.x.sum() > 0 else 0
+        keep = torch.arange(first, first + view.keep, device=view.x.device)
+        return keep_only(keep.expand(view.x.shape[0], -1), view.count)
+
+
+def test_a_graph_break_is_an_error() -> None:
+    """The tests above mean something only if they catch a method that breaks the rule."""
+    model = ts.apply(liven(FACTORIES["timm-vit"]["plain"](depth=2)).eval(), Waits())
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        model(images(2))
+        with pytest.raises(torch._dynamo.exc.Unsupported):
+            compiled(images(2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["bat", "tosa", "tome", "evit"])
+def test_inductor_gives_the_same_answers(config: str) -> None:
+    model = reduced("timm-vit", "plain", config)
+    counter = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    with torch.no_grad():
+        for batch in (3, 2, 5):
+            x = last_images(batch)
+            torch._dynamo.mark_dynamic(x, 0)
+            torch.testing.assert_close(compiled(x), model(x))
+    assert counter.frame_count == 1
+
+
 @every_config
 @first_models
 def test_export_with_a_dynamic_batch(family: str, name: str, config: str) -> None:
@@ -57,6 +132,10 @@ def test_export_with_a_dynamic_batch(family: str, name: str, config: str) -> Non
         before = model(traced), model(other)
         dynamic = ({0: torch.export.Dim("batch", min=1, max=64)},)
         program = torch.export.export(model, (traced,), dynamic_shapes=dynamic)
+        # Other runtimes run a scatter slowly, or in an order of their own.
+        assert not [
+            node for node in program.graph.nodes if "scatter" in str(node.target) or "index_put" in str(node.target)
+        ]
         exported = program.module()
         for x, answer in zip((traced, other), before, strict=True):
             torch.testing.assert_close(exported(x), answer)

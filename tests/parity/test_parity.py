@@ -72,7 +72,7 @@ def test_tosa_controls(images: Tensor, keep: float, score: str) -> None:
         "own": reference.own_columns,
         "class": lambda run, block: reference.class_attention(run),
     }[score]
-    model = ts.apply(tiny(), ts.ToSA(keep=keep, score=score))
+    model = ts.apply(tiny(), ts.ToSA(keep=keep, score=score, stride=1))
     compare(model, images, skip=reference.tosa((1, 3, 5), keep, scorer))
 
 
@@ -93,8 +93,9 @@ def test_tosa_selector_against_whole_maps(images: Tensor, block: int) -> None:
     compare(model, images, skip=skip)
 
 
-def test_a_fresh_tosa_is_its_control(images: Tensor) -> None:
+@pytest.mark.parametrize("stride", [1, 3, 8])
+def test_a_fresh_tosa_is_its_control(stride: int, images: Tensor) -> None:
     with pytest.warns(ts.TokensieveWarning, match="has not been trained"), torch.no_grad():
-        fresh = ts.apply(tiny(), ts.ToSA(keep=0.5, stride=1))(images)
-        own = ts.apply(tiny(), ts.ToSA(keep=0.5, score="own"))(images)
+        fresh = ts.apply(tiny(), ts.ToSA(keep=0.5, stride=stride))(images)
+        own = ts.apply(tiny(), ts.ToSA(keep=0.5, stride=stride, score="own"))(images)
     torch.testing.assert_close(fresh, own, rtol=0, atol=1e-12)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import reference_untrained as reference
 import torch
-from harness import DEPTH, SITES, compare, tiny
+from harness import DEPTH, PATCHES, SITES, compare, tiny
 from torch import Tensor, nn
 
 import tokensieve as ts
@@ -84,6 +84,14 @@ def test_pitome(images: Tensor, keep: float, margin: float, proportional: bool) 
 def test_mctf(images: Tensor, r: int, info: float, size: float, proportional: bool) -> None:
     model = ts.apply(tiny(), ts.MCTF(r=r, info=info, size=size, proportional=proportional))
     compare(model, images, middle=reference.mctf(tuple(range(1, DEPTH)), r, info, size), log_size=proportional)
+
+
+@pytest.mark.parametrize("proportional", [True, False])
+def test_diffrate(images: Tensor, proportional: bool) -> None:
+    counts = [(49, 47), (44, 40), (35, 33), (28, 24), (20, 15), (2, 1)]
+    pruned, merged = (tuple(row[place] / PATCHES for row in counts) for place in (0, 1))
+    model = ts.apply(tiny(), ts.DiffRate(pruned=pruned, merged=merged, proportional=proportional))
+    compare(model, images, middle=reference.diffrate(counts), log_size=proportional)
 
 
 def compare_each(model: nn.Module, images: Tensor, **reduction: Any) -> None:

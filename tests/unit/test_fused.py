@@ -53,6 +53,12 @@ def attended(seed: int, batch: int, heads: int, length: int, dim: int, dtype: to
     return Attended(qkv[0], qkv[1], qkv[2], dim**-0.5, bias)
 
 
+def exactly(given_to: Attended) -> Attended:
+    """The same numbers in float64."""
+    queries, keys, values = (t.double() for t in (given_to.queries, given_to.keys, given_to.values))
+    return Attended(queries, keys, values, given_to.scale, given_to.bias)
+
+
 def tolerance(dtype: torch.dtype) -> dict[str, float]:
     return {"rtol": 2e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 4e-2, "atol": 4e-3}
 
@@ -88,9 +94,7 @@ def test_class_attention(
 ) -> None:
     given_to = attended(seed, batch, heads, length, dim, dtype, biased)
     answer = native.class_attention(given_to)
-    exact = Attended(
-        *(t.double() for t in (given_to.queries, given_to.keys, given_to.values)), given_to.scale, given_to.bias
-    )
+    exact = exactly(given_to)
     torch.testing.assert_close(answer.double(), reference(class_attention)(exact), rtol=1e-4, atol=1e-6)
 
 
@@ -111,9 +115,7 @@ def test_column_sums(
     given_to = attended(seed, batch, heads, length, 16, dtype, biased)
     voters = random(seed + 2, batch, length) > -0.5 if voted else None
     answer = native.column_sums(given_to, voters, 8, stride)
-    exact = Attended(
-        *(t.double() for t in (given_to.queries, given_to.keys, given_to.values)), given_to.scale, given_to.bias
-    )
+    exact = exactly(given_to)
     torch.testing.assert_close(answer.double(), reference(column_sums)(exact, voters, 8, stride), rtol=1e-4, atol=1e-5)
 
 
@@ -135,20 +137,21 @@ def test_padding_that_no_query_may_see_gets_exactly_nothing() -> None:
     st.integers(1, 5),
     st.booleans(),
     st.booleans(),
+    dtypes,
 )
 def test_selected_columns(
-    seed: int, batch: int, heads: int, length: int, stride: int, biased: bool, logarithm: bool
+    seed: int, batch: int, heads: int, length: int, stride: int, biased: bool, logarithm: bool, dtype: torch.dtype
 ) -> None:
-    given_to = attended(seed, batch, heads, length, 8, torch.float32, biased)
+    given_to = attended(seed, batch, heads, length, 8, dtype, biased)
     torch.manual_seed(seed)
-    selector = Selector(heads, scaled=bool(seed % 2))
+    selector = Selector(heads, scaled=bool(seed % 2)).to(dtype)
     for parameter in selector.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     sum_of = "log_probabilities" if logarithm else "probabilities"
     with torch.no_grad():
         answer = native.selected_columns(selector, given_to, 8, stride, sum_of)
-        wanted = reference(selected_columns)(selector, given_to, 8, stride, sum_of)
-    torch.testing.assert_close(answer, wanted, rtol=1e-4, atol=1e-4)
+        wanted = reference(selected_columns)(selector.double(), exactly(given_to), 8, stride, sum_of)
+    torch.testing.assert_close(answer.double(), wanted, rtol=1e-4, atol=1e-4)
 
 
 @some

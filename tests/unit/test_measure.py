@@ -1,6 +1,8 @@
 """MACs, oracle, knob, memory, timing, fidelity and result files."""
 
 import json
+import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ from torch import nn
 
 import tokensieve as ts
 from tokensieve.measure import memory, speed
+from tokensieve.measure import model as model_module
 from tokensieve.measure.bench import reduce
 from tokensieve.measure.fidelity import compare
 from tokensieve.measure.macs import count
-from tokensieve.measure.model import load_weights, share_weights
+from tokensieve.measure.model import create, has_weights, load_weights, share_weights
 from tokensieve.measure.oracle import oracle
-from tokensieve.measure.plot import method_names, pareto
+from tokensieve.measure.plot import pareto, series
 from tokensieve.measure.results import Row, Speed, open_results
 from tokensieve.measure.solve import solve
 
@@ -162,7 +165,9 @@ def test_results_are_written_resumed_and_never_overwritten(tmp_path: Path) -> No
 def test_a_plot_is_written(tmp_path: Path) -> None:
     pareto([row("dense", 2.0), row("tome:r=4"), row("tome:r=8", 0.8)], tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
-    assert method_names("tome:r=4+tosa:keep=0.5") == "tome+tosa"
+    assert series("tome:r=4+tosa:keep=0.5") == "tome+tosa"
+    assert series("tosa:keep=0.5:score=own") == "tosa:score=own" != series("tosa:keep=0.5")
+    assert series("bat:keep=[0.9,0.8]:sites=[1,2]+tome:r=[1,2]") == "bat:sites=[1,2]+tome"
 
 
 def test_checkpoints_that_cannot_be_loaded_say_why(small: nn.Module, tmp_path: Path) -> None:
@@ -177,12 +182,87 @@ def test_checkpoints_that_cannot_be_loaded_say_why(small: nn.Module, tmp_path: P
     (tmp_path / "cut.pth").write_bytes((tmp_path / "good.pth").read_bytes()[:5000])
     torch.save(small, tmp_path / "pickle.pth")
     save_file({"head.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    torch.save([1, 2], tmp_path / "list.pth")
+    (tmp_path / "text.pth").write_text("hello")
+    (tmp_path / "empty.pth").touch()
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "code-ran",)
+
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Evil()))
+    torch.save({"state_dict": small.state_dict(), "more": Evil()}, tmp_path / "evil.pth")
     for name, reason in [
         ("cut.safetensors", "truncated"),
         ("cut.pth", "truncated"),
         ("pickle.pth", "pickle that holds more than weights"),
         ("other.safetensors", "another model"),
         ("absent.pth", "is not a file"),
+        ("list.pth", "holds no weights"),
+        ("text.pth", "holds no weights"),
+        ("empty.pth", r"is truncated or damaged: fetch it again"),
+        ("evil.pkl", "unpickling it could run code"),
+        ("evil.pth", "unpickling it could run code"),
     ]:
-        with pytest.raises(ts.TokensieveError, match=reason):
+        with pytest.raises(ts.TokensieveError, match=reason) as error, warnings.catch_warnings():
+            warnings.simplefilter("error")  # one sentence, and no warning of torch beside it
             load_weights(model, str(tmp_path / name))
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "code-ran").exists()
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_answer(*_: object, **__: object) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(model_module, "get_session", no_answer)
+    monkeypatch.setattr(model_module, "snapshot_download", no_answer)
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "hf-hub:owner/model@main"])
+def test_a_hub_that_does_not_answer_is_asked_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_late(*_: object, **__: object) -> None:
+        pytest.fail("timm was asked, whose client tries again for a minute")
+
+    monkeypatch.setattr(timm, "create_model", too_late)
+    with pytest.raises(ts.TokensieveError, match="does not answer and its cache does not have it; give the weights"):
+        create(name, pretrained=True)
+
+
+def test_what_the_hub_has_in_its_cache_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_answer() -> None:
+        raise OSError
+
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr(model_module, "get_session", no_answer)
+    monkeypatch.setattr(model_module, "snapshot_download", lambda *given, **options: asked.append((*given, options)))
+    monkeypatch.setattr(timm, "create_model", lambda name, **_: nn.Identity())
+    assert isinstance(create("hf-hub:owner/model@v2"), nn.Identity)
+    assert asked == [("owner/model", {"revision": "v2", "local_files_only": True})]
+
+
+def test_weights_come_from_one_place(tmp_path: Path) -> None:
+    with pytest.raises(ts.TokensieveError, match="both are given"):
+        create("test_vit", pretrained=True, checkpoint=str(tmp_path / "absent.pth"))
+    with pytest.raises(ts.TokensieveError, match="is not a file"):
+        create("test_vit", checkpoint=str(tmp_path / "absent.pth"))
+
+
+def test_a_folder_may_be_called_like_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "test_vit").mkdir()
+    assert not ts.is_applied(create("test_vit")) and not has_weights("test_vit", False, None)
+    ts.save(ts.apply(create("test_vit"), "tome:r=2"), tmp_path / "saved")
+    assert ts.is_applied(create("saved")) and has_weights("saved", False, None)
+    with pytest.raises(ts.TokensieveError, match="leave --img-size out"):
+        create("saved", img_size=64)
+    with pytest.raises(ts.TokensieveError, match=r"is no saved model|unknown model"):
+        create("")
+
+
+@pytest.mark.parametrize("name", ["test_vit.nope", "local-dir:/nope"])
+def test_models_that_timm_cannot_make(name: str) -> None:
+    with pytest.raises(ts.TokensieveError, match="cannot create model"):
+        create(name, pretrained=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 import tokensieve as ts
 
 NAMES = sorted(ts.methods())
+LISTS = [name for name in NAMES if ts.methods()[name].knob == "keep" and name != "diffrate"]  # a share or one per site
 
 
 def tiny(**options: Any) -> nn.Module:
@@ -26,11 +28,23 @@ def said_by(error: pytest.ExceptionInfo[ts.TokensieveError]) -> str:
 
 
 @pytest.mark.parametrize("keep", [0, -0.1, 1.1, math.nan, math.inf, (), (0.5, 0.0), [0.5, 1.5]])
-@pytest.mark.parametrize("name", [n for n in NAMES if ts.methods()[n].knob == "keep"])
+@pytest.mark.parametrize("name", LISTS)
 def test_keep_outside_zero_to_one(name: str, keep: Any) -> None:
     with pytest.raises(ts.TokensieveError) as error:
         ts.methods()[name](keep=keep)
     assert f"{name}: keep must be a share in (0, 1], got" in said_by(error)
+
+
+@pytest.mark.parametrize("keep", [0, -0.1, 1.1, math.nan])
+def test_the_budget_of_diffrate(keep: float) -> None:
+    with pytest.raises(ts.TokensieveError, match=r"diffrate: keep must be a share in \(0, 1\], got"):
+        ts.DiffRate(keep=keep)
+
+
+@pytest.mark.parametrize("lists", [{"pruned": (0.5,)}, {"merged": (0.5,)}, {"pruned": (0.5, 0.4), "merged": (0.5,)}])
+def test_a_schedule_of_diffrate_is_two_lists(lists: dict[str, Any]) -> None:
+    with pytest.raises(ts.TokensieveError, match="diffrate: merged must be given with pruned and as long as it"):
+        ts.DiffRate(**lists)
 
 
 @pytest.mark.parametrize("r", [-1, 2.5, True, (), (1, -1), [1, 2.0]])
@@ -40,6 +54,44 @@ def test_r_is_a_whole_number(name: str, r: Any) -> None:
         ts.methods()[name](r=r)
 
 
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: ts.BAT(keep="0.7"), "bat: keep must be a number or a list of numbers, got '0.7'"),
+        (lambda: ts.BAT(keep=[0.5, "x"]), "bat: keep must be a number or a list of numbers, got [0.5, 'x']"),
+        (lambda: ts.BAT(keep=None), "bat: keep must be a number or a list of numbers, got None"),
+        (lambda: ts.BAT(keep=True), "bat: keep must be a number or a list of numbers, got True"),
+        (lambda: ts.BAT(sites=3), "bat: sites must be a list of whole numbers or none, got 3"),
+        (lambda: ts.BAT(sites="3"), "bat: sites must be a list of whole numbers or none, got '3'"),
+        (lambda: ts.BAT(proportional=1), "bat: proportional must be true or false, got 1"),
+        (lambda: ts.ToMe(r="8"), "tome: r must be a whole number or a list of whole numbers, got '8'"),
+        (lambda: ts.ToMe(inflect="x"), "tome: inflect must be a number, got 'x'"),
+        (lambda: ts.ToMe(metric="key"), "tome: metric must be one of 'keys', 'x', got 'key'"),
+        (lambda: ts.ToSA(block=1.5), "tosa: block must be a whole number, got 1.5"),
+        (lambda: ts.ToSA(seed=object), "tosa: seed must be a whole number, got <class 'object'>"),
+        (lambda: ts.EViT(fuse="no"), "evit: fuse must be true or false, got 'no'"),
+    ],
+)
+def test_options_of_another_type_are_named(make: Any, words: str) -> None:
+    with pytest.raises(ts.TokensieveError) as error:
+        make()
+    assert said_by(error) == words
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_of_every_method_is_checked(name: str) -> None:
+    for option in ts.methods()[name].option_types():
+        with pytest.raises(ts.TokensieveError, match=f"{name}: {option} must be"):
+            ts.methods()[name](**{option: object()})
+
+
+def test_numbers_and_sequences_of_any_kind_are_taken() -> None:
+    config = ts.BAT(keep=np.float32(0.5), rounds=np.int64(3), sites=range(3, 9, 2))
+    assert config == ts.BAT(keep=0.5, rounds=3, sites=(3, 5, 7))
+    assert type(config.keep) is float and type(config.rounds) is int
+    assert str(ts.BAT(keep=1)) == "bat:keep=1.0"
+
+
 def test_r_too_large_for_the_model() -> None:
     with pytest.raises(ts.TokensieveError) as error:
         ts.apply(tiny(), ts.ToMe(r=9))
@@ -47,8 +99,20 @@ def test_r_too_large_for_the_model() -> None:
 
 
 def test_a_list_longer_than_the_depth() -> None:
-    with pytest.raises(ts.TokensieveError, match="lists 5 blocks but the method acts in 4"):
+    with pytest.raises(ts.TokensieveError, match="tome: r lists 5 values, and the method acts at 4 sites"):
         ts.apply(tiny(), ts.ToMe(r=(1, 1, 1, 1, 1)))
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_with_more_shares_than_there_are_sites(name: str) -> None:
+    config = ts.methods()[name](keep=(0.9,) * 5)
+    with pytest.raises(ts.TokensieveError, match=f"{name}: keep lists 5 values, and the method acts at [1234] sites"):
+        ts.apply(tiny(), config)
+
+
+def test_an_empty_list_of_values_for_sites() -> None:
+    with pytest.raises(ts.TokensieveError, match="bat: surplus lists 0 values"):
+        ts.apply(tiny(), ts.BAT(surplus=()))
 
 
 @pytest.mark.parametrize(
@@ -60,6 +124,8 @@ def test_a_list_longer_than_the_depth() -> None:
         (lambda: ts.ToSA(sites=(0,)), "from 1 to 3"),
         (lambda: [ts.BAT(), ts.BAT(keep=0.5)], "two bat methods want the same tokens"),
         (lambda: [ts.ToSA(sites=(2,), score="own"), ts.ToSA(sites=(2,), score="class")], "want the same tokens"),
+        (lambda: [ts.ToSA(sites=(1,), score="own"), ts.ToSA(sites=(2,), score="own")], "not neighbours"),
+        (lambda: [ts.ToSA(sites=(2,), score="own"), ts.ToSA(sites=(1,), score="own")], "not neighbours"),
         (lambda: [], "no method given"),
         (lambda: "bta", "did you mean 'bat'"),
         (lambda: [ts.BAT(), "tome"], "expected a method such as"),
@@ -108,6 +174,16 @@ def test_a_block_that_is_not_what_it_says() -> None:
     model.blocks[1].__class__ = Odd
     with pytest.raises(ts.RefusedError, match=r"block 1 .Odd. differs from its two halves"):
         ts.apply(model, ts.ToMe(r=2))
+    assert not ts.is_applied(model)
+
+
+@pytest.mark.parametrize(
+    "probe", [torch.zeros(1, 1, 64, 64), torch.zeros(3, 64, 64), torch.zeros(1, 3, 50, 50), "image"]
+)
+def test_a_probe_that_the_model_does_not_take(probe: Any) -> None:
+    model = tiny()
+    with pytest.raises(ts.TokensieveError, match=r"does not run on the probe .*give images \(1, C, H, W\)"):
+        ts.apply(model, ts.ToMe(r=2), probe=probe)
     assert not ts.is_applied(model)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import shutil
 import subprocess
@@ -10,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import tokensieve as ts
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "tokensieve"
@@ -148,3 +151,14 @@ def test_methods_and_families_do_not_know_each_other(folder: str, other: str) ->
             assert not {name for name in names if name.startswith(("tokensieve.engine", "tokensieve.registry"))}, (
                 file.name
             )
+
+
+def test_functions_and_folders_of_one_name_are_both_within_reach() -> None:
+    """``ts.methods`` is a function; the folder that it lists is imported by its path, before or after it is called."""
+    from tokensieve.methods import bat
+    from tokensieve.methods.bat import BAT
+
+    assert importlib.import_module("tokensieve.methods").bat is bat
+    assert ts.methods()["bat"] is ts.BAT is BAT is bat.BAT
+    assert set(ts.families()) == {"timm-eva", "timm-vit"}
+    assert ts.method("bat:keep=0.5") == (BAT(keep=0.5),)

@@ -8,7 +8,7 @@ import torch
 
 import tokensieve as ts
 from tokensieve.measure.macs import count as count_macs
-from tokensieve.plan import schedule
+from tokensieve.placement import schedule
 from tokensieve.schedule import checked_sites, inflected, kept, per_site, removed, scaled_sites
 
 DEIT = ts.Layout(depth=12, dim=384, heads=6, prefix=1, class_token=True, grid=(14, 14))
@@ -195,8 +195,10 @@ def test_inflection_keeps_the_mean() -> None:
         ("evit:sites=[-1,2]", "below the model's depth 12"),
         ("tome:r=99", "at most half of the 196 patch tokens, 98, got 99"),
         ("tome:r=[99,1]", "at most half of the 196 patch tokens, 98, got 99"),
-        ("tome:r=[1,1,1,1,1,1,1,1,1,1,1,1,1]", "lists 13 blocks but the method acts in 12"),
-        ("tome:r=[1,2,3]:sites=[0,1]", "lists 3 blocks but the method acts in 2"),
+        ("tome:r=[1,1,1,1,1,1,1,1,1,1,1,1,1]", "lists 13 values, and the method acts at 12 sites"),
+        ("tome:r=[1,2,3]:sites=[0,1]", "lists 3 values, and the method acts at 2 sites"),
+        ("bat:keep=[0.9,0.8,0.7,0.6,0.5,0.4]", "keep lists 6 values, and the method acts at 5 sites"),
+        ("tosa:sites=[1]+tosa:sites=[2]", "sites that are not neighbours"),
         ("tosa:sites=[1,2]", "no two ToSA layers may be neighbours"),
         ("tosa:sites=[0,2]", "from 1 to 11"),
         ("tosa:sites=[1,12]", "from 1 to 11"),

@@ -18,11 +18,12 @@ import tokensieve as ts
 from tokensieve import tokens as algebra
 from tokensieve.decision import Assignment, SoftAssignment, keep_only
 from tokensieve.errors import TokensieveError
+from tokensieve.measure.transform import data_config
 from tokensieve.show import draw
 from tokensieve.show.images import model_input, model_view, read_image
 from tokensieve.show.maps import Row, SiteMap, State, choose, site_maps
 from tokensieve.show.page import page
-from tokensieve.show.run import class_names, data_config, show_rows
+from tokensieve.show.run import class_names, show_rows
 from tokensieve.show.sheet import sheet, wrapped
 from tokensieve.show.write import write_rows
 from tokensieve.tokens import Tokens, returning
@@ -379,8 +380,9 @@ def test_nothing_to_show_and_wrong_channels_are_refused() -> None:
     model = small()
     with pytest.raises(TokensieveError, match="at least one --method"):
         show_rows(model, [("a.jpg", photograph())], [], data_config(model))
+    grey = small(in_chans=1)
     with pytest.raises(TokensieveError, match="takes 1 channels"):
-        data_config(small(in_chans=1))
+        show_rows(grey, [("a.jpg", photograph())], [ts.method("tome:r=3")], data_config(grey))
 
 
 def test_class_names(tmp_path: Path) -> None:

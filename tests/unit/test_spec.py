@@ -79,16 +79,17 @@ def test_the_examples_of_the_documentation() -> None:
     assert ts.method("tome:r=4+tosa:keep=0.5") == (ts.ToMe(r=4), ts.ToSA(keep=0.5))
     assert ts.method("bat:sites=[1,3,5,7,9]:keep=0.79") == (ts.BAT(sites=(1, 3, 5, 7, 9), keep=0.79),)
     assert ts.spell((ts.ToMe(r=4), ts.ToSA(keep=0.5))) == "tome:r=4+tosa:keep=0.5"
-    assert ts.spell((ts.BAT(),)) == "bat"
+    assert ts.spell(ts.BAT(keep=0.5)) == "bat:keep=0.5"
+    assert ts.spell((ts.BAT(),)) == "bat:keep=0.72"  # the knob is always said: defaults may change, results stay
 
 
 def test_commas_sweep_and_multiply() -> None:
     found = ts.sweep("tome:r=4,8+tosa:keep=0.5,0.7:score=own")
     assert [ts.spell(v) for v in found] == [
         "tome:r=4+tosa:keep=0.5:score=own",
-        "tome:r=4+tosa:score=own",
-        "tosa".join(["tome+", ":keep=0.5:score=own"]),
-        "tome+tosa:score=own",
+        "tome:r=4+tosa:keep=0.7:score=own",
+        "tome:r=8+tosa:keep=0.5:score=own",
+        "tome:r=8+tosa:keep=0.7:score=own",
     ]
     lists = ts.sweep("topk:sites=[1,2],[3]:keep=0.5,0.7")
     assert [(v[0].sites, v[0].keep) for v in lists] == [((1, 2), 0.5), ((1, 2), 0.7), ((3,), 0.5), ((3,), 0.7)]
@@ -116,7 +117,8 @@ def test_values_are_read_as_what_they_are(word: str, option: str, value: Any) ->
     [
         ("bta", ["'bta'", "did you mean 'bat'"]),
         ("tom:r=4", ["'tom'", "did you mean 'tome'"]),
-        ("xyzzy", ["unknown method 'xyzzy'", "known are bat, bat-paper"]),
+        ("ToMe", ["'ToMe'", "did you mean 'tome'"]),
+        ("xyzzy", ["unknown method 'xyzzy'", "known are", "bat, bat-paper"]),
         ("bat:kep=0.5", ["'kep'", "did you mean 'keep'"]),
         ("tome:zzz=1", ["'zzz'", "it has r, inflect"]),
         ("bat:keep", ["'keep' is not option=value"]),
@@ -160,3 +162,10 @@ def test_every_method_can_be_written() -> None:
     for name, cls in ts.methods().items():
         assert ts.method(name) == (cls(),)
         assert set(cls.option_types()) == {f.name for f in dataclasses.fields(cls)}
+
+
+@pytest.mark.parametrize("spec", [None, 3, ts.BAT(), ["bat"]])
+def test_a_spec_is_text(spec: Any) -> None:
+    for read in (ts.method, ts.sweep):
+        with pytest.raises(ts.TokensieveError, match="a spec is a text such as"):
+            read(spec)

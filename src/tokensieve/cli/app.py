@@ -11,8 +11,10 @@ from tokensieve.cli.bench import bench
 from tokensieve.cli.demo import demo
 from tokensieve.cli.errors import reported
 from tokensieve.cli.eval import evaluate
+from tokensieve.cli.export import export
 from tokensieve.cli.families import families
 from tokensieve.cli.methods import methods
+from tokensieve.cli.plan import plan
 from tokensieve.cli.show import show
 
 app = typer.Typer(
@@ -25,8 +27,10 @@ app = typer.Typer(
 )
 app.command("bench")(reported(bench))
 app.command("eval")(reported(evaluate))
+app.command("export")(reported(export))
 app.command("methods")(reported(methods))
 app.command("families")(reported(families))
+app.command("plan")(reported(plan))
 app.command("show")(reported(show))
 app.command("demo")(reported(demo))
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tokensieve.cli import options as o
-from tokensieve.cli.output import note, progress_bars, show_table, speed_table
+from tokensieve.cli.output import accuracy_table, note, progress_bars, show_table, speed_table
 from tokensieve.errors import TokensieveError
 from tokensieve.measure.plot import pareto
 from tokensieve.measure.results import Results
@@ -34,26 +35,28 @@ def demo(
         from tokensieve.demo import run
     except ModuleNotFoundError as error:
         raise TokensieveError(f"the demo needs {error.name}: pip install 'tokensieve[demo]'") from error
+    if output.exists() and not output.is_dir():
+        raise TokensieveError(f"cannot write to {str(output)!r}: it is a file; give the name of a folder")
     if output.exists() and any(output.iterdir()) and not force:
-        raise TokensieveError(f"{output} exists and is not empty: give another --output, or --force to replace it")
-    subject = run.choose(pretrained, images)
-    beside = output.with_name(f".{output.name}.writing")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    results = Results(settings={"model": pretrained or "tokensieve_digits_vit", "dtype": "float32"}, command="demo")
-    results.file = beside / "demo.json"
-    note("finding the settings of each method at equal MACs …")
-    chosen = run.variants(subject)
-    with progress_bars() as bars:
-        run.measure(subject, chosen, results, rounds, bars)
-    if not subject.labelled:
-        for row in results.rows:
-            row.top1 = row.top5 = None
-    for batch in (16, 1):
-        show_table(speed_table(results.rows, batch))
-    pareto(results.rows, beside / "pareto.png", "accuracy against speed and MACs", 16)
-    run.draw(subject, chosen, beside / "tokens.png")
-    _place(beside, output)
+        raise TokensieveError(
+            f"{str(output)!r} exists and is not empty: give another --output, or --force to replace it"
+        )
+    with _filling(output) as beside:
+        subject = run.choose(pretrained, images)
+        results = Results(settings={"model": pretrained or "tokensieve_digits_vit", "dtype": "float32"}, command="demo")
+        results.file = beside / "demo.json"
+        note("finding the settings of each method at equal MACs …")
+        chosen = run.variants(subject)
+        with progress_bars() as bars:
+            run.measure(subject, chosen, results, rounds, bars)
+        if not subject.labelled:
+            for row in results.rows:
+                row.top1 = row.top5 = None
+        show_table(accuracy_table(results.rows, f"{results.settings['model']}, {results.images} images"))
+        for batch in (16, 1):
+            show_table(speed_table(results.rows, batch))
+        pareto(results.rows, beside / "pareto.png", "accuracy against speed and MACs", 16)
+        run.draw(subject, chosen, beside / "tokens.png")
     show = " and ".join(str(output / name) for name in ("pareto.png", "tokens.png"))
     typer.echo(f"Look at {show}; the figures are in {output / 'demo.json'}.")
     typer.echo("On your own model and images:")
@@ -61,9 +64,17 @@ def demo(
     typer.echo("  tokensieve show MODEL IMAGE --pretrained --method bat --output tokens.png")
 
 
-def _place(beside: Path, output: Path) -> None:
-    """Move finished files into ``output``, replacing those of an earlier run and leaving others alone."""
-    output.mkdir(parents=True, exist_ok=True)
-    for file in beside.iterdir():
-        os.replace(file, output / file.name)
-    beside.rmdir()
+@contextmanager
+def _filling(folder: Path) -> Iterator[Path]:
+    """A folder inside ``folder`` whose files take their places there when the block ends well; else nothing is left."""
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as name:
+            yield Path(name)
+            for file in Path(name).iterdir():
+                file.replace(folder / file.name)
+    except BaseException:
+        if new and not any(folder.iterdir()):
+            folder.rmdir()
+        raise

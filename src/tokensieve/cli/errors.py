@@ -1,4 +1,4 @@
-"""Wrong input ends in one sentence and exit code 2; a traceback only when asked for."""
+"""Wrong input ends in one sentence and exit code 2, anything unforeseen in code 1; a traceback only when asked for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TextIO
 
+import torch
 import typer
 from rich.markup import escape
 
@@ -26,25 +27,34 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
             warnings.showwarning = _show_warning
             try:
                 command(*args, **kwargs)
-            except (TokensieveError, OSError) as error:
-                if kwargs.get("verbose"):
-                    raise
-                errors.print(f"[bold red]Error:[/] {escape(_sentence(error))}", soft_wrap=True, highlight=False)
-                raise typer.Exit(2) from None
+            except (typer.Exit, typer.Abort, typer.BadParameter):
+                raise
             except KeyboardInterrupt:
                 if kwargs.get("verbose"):
                     raise
                 errors.print("stopped")
                 raise typer.Exit(130) from None
+            except Exception as error:
+                if kwargs.get("verbose"):
+                    raise
+                sentence, code = _explained(error)
+                errors.print(f"[bold red]Error:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
+                raise typer.Exit(code) from None
 
     return run
 
 
-def _sentence(error: Exception) -> str:
+def _explained(error: Exception) -> tuple[str, int]:
+    """One sentence and the exit code: 2 for what the user can change, 1 for what nobody foresaw."""
     if isinstance(error, OSError) and error.strerror:
         where = f" {error.filename!r}" if error.filename else ""
-        return f"cannot read or write{where}: {error.strerror}"
-    return " ".join(str(error).split())
+        return f"cannot read or write{where}: {error.strerror}", 2
+    text = " ".join(str(error).split())
+    if isinstance(error, (TokensieveError, OSError)):
+        return text, 2
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in text:
+        return "out of memory: give smaller batches (--batch-size, --speed-batch-size) or a smaller model", 2
+    return f"{type(error).__name__}: {text}; nobody foresaw this, --verbose shows where it happened", 1
 
 
 def _show_warning(

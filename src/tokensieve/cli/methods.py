@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from tokensieve import registry
+from tokensieve import card, registry
 from tokensieve.cli.options import Verbose
 from tokensieve.cli.output import new_table, show_table
 from tokensieve.errors import TokensieveError
 from tokensieve.method import Method
 from tokensieve.schedule import REFERENCE_DEPTH
+
+READABLE = 100  # columns of running text
+SHORT = {"before": "before", "middle": "in", "after": "after"}
 
 
 def methods(
@@ -23,7 +25,7 @@ def methods(
     ] = None,
     verbose: Verbose = False,
 ) -> None:
-    """List the methods, or show the card of one with its options, their types and defaults."""
+    """List the methods, or show the card of one with its options, their types, defaults and meanings."""
     if name is None:
         _list()
     else:
@@ -32,46 +34,52 @@ def methods(
 
 def _list() -> None:
     table = new_table()
-    for column in ("method", "paper", "needs training", f"sites of {REFERENCE_DEPTH} blocks", "knob"):
-        table.add_column(column, overflow="fold")
+    table.add_column("method", no_wrap=True)
+    table.add_column("what it does", overflow="fold", ratio=1)
+    table.add_column(f"blocks of {REFERENCE_DEPTH}", overflow="fold", max_width=16)
+    for column in ("option", "training", "arXiv"):
+        table.add_column(column, no_wrap=True)
     for name, method in registry.methods().items():
-        table.add_row(name, _paper(method), "yes" if method.trained else "no", _sites(method), method.knob or "none")
+        paper = "control" if method.paper is None else method.paper[3]
+        where = f"{SHORT[method.point]} {_blocks(method)}"
+        cells = (
+            name,
+            card.summary(method),
+            where,
+            method.knob or "none",
+            "needed" if method.trained else "none",
+            paper,
+        )
+        table.add_row(*map(escape, cells))
     show_table(table)
 
 
 def _card(method: type[Method]) -> None:
     console = Console()
-    console.print(escape(method.card()), highlight=False)
-    console.print()
+    for paragraph in (*card.prose(method), _facts(method)):
+        console.print(escape(" ".join(paragraph.split())), highlight=False, width=min(console.width, READABLE))
+        console.print()
     table = new_table("Options")
-    for column in ("option", "type", "default"):
+    table.add_column("option", no_wrap=True)
+    for column in ("type", "default", "meaning"):
         table.add_column(column, overflow="fold")
-    defaults = {f.name: f.default for f in dataclasses.fields(method)}
-    for option, kind in method.option_types().items():
-        default = defaults[option]
-        shown = "required" if default is dataclasses.MISSING else str(default)
-        table.add_row(option, escape(_type(kind)), escape(shown))
+    for option in card.options(method):
+        table.add_row(*map(escape, (option.name, option.type, option.default, option.meaning)))
     show_table(table)
 
 
-def _paper(method: type[Method]) -> str:
+def _facts(method: type[Method]) -> str:
+    where = f"Acts {card.ACTS[method.point]}, in {_blocks(method)} of {REFERENCE_DEPTH} blocks."
     if method.paper is None:
-        return "control"
+        return where
     title, authors, year, number = method.paper
-    where = f", doi {number}" if "/" in number else f", arXiv {number}"
-    return escape(f"{title} ({authors}, {year}{where})")
+    number = f"doi {number}" if "/" in number else f"arXiv {number}"
+    return f"{where} Paper: {title} ({authors}, {year}, {number})."
 
 
-def _sites(method: type[Method]) -> str:
+def _blocks(method: type[Method]) -> str:
     try:
         blocks = method().blocks(REFERENCE_DEPTH)
     except (TypeError, TokensieveError):
         return "as given"
-    if blocks == tuple(range(REFERENCE_DEPTH)):
-        return f"{method.point}, every block"
-    return f"{method.point}, " + ", ".join(map(str, blocks))
-
-
-def _type(kind: Any) -> str:
-    text = kind.__name__ if isinstance(kind, type) else str(kind)
-    return text.replace("typing.", "").replace("NoneType", "None")
+    return "all" if blocks == tuple(range(REFERENCE_DEPTH)) else ", ".join(map(str, blocks))

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+
+def channels(given: str) -> tuple[float, ...]:
+    """``0.5`` or ``0.485,0.456,0.406`` as numbers."""
+    try:
+        numbers = tuple(float(number) for number in given.split(","))
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError
+        return numbers
+    except ValueError:
+        raise typer.BadParameter(
+            f"expected numbers with commas between, such as 0.485,0.456,0.406, got {given!r}"
+        ) from None
+
 
 Model = Annotated[
     str,
@@ -15,6 +30,7 @@ Methods = Annotated[
     list[str] | None,
     typer.Option(
         "--method",
+        "-m",
         metavar="SPEC",
         help="NAME\\[:option=value\\[,value…]]…: commas sweep, + composes, brackets make a list. Repeatable.",
     ),
@@ -46,12 +62,19 @@ CropPct = Annotated[
 ]
 Interpolation = Annotated[str | None, typer.Option("--interpolation", help="Resampling. Default: the model's.")]
 Mean = Annotated[
-    list[float] | None,
-    typer.Option("--mean", help="Mean of one channel; repeat for each. Default: the model's."),
+    Any,  # tuple[float, ...] | None, of which typer would make an option that takes several words
+    typer.Option(
+        "--mean",
+        metavar="M[,M,M]",
+        parser=channels,
+        help="Normalisation mean, one for all channels or one for each. Default: the model's.",
+    ),
 ]
 Std = Annotated[
-    list[float] | None,
-    typer.Option("--std", help="Deviation of one channel; repeat for each. Default: the model's."),
+    Any,
+    typer.Option(
+        "--std", metavar="S[,S,S]", parser=channels, help="Normalisation deviation, as --mean. Default: the model's."
+    ),
 ]
 BatchSize = Annotated[int, typer.Option("-b", "--batch-size", min=1, help="Images at a time for accuracy.")]
 Workers = Annotated[int, typer.Option("-j", "--workers", min=0, help="Processes that read images.")]
@@ -65,7 +88,7 @@ Limit = Annotated[
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Load timm's pretrained weights.")]
 Checkpoint = Annotated[
     str | None,
-    typer.Option("--checkpoint", metavar="FILE", help="Weights to load: safetensors, or torch's own format."),
+    typer.Option("--checkpoint", metavar="FILE", help="Weights to load: safetensors, or a plain state dict."),
 ]
 Macs = Annotated[
     list[float] | None,
@@ -78,10 +101,17 @@ Macs = Annotated[
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, …")]
 Amp = Annotated[bool, typer.Option("--amp", help="Run under autocast.")]
 AmpDtype = Annotated[str, typer.Option("--amp-dtype", help="bfloat16 or float16.")]
+ModelDtype = Annotated[
+    str | None,
+    typer.Option("--model-dtype", metavar="DTYPE", help="Cast the model itself: bfloat16, float16. Default: as it is."),
+]
 ChannelsLast = Annotated[bool, typer.Option("--channels-last", help="Use the channels-last memory format.")]
 TorchCompile = Annotated[
     str | None,
     typer.Option("--torchcompile", metavar="BACKEND", help="Compile every model, with inductor for example."),
+]
+CudaGraph = Annotated[
+    bool, typer.Option("--cuda-graph", help="Capture every model in a CUDA graph and time its replay.")
 ]
 ResultsFile = Annotated[
     str | None,
@@ -90,7 +120,7 @@ ResultsFile = Annotated[
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with the results file; what it has is not measured again.")
 ]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite the results file.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show a traceback when something fails.")]
 
 DEFAULT_WORKERS = min(4, os.cpu_count() or 1)

@@ -32,7 +32,7 @@ def show_table(table: Table) -> None:
 
 def new_table(title: str | None = None) -> Table:
     """An empty table in the house style."""
-    return Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    return Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, collapse_padding=True)
 
 
 class Bars:
@@ -77,7 +77,7 @@ def speed_table(rows: Sequence[Row], batch: int) -> Table:
     """Speed of every variant at one batch size, with its accuracy beside it."""
     table = new_table(f"Speed at batch {batch}")
     table.add_column("variant", overflow="fold")
-    for name in ("GMACs", "top-1", "images/s", "S", "F", "O", "S/F", "S/O", "peak MB"):
+    for name in ("top-1", "images/s", "S", "F", "O", "S/F", "S/O", "peak MB"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         speed = next((s for s in row.speed if s.batch == batch), None)
@@ -85,7 +85,6 @@ def speed_table(rows: Sequence[Row], batch: int) -> Table:
             continue
         table.add_row(
             escape(row.variant),
-            f"{row.gmacs:.3f}",
             _number(row.top1, 1),
             f"{speed.images_per_second:.1f}" + (" ~" if speed.noisy else ""),
             f"{speed.S:.2f}",
@@ -96,9 +95,13 @@ def speed_table(rows: Sequence[Row], batch: int) -> Table:
             f"{speed.peak_memory / 1e6:.1f}",
             style="bold" if row.variant == DENSE else None,
         )
+    notes = [
+        "S speed-up over dense, F dense MACs over these, O speed-up of the oracle: the same counts, chosen for free"
+    ]
     if any(s.noisy for row in rows for s in row.speed if s.batch == batch):
-        table.caption = "~ noisy: the rounds lie more than 10 % apart; close other programs, or use more --rounds"
-        table.caption_justify = "left"
+        notes.append("~ noisy: the rounds lie more than 10 % apart; close other programs, or use more --rounds")
+    table.caption = "\n".join(notes)
+    table.caption_justify = "left"
     return table
 
 

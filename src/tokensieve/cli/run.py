@@ -5,93 +5,118 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
+import typer
 from torch import nn
 
 import tokensieve as ts
+from tokensieve.cli import options as o
 from tokensieve.cli.output import Bars, note, progress_bars
 from tokensieve.errors import TokensieveError
 from tokensieve.measure import bench as measuring
-from tokensieve.measure.bench import Runtime
 from tokensieve.measure.data import DataArguments, ImageStream, open_images
-from tokensieve.measure.model import create, share_weights
+from tokensieve.measure.model import create, has_weights, share_weights
 from tokensieve.measure.results import Results, environment, open_results
-from tokensieve.measure.solve import solve
+from tokensieve.measure.runtime import Runtime
+from tokensieve.measure.solve import check_share, solve
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Everything that was asked for.
+    """The options of ``bench`` and ``eval``: everything that is asked for but what to time."""
 
-    Attributes:
-        model, pretrained, checkpoint, num_classes: the model, see ``measure.model.create``.
-        methods: specs, which may sweep.
-        macs: shares of the dense MACs to bring every method to; empty leaves them as spelled.
-        data: where the images are.
-        runtime: device and precision.
-        batches, rounds: what to time; no batch size for accuracy alone.
-        results_file, resume, force: see ``measure.results.open_results``.
-    """
+    model: o.Model
+    method: o.Methods = None
+    data: o.Data = None
+    dataset: o.DatasetName = ""
+    split: o.Split = "validation"
+    class_map: o.ClassMap = None
+    limit: o.Limit = None
+    macs: o.Macs = None
+    pretrained: o.Pretrained = False
+    checkpoint: o.Checkpoint = None
+    num_classes: o.NumClasses = None
+    in_chans: o.InChans = None
+    img_size: o.ImgSize = None
+    crop_pct: o.CropPct = None
+    interpolation: o.Interpolation = None
+    mean: o.Mean = None
+    std: o.Std = None
+    batch_size: o.BatchSize = 64
+    workers: o.Workers = o.DEFAULT_WORKERS
+    device: o.Device = "cpu"
+    amp: o.Amp = False
+    amp_dtype: o.AmpDtype = "bfloat16"
+    model_dtype: o.ModelDtype = None
+    channels_last: o.ChannelsLast = False
+    torchcompile: o.TorchCompile = None
+    results_file: o.ResultsFile = None
+    resume: o.Resume = False
+    force: o.Force = False
 
-    model: str
-    pretrained: bool
-    checkpoint: str | None
-    num_classes: int | None
-    methods: Sequence[str]
-    macs: Sequence[float]
-    data: DataArguments
-    runtime: Runtime
-    batches: tuple[int, ...]
-    rounds: int
-    results_file: str | None
-    resume: bool
-    force: bool
+    def part(self, kind: type[T]) -> T:
+        """The fields that the dataclass ``kind`` has too."""
+        names = {field.name for field in fields(kind)} & {field.name for field in fields(self)}  # type: ignore[arg-type]
+        return kind(**{name: getattr(self, name) for name in names})
+
+    @property
+    def images(self) -> DataArguments:
+        """Where the images are and how they are prepared."""
+        return self.part(DataArguments)
+
+    @property
+    def runtime(self) -> Runtime:
+        """Device and precision."""
+        return self.part(Runtime)
 
     def settings(self) -> dict[str, Any]:
-        """What the figures depend on, apart from the variants."""
-        data = asdict(self.data)
+        """What the figures depend on, apart from the variants and what is timed."""
+        data = asdict(self.images)
         del data["workers"]
-        model = {"model": self.model, "pretrained": self.pretrained, "checkpoint": self.checkpoint}
+        names = ("model", "pretrained", "checkpoint", "num_classes", "in_chans")
         runtime = asdict(self.runtime) | {"dtype": self.runtime.dtype}
-        return model | {"num_classes": self.num_classes} | data | runtime | {"rounds": self.rounds}
+        return {name: getattr(self, name) for name in names} | data | runtime
 
 
-def measure(request: Request) -> Results:
-    """Carry the request out, with progress bars; Ctrl-C returns what is done."""
-    compositions = [variant for spec in request.methods for variant in ts.sweep(spec)]
-    _check_device(request.runtime)
+def measure(request: Request, *, batches: Sequence[int] = (), rounds: int = 0, cuda_graph: bool = False) -> Results:
+    """Carry the request out, with progress bars; Ctrl-C returns what is done, and ``stopped`` is set.
+
+    Args:
+        request: what to measure.
+        batches: batch sizes to time; none for accuracy alone.
+        rounds: timings of each model.
+        cuda_graph: whether to time replays of a CUDA graph.
+    """
+    compositions = [variant for spec in request.method or [] for variant in ts.sweep(spec)]
+    runtime = replace(request.runtime, cuda_graph=cuda_graph)
+    _check(request, runtime)
     results = open_results(
         request.results_file,
-        request.settings(),
+        request.settings() | {"rounds": rounds, "cuda_graph": cuda_graph},
         shlex.join(["tokensieve", *sys.argv[1:]]),
         resume=request.resume,
         force=request.force,
     )
-    results.environment = environment(request.runtime.device)
+    results.environment = environment(runtime.device)
     dense, variants = _models(request)
-    images = open_images(request.data, dense)
+    images = open_images(request.images, dense)
     for line in images.notes:
         note(line)
     with progress_bars() as bars:
         try:
             variants |= _reduced(request, dense, compositions, images, bars)
             measuring.bench(
-                dense,
-                variants,
-                images,
-                results,
-                runtime=request.runtime,
-                batches=request.batches,
-                rounds=request.rounds,
-                progress=bars,
+                dense, variants, images, results, runtime=runtime, batches=batches, rounds=rounds, progress=bars
             )
         except KeyboardInterrupt:
             if not results.rows:
                 raise
+            results.stopped = True
             note("stopped; what is done is kept" + (", go on with --resume" if results.file else ""))
     if images.skipped:
         names = ", ".join(list(images.skipped)[:5]) + (", …" if len(images.skipped) > 5 else "")
@@ -99,15 +124,19 @@ def measure(request: Request) -> Results:
     return results
 
 
-def _check_device(runtime: Runtime) -> None:
-    try:
-        torch.empty(0, device=runtime.device)
-    except (RuntimeError, AssertionError) as error:
-        raise TokensieveError(
-            f"device {runtime.device!r} is not available: {str(error).partition(chr(10))[0]}"
-        ) from error
-    if runtime.amp_dtype not in ("bfloat16", "float16"):
-        raise TokensieveError(f"--amp-dtype must be bfloat16 or float16, got {runtime.amp_dtype!r}")
+def finish(results: Results) -> None:
+    """End a command that Ctrl-C stopped with the exit code that says so."""
+    if results.stopped:
+        raise typer.Exit(130)
+
+
+def _check(request: Request, runtime: Runtime) -> None:
+    """Refuse what needs no model and no image to be refused."""
+    if request.macs and not request.method:
+        raise TokensieveError("--macs says what methods may cost, and there is none: give at least one --method")
+    for share in request.macs or ():
+        check_share(share)
+    runtime.check()
 
 
 def _models(request: Request) -> tuple[nn.Module, dict[str, nn.Module]]:
@@ -117,11 +146,11 @@ def _models(request: Request) -> tuple[nn.Module, dict[str, nn.Module]]:
         pretrained=request.pretrained,
         checkpoint=request.checkpoint,
         num_classes=request.num_classes,
-        in_chans=request.data.in_chans,
-        img_size=request.data.img_size,
+        in_chans=request.in_chans,
+        img_size=request.img_size,
     )
     saved = ts.is_applied(model)
-    if not (saved or request.pretrained or request.checkpoint or ":" in request.model):
+    if not has_weights(request.model, request.pretrained, request.checkpoint):
         note("the weights are random: give --pretrained or --checkpoint FILE; speed and MACs hold, accuracy does not")
     if not saved:
         return model, {}

@@ -17,13 +17,15 @@ from tokensieve.demo.digits import ClutteredDigits
 from tokensieve.demo.model import digits_vit
 from tokensieve.demo.selectors import load_selectors
 from tokensieve.errors import TokensieveError
-from tokensieve.measure.bench import Progress, bench, reduce
+from tokensieve.measure.bench import bench, reduce
 from tokensieve.measure.data import ImageStream, collate
 from tokensieve.measure.model import create
 from tokensieve.measure.results import Results
 from tokensieve.measure.solve import solve
+from tokensieve.measure.timing import Progress
+from tokensieve.measure.transform import data_config
 from tokensieve.method import Method
-from tokensieve.show.run import data_config, show_rows
+from tokensieve.show.run import show_rows
 from tokensieve.show.write import write_rows
 
 BUDGETS = (0.75, 0.65, 0.55)

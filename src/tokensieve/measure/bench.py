@@ -2,111 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from dataclasses import asdict
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 import tokensieve as ts
-from tokensieve.errors import TokensieveError
-from tokensieve.measure import memory, speed
+from tokensieve.errors import TokensieveError, TokensieveWarning
 from tokensieve.measure.data import ImageStream
 from tokensieve.measure.fidelity import Fidelity, Meters, compare, predict
-from tokensieve.measure.macs import MacReport, count
+from tokensieve.measure.macs import count
 from tokensieve.measure.model import share_weights
-from tokensieve.measure.oracle import oracle
-from tokensieve.measure.results import DENSE, Results, Row, Speed
+from tokensieve.measure.results import DENSE, Results, Row
+from tokensieve.measure.runtime import Runtime
+from tokensieve.measure.timing import Progress, Silent, Variant, time_variants
 from tokensieve.method import Method
 
 COUNTED_IMAGES = 16  # images that MACs are averaged over; only ragged methods need more than one
-
-
-@dataclass(frozen=True, kw_only=True)
-class Runtime:
-    """How models run.
-
-    Attributes:
-        device: a torch device.
-        amp, amp_dtype: autocast, and to what ("float16" or "bfloat16").
-        channels_last: memory format of images and convolutions.
-        torchcompile: a torch.compile backend, or None for eager.
-    """
-
-    device: str = "cpu"
-    amp: bool = False
-    amp_dtype: str = "bfloat16"
-    channels_last: bool = False
-    torchcompile: str | None = None
-
-    @property
-    def dtype(self) -> str:
-        """What the arithmetic runs in."""
-        return self.amp_dtype if self.amp else "float32"
-
-    def place(self, model: nn.Module) -> nn.Module:
-        """The model on the device, in the memory format."""
-        model = model.to(self.device)
-        return model.to(memory_format=torch.channels_last) if self.channels_last else model  # type: ignore[call-overload, no-any-return]
-
-    def send(self, images: Tensor) -> Tensor:
-        """Images on the device, in the memory format."""
-        images = images.to(self.device, non_blocking=True)
-        return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
-
-    def callable(self, model: nn.Module, compiled: bool = True) -> Callable[[Tensor], Any]:
-        """A function from images, wherever they are, to the model's answer."""
-        run: Callable[[Tensor], Any] = model
-        if self.torchcompile is not None and compiled:
-            run = torch.compile(model, backend=self.torchcompile)
-
-        def forward(images: Tensor) -> Any:
-            with self._autocast():
-                return run(self.send(images))
-
-        return forward
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if not self.amp:
-            return nullcontext()
-        return torch.autocast(torch.device(self.device).type, dtype=getattr(torch, self.amp_dtype))
-
-
-@dataclass
-class Variant:
-    """A reduced model to measure.
-
-    Attributes:
-        name: the spec of its methods.
-        model: shares its weights with the dense model.
-        report: its MACs, and where its tokens went.
-    """
-
-    name: str
-    model: nn.Module
-    report: MacReport
-
-
-class Progress(Protocol):
-    """What is told about the run while it goes on."""
-
-    def start(self, what: str, total: int | None) -> None:
-        """A phase begins that has ``total`` steps."""
-
-    def advance(self, steps: int = 1) -> None:
-        """Some steps are done."""
-
-
-class Silent:
-    """Tells nothing."""
-
-    def start(self, what: str, total: int | None) -> None:
-        """Nothing."""
-
-    def advance(self, steps: int = 1) -> None:
-        """Nothing."""
 
 
 def reduce(dense: nn.Module, methods: Sequence[Method]) -> nn.Module:
@@ -166,7 +80,21 @@ def bench(
         results.put(Row(variant.name, gmacs, base.total / variant.report.total, **asdict(outcome)))
     for batch in batches:
         _time(measured, results, sample[:batch], runtime, rounds, progress)
+    warn_of_slower(results, batches)
     return results
+
+
+def warn_of_slower(results: Results, batches: Sequence[int]) -> None:
+    """Warn of every variant that was measured slower than the dense model at one of these batch sizes."""
+    for row in results.rows:
+        for entry in row.speed:
+            if row.variant != DENSE and entry.batch in batches and entry.S < 1:
+                warnings.warn(
+                    f"{row.variant} is slower than the dense model at batch {entry.batch} ({entry.S:.2f} times its "
+                    "speed): tokensieve plan finds a setting that pays, if there is one",
+                    TokensieveWarning,
+                    stacklevel=3,
+                )
 
 
 def _told(images: ImageStream, progress: Progress) -> Iterator[tuple[Tensor, Tensor]]:
@@ -199,35 +127,10 @@ def _time(
     pending = [v for v in measured if all(s.batch != batch for s in _row(results, v).speed)]
     if not pending:
         return
-    x = runtime.send(x)
-    models = {DENSE: dense} | {v.name: v.model for v in pending}
-    oracles = {v.name: oracle(dense, v.report) for v in pending if v.name != DENSE}
-    runs = {(name, False): runtime.callable(model) for name, model in models.items()}
-    runs |= {(name, True): runtime.callable(model) for name, model in oracles.items()}
-    keyed = {f"{name} {'oracle' if free else ''}": run for (name, free), run in runs.items()}
-    progress.start(f"timing at batch {batch}", rounds * len(keyed))
-    timings = speed.measure(keyed, x, rounds=rounds, on_round=progress.advance)
-    reference = timings[f"{DENSE} "]
+    timings = time_variants(dense, pending, x, runtime=runtime, rounds=rounds, progress=progress)
     for variant in pending:
-        timing, free = timings[f"{variant.name} "], timings.get(f"{variant.name} oracle")
         row = _row(results, variant)
-        gain = timing.speedup(reference)
-        ideal = None if free is None else free.speedup(reference)
-        fast, slow = timing.quartiles
-        row.speed.append(
-            Speed(
-                batch=batch,
-                images_per_second=timing.images_per_second,
-                low=batch / slow,
-                high=batch / fast,
-                S=gain,
-                O=ideal,
-                S_over_F=gain / row.F,
-                S_over_O=None if free is None else timing.speedup(free),
-                peak_memory=memory.peak(runtime.callable(variant.model, compiled=False), x),
-                noisy=any(speed.noisy(t) for t in (timing, reference, free) if t is not None),
-            )
-        )
+        row.speed.append(timings.speed(variant.name, row.F))
         results.put(row)
 
 

@@ -7,6 +7,7 @@ in its place and count that one twice.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,18 @@ from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import ImageNetInfo, create_dataset, create_loader, infer_imagenet_subset, resolve_data_config
+from timm.data import ImageNetInfo, create_dataset, create_loader, infer_imagenet_subset
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from tokensieve.errors import TokensieveError
+from tokensieve.measure.fidelity import NO_LABEL
+from tokensieve.measure.transform import data_config
+from tokensieve.registry import nearest
 
 CLASS_MAP = "class_map.txt"
+MODES = {1: "L", 3: "RGB"}
+SOURCES = ("", "folder", "hfds", "hfids", "wds", "tfds", "torch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +40,6 @@ class DataArguments:
         class_map: file that lists the class names in the order of the model's answers.
         img_size, crop_pct, interpolation, mean, std: the transform.
         batch_size, workers: the loader.
-        in_chans: channels of an image.
         limit: use this many images, spread evenly over the data set.
     """
 
@@ -49,16 +54,22 @@ class DataArguments:
     std: tuple[float, ...] | None = None
     batch_size: int = 64
     workers: int = 4
-    in_chans: int | None = None
     limit: int | None = None
 
 
 class ReadableImages(Dataset[tuple[Any, Any]]):
-    """Some images of a timm data set; one that cannot be read comes as ``(None, its name)``."""
+    """Some images of a timm or torchvision data set; one that cannot be read comes as ``(None, its name)``.
 
-    def __init__(self, images: Any, indices: list[int]) -> None:
+    Args:
+        images: the data set.
+        indices: which of its images.
+        mode: Pillow's mode to convert them to.
+    """
+
+    def __init__(self, images: Any, indices: list[int], mode: str) -> None:
         self.images = images
         self.indices = indices
+        self.mode = mode
         self.transform: Callable[[Any], Any] | None = None
 
     def __len__(self) -> int:
@@ -67,13 +78,24 @@ class ReadableImages(Dataset[tuple[Any, Any]]):
     def __getitem__(self, number: int) -> tuple[Any, Any]:
         index = self.indices[number]
         try:
-            file, target, *_ = self.images.reader[index]
-            with Image.open(file) as opened:
-                image = opened.convert(self.images.input_img_mode)
+            image, target = self._read(index)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            return None, self.images.filename(index)
-        label = -1 if target is None else target
+            return None, self._name(index)
+        label = NO_LABEL if target is None else target
         return (image if self.transform is None else self.transform(image)), label
+
+    def _read(self, index: int) -> tuple[Image.Image, Any]:
+        reader = getattr(self.images, "reader", None)
+        if reader is None:  # torchvision's data sets open their images themselves
+            image, target = self.images[index]
+            return image.convert(self.mode), target
+        file, target, *_ = reader[index]
+        with Image.open(file) as opened:
+            return opened.convert(self.mode), target
+
+    def _name(self, index: int) -> str:
+        named = getattr(self.images, "filename", None)
+        return str(named(index)) if named is not None else f"number {index}"
 
 
 def collate(samples: list[tuple[Any, Any]]) -> tuple[Tensor | None, Tensor | None, list[str]]:
@@ -133,35 +155,30 @@ def open_images(arguments: DataArguments, model: nn.Module) -> ImageStream:
     """The images that ``arguments`` name, prepared for ``model``.
 
     Raises:
-        TokensieveError: no such folder, no image in it, or classes that are not the model's.
+        TokensieveError: no such folder or data set, no image in it, or classes that are not the model's.
     """
-    folder = arguments.dataset in ("", "folder")
-    if folder and arguments.data is None:
-        raise TokensieveError("no images are given: name a folder with --data, or a data set with --dataset")
-    if folder and not Path(arguments.data or "").is_dir():
+    kind = arguments.dataset.partition("/")[0].lower()
+    folder = kind in ("", "folder")
+    _check_source(arguments, kind)
+    config = data_config(
+        model,
+        img_size=arguments.img_size,
+        crop_pct=arguments.crop_pct,
+        interpolation=arguments.interpolation,
+        mean=arguments.mean,
+        std=arguments.std,
+    )
+    mode = MODES.get(config["input_size"][0])
+    if mode is None:
         raise TokensieveError(
-            f"the image folder {arguments.data!r} does not exist: give --data FOLDER with one sub-folder for each class"
+            f"images have 1 or 3 channels and this model takes {config['input_size'][0]}: give a model that takes those"
         )
     notes: list[str] = []
-    class_map = _class_map(arguments, model, notes) if folder else arguments.class_map
-    images = _create(arguments, class_map)
-    if folder:
-        _check_classes(images, arguments, model, class_map, notes)
-    config = resolve_data_config(
-        {
-            "img_size": arguments.img_size,
-            "crop_pct": arguments.crop_pct,
-            "interpolation": arguments.interpolation,
-            "mean": arguments.mean,
-            "std": arguments.std,
-            "in_chans": arguments.in_chans,
-        },
-        model=model,
-    )
+    images = _labelled(arguments, model, mode, notes) if folder else _create(arguments, arguments.class_map, mode)
     limit, total = arguments.limit, len(images) or None
     if not isinstance(images, IterableDataset):
         used = len(images) if limit is None else min(limit, len(images))
-        images = ReadableImages(images, [number * len(images) // used for number in range(used)])
+        images = ReadableImages(images, [number * len(images) // used for number in range(used)], mode)
         limit, total = None, used
     loader = create_loader(
         images,
@@ -176,12 +193,40 @@ def open_images(arguments: DataArguments, model: nn.Module) -> ImageStream:
         device=torch.device("cpu"),
         use_prefetcher=False,
         collate_fn=collate,
-        persistent_workers=False,
+        worker_seeding=_leave_interrupts_to_the_parent,  # type: ignore[arg-type]  # timm takes a function as well
+        persistent_workers=True,
     )
     return ImageStream(loader, total if limit is None else min(limit, total or limit), limit, tuple(notes))
 
 
-def _create(arguments: DataArguments, class_map: Any) -> Any:
+def _leave_interrupts_to_the_parent(worker: Any) -> int:
+    """Ctrl-C reaches every process of a terminal; a reader that it kills would look like a crash to the one that asks.
+
+    The only hook that timm's loader has in a new worker asks for its seed.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return int(worker.seed)
+
+
+def _check_source(arguments: DataArguments, kind: str) -> None:
+    if kind not in SOURCES:
+        raise TokensieveError(
+            f"unknown data set {arguments.dataset!r}{nearest(kind, SOURCES)}: give hfds/…, hfids/…, wds/…, tfds/… or "
+            "torch/…, or leave it out for a folder"
+        )
+    if kind in ("", "folder") and arguments.data is None:
+        raise TokensieveError("no images are given: name a folder with --data, or a data set with --dataset")
+    if kind in ("torch", "wds") and arguments.data is None:
+        raise TokensieveError(f"the data set {arguments.dataset!r} needs its folder: name it with --data")
+    if kind in ("", "folder") and not Path(arguments.data or "").is_dir():
+        wrong = "is not a folder" if Path(arguments.data or "").exists() else "does not exist"
+        raise TokensieveError(
+            f"the image folder {arguments.data!r} {wrong}: give --data FOLDER with one sub-folder for each class"
+        )
+
+
+def _create(arguments: DataArguments, class_map: Any, mode: str) -> Any:
+    source = arguments.dataset or arguments.data
     try:
         return create_dataset(
             arguments.dataset,
@@ -190,17 +235,40 @@ def _create(arguments: DataArguments, class_map: Any) -> Any:
             class_map=class_map or "",  # type: ignore[arg-type]  # timm takes a file name as well
             batch_size=arguments.batch_size,
             num_samples=arguments.limit,
+            input_img_mode=mode,
         )
+    except ModuleNotFoundError as error:
+        raise TokensieveError(f"cannot read images from {source!r}: pip install {error.name} first") from error
     except Exception as error:  # every source fails in its own way
         reason = str(error).partition("\n")[0] or type(error).__name__
         if "Found 0 images" in reason:
             mapped = f" in a folder that the class map {class_map!r} lists" if isinstance(class_map, str) else ""
             reason = f"there is no image{mapped}; expected one sub-folder of images for each class"
-        raise TokensieveError(f"cannot read images from {arguments.dataset or arguments.data!r}: {reason}") from error
+        raise TokensieveError(f"cannot read images from {source!r}: {reason}") from error
 
 
-def _class_map(arguments: DataArguments, model: nn.Module, notes: list[str]) -> str | dict[str, int] | None:
-    """The class map given, one beside the images, or ImageNet's where the folders are named by its classes."""
+def _labelled(arguments: DataArguments, model: nn.Module, mode: str, notes: list[str]) -> Any:
+    """The images of a folder, their classes numbered as the model's answers are."""
+    class_map: str | dict[str, int] | None = _class_map(arguments, notes)
+    images = _create(arguments, class_map, mode)
+    root, asked = Path(images.reader.root), Path(arguments.data or "")
+    if root == asked and arguments.split != DataArguments.split:
+        raise TokensieveError(
+            f"{arguments.data!r} has no split {arguments.split!r}: expected a sub-folder of that name, or no --split"
+        )
+    subset = infer_imagenet_subset(model)
+    if class_map is None and subset is not None:
+        order = ImageNetInfo(subset).label_names()
+        if set(images.reader.class_to_idx) <= set(order):
+            notes.append(f"folders are named by WordNet identifiers: classes are numbered as in {subset}")
+            class_map = {name: number for number, name in enumerate(order)}
+            images = _create(arguments, class_map, mode)
+    _check_classes(images, arguments, model, class_map, notes)
+    return images
+
+
+def _class_map(arguments: DataArguments, notes: list[str]) -> str | None:
+    """The class map given, or one beside the images."""
     root = Path(arguments.data or "")
     if arguments.class_map is not None:
         if not Path(arguments.class_map).is_file() and not (root / arguments.class_map).is_file():
@@ -210,13 +278,6 @@ def _class_map(arguments: DataArguments, model: nn.Module, notes: list[str]) -> 
         if (place / CLASS_MAP).is_file():
             notes.append(f"classes are numbered by {place / CLASS_MAP}")
             return str(place / CLASS_MAP)
-    subset = infer_imagenet_subset(model)
-    names = {entry.name for entry in os.scandir(root) if entry.is_dir()}
-    if subset is not None and names:
-        order = ImageNetInfo(subset).label_names()
-        if names <= set(order):
-            notes.append(f"folders are named by WordNet identifiers: classes are numbered as in {subset}")
-            return {name: number for number, name in enumerate(order)}
     return None
 
 
@@ -225,6 +286,10 @@ def _check_classes(images: Any, arguments: DataArguments, model: Any, class_map:
     numbered: dict[str, int] | None = getattr(images.reader, "class_to_idx", None)
     if not classes or not numbered:
         return
+    if not class_map and not any(entry.is_dir() for entry in os.scandir(images.reader.root)):
+        raise TokensieveError(
+            f"{arguments.data!r} has its images directly in it: expected one sub-folder of images for each class"
+        )
     if not class_map and len(numbered) != classes:
         raise TokensieveError(
             f"{arguments.data!r} has {len(numbered)} class folders and the model {classes} classes: give --class-map "

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 import tokensieve as ts
 from tokensieve.registry import family_of
@@ -48,22 +51,19 @@ class MacReport:
 def count(model: nn.Module, x: Tensor) -> MacReport:
     """Count the MACs of a dense or a reduced model on the images ``x`` (B, C, H, W), as a mean per image.
 
-    Blocks are counted by the formula of their family from the tokens they ran on; everything outside them by its
-    convolutions and linear layers. A method's own arithmetic (matching, scores, learned selectors) is not
-    counted, as nowhere in the literature: what it costs shows in S/F.
+    Blocks are counted by the formula of their family from the tokens they ran on; everything outside them by the
+    convolutions, linear layers and attentions that it runs. A method's own arithmetic (matching, scores, learned
+    selectors) is not counted, as nowhere in the literature: what it costs shows in S/F.
     """
     located = family_of(model)
     family, blocks = located.family, located.family.blocks(located.owner)
     prefix = family.layout(located.owner).prefix
-    inside = {id(module) for block in blocks for module in block.modules()}
-    rest = [0]
-    handles = [
-        module.register_forward_hook(lambda layer, inputs, output: rest.append(_layer_macs(layer, inputs[0], output)))
-        for module in model.modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and id(module) not in inside
-    ]
+    rest = _OutsideBlocks()
+    handles = [block.register_forward_pre_hook(rest.enter) for block in blocks]
+    handles += [block.register_forward_hook(rest.leave) for block in blocks]
     try:
-        stages = ts.trace(model, x).stages
+        with rest:
+            stages = ts.trace(model, x).stages
     finally:
         for handle in handles:
             handle.remove()
@@ -75,7 +75,7 @@ def count(model: nn.Module, x: Tensor) -> MacReport:
         alive = stage.alive
         macs = cost.attention_linear * attended + 2 * cost.attention_width * squared + cost.mlp_linear * processed
         counts.append(BlockCount(attended, processed, macs))
-    return MacReport(tuple(counts), sum(rest) / x.shape[0])
+    return MacReport(tuple(counts), rest.macs / x.shape[0])
 
 
 def _tokens(stage: Stage, before: Tensor | None, prefix: int) -> tuple[float, float, float]:
@@ -94,9 +94,28 @@ def _tokens(stage: Stage, before: Tensor | None, prefix: int) -> tuple[float, fl
     return attended.mean().item(), processed.mean().item(), attended.square().mean().item()
 
 
-def _layer_macs(layer: nn.Module, x: Tensor, output: Tensor) -> int:
-    if isinstance(layer, nn.Conv2d):
-        rows, columns = layer.kernel_size
-        return output.numel() * rows * columns * layer.in_channels // layer.groups
-    assert isinstance(layer, nn.Linear)
-    return x.numel() * layer.out_features
+class _OutsideBlocks(TorchFunctionMode):
+    """Adds up the multiply-accumulates of what runs between ``leave`` of one block and ``enter`` of the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs = 0
+        self._inside = 0
+
+    def enter(self, *_: Any) -> None:
+        self._inside += 1
+
+    def leave(self, *_: Any) -> None:
+        self._inside -= 1
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if not self._inside and func in (F.linear, F.conv2d, F.scaled_dot_product_attention):
+            first, second, *others = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+            if func is F.scaled_dot_product_attention:
+                key, width = second, first.shape[-1] + others[0].shape[-1]
+                self.macs += first.shape[:-1].numel() * key.shape[-2] * width
+            else:
+                self.macs += result.numel() * second[0].numel()
+        return result

@@ -5,17 +5,22 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
 import timm
+from huggingface_hub import constants, get_session, snapshot_download
 from safetensors import SafetensorError
 from timm.models import load_checkpoint
 from torch import nn
 
 import tokensieve as ts
+from tokensieve.checkpoint import CONFIG_NAME
 from tokensieve.errors import TokensieveError
 from tokensieve.registry import nearest
+
+HUB_TIMEOUT = 10.0  # seconds in which a hub must answer
 
 
 def create(
@@ -39,31 +44,95 @@ def create(
     Raises:
         TokensieveError: unknown name, or weights that cannot be loaded into this model.
     """
-    if Path(name).is_dir():
+    if pretrained and checkpoint is not None:
+        raise TokensieveError("weights come from --pretrained or from --checkpoint, and both are given: leave one out")
+    if checkpoint is not None:
+        _check_file(checkpoint)
+    if _is_saved(name):
+        _refuse_arguments(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, img_size=img_size)
         model = ts.load(name)
     else:
         model = _create(name, pretrained, num_classes=num_classes, in_chans=in_chans, img_size=img_size)
+        patch = max(getattr(getattr(model, "patch_embed", None), "patch_size", None) or (1,))
+        if img_size is not None and img_size < patch:
+            raise TokensieveError(f"--img-size {img_size} is smaller than one patch of {name}, {patch} pixels")
     if checkpoint is not None:
         load_weights(model, checkpoint, resample=img_size is not None)
     return model.eval()
 
 
+def has_weights(name: str, pretrained: bool, checkpoint: str | None) -> bool:
+    """Whether ``create`` gives a model with weights, and not with random numbers."""
+    return pretrained or checkpoint is not None or _is_saved(name) or _hub_name(name) is not None
+
+
+def _is_saved(name: str) -> bool:
+    """Whether ``name`` is meant as a folder written by ``ts.save``; one called like a model of timm must be one."""
+    return bool(name) and Path(name).is_dir() and ((Path(name) / CONFIG_NAME).exists() or not _is_model(name))
+
+
+def _is_model(name: str) -> bool:
+    return bool(timm.is_model(name.partition(".")[0]))
+
+
+def _hub_name(name: str) -> str | None:
+    """What follows ``hf-hub:`` or ``local-dir:``, or None for other names."""
+    source, colon, rest = name.partition(":")
+    return rest if colon and source in ("hf-hub", "hf_hub", "local-dir") else None
+
+
+def _refuse_arguments(name: str, **arguments: Any) -> None:
+    given = [key for key, value in arguments.items() if value]
+    if given:
+        raise TokensieveError(
+            f"{name} is a saved model and has its own {given[0]}: leave --{given[0].replace('_', '-')} out"
+        )
+
+
 def _create(name: str, pretrained: bool, **arguments: Any) -> nn.Module:
-    remote = name.partition(":")[0] in ("hf-hub", "hf_hub", "local-dir")
-    if not remote and not timm.is_model(name.partition(".")[0]):
+    remote = _hub_name(name)
+    if remote is None and not _is_model(name):
         raise TokensieveError(
             f"unknown model {name!r}{nearest(name, timm.list_models())}; give a timm model name "
             "(timm.list_models()), hf-hub:owner/model, or a folder written by ts.save"
         )
     given = {key: value for key, value in arguments.items() if value is not None}
     try:
-        return timm.create_model(name, pretrained=pretrained or remote, **given)
+        if name.startswith("hf"):
+            _check_hub(name, remote)
+        elif pretrained:
+            _check_hub(name, getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None))
+        return timm.create_model(name, pretrained=pretrained or remote is not None, **given)
+    except TokensieveError:
+        raise
     except TypeError as error:
         raise TokensieveError(f"model {name!r} does not take these arguments: {given} ({error})") from error
     except Exception as error:  # a hub can fail in as many ways as its client has exceptions
-        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-        hint = "; give the weights with --checkpoint FILE if the hub cannot be reached" if pretrained or remote else ""
-        raise TokensieveError(f"cannot create model {name!r}: {reason}{hint}") from error
+        raise TokensieveError(f"cannot create model {name!r}: {_first_sentence(error)}") from error
+
+
+def _check_hub(name: str, repository: str | None) -> None:
+    """Raise at once where neither the hub nor its cache can give the model: its client would try again for a minute."""
+    if not repository:
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
+        return
+    except Exception:  # no network, no name server, a proxy that refuses, offline mode
+        pass
+    owner, _, revision = repository.partition("@")
+    try:
+        snapshot_download(owner, revision=revision or None, local_files_only=True)
+    except Exception as error:
+        raise TokensieveError(
+            f"cannot get {name!r}: {constants.ENDPOINT} does not answer and its cache does not have it; "
+            "give the weights with --checkpoint FILE, or try again with a network"
+        ) from error
+
+
+def _first_sentence(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text.partition(". ")[0].rstrip(".") or type(error).__name__
 
 
 def load_weights(model: nn.Module, file: str, resample: bool = False) -> None:
@@ -77,15 +146,21 @@ def load_weights(model: nn.Module, file: str, resample: bool = False) -> None:
     Raises:
         TokensieveError: no such file, truncated, of another model, or a pickle that holds more than weights.
     """
-    if not Path(file).is_file():
-        raise TokensieveError(f"checkpoint {file!r} is not a file")
+    _check_file(file)
     adapt = getattr(inspect.getmodule(type(model)), "checkpoint_filter_fn", None) if resample else None
     try:
-        load_checkpoint(model, file, strict=True, filter_fn=adapt)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle that the sentence below is about
+            load_checkpoint(model, file, strict=True, filter_fn=adapt)
     except PermissionError as error:
         raise TokensieveError(f"checkpoint {file!r} cannot be read: {error.strerror}") from error
     except Exception as error:
         raise TokensieveError(_why_not_loaded(model, file, error)) from error
+
+
+def _check_file(file: str) -> None:
+    if not Path(file).is_file():
+        raise TokensieveError(f"checkpoint {file!r} is not a file")
 
 
 def _why_not_loaded(model: nn.Module, file: str, error: Exception) -> str:
@@ -105,7 +180,10 @@ def _why_not_loaded(model: nn.Module, file: str, error: Exception) -> str:
         or "PytorchStreamReader" in text
         or "central directory" in text
     ):
-        return f"checkpoint {file!r} is truncated or damaged ({_shorten(text)}): fetch it again"
+        detail = f" ({_shorten(_first_sentence(error))})" if text else ""
+        return f"checkpoint {file!r} is truncated or damaged{detail}: fetch it again"
+    if isinstance(error, (KeyError, AttributeError)):  # what torch.load and timm make of other content
+        return f"checkpoint {file!r} holds no weights: expected safetensors, or a state dict saved with torch.save"
     return f"checkpoint {file!r} cannot be loaded: {_shorten(text)}"
 
 

@@ -10,7 +10,9 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tokensieve.measure.results import DENSE, Row, replacing
+from tokensieve.files import replacing
+from tokensieve.measure.results import DENSE, Row
+from tokensieve.registry import methods
 
 MARKERS = "osD^vPX*hp<>"
 
@@ -19,7 +21,7 @@ def pareto(rows: Sequence[Row], file: Path, title: str = "", batch: int | None =
     """Write a PNG with two panels: top-1 (agreement where there are no labels) against images/s and against GMACs.
 
     Args:
-        rows: the measured variants; those of one method are joined by a line.
+        rows: the measured variants; those that differ only in a knob are joined by a line.
         file: the PNG to write.
         title: a line above the panels.
         batch: batch size of the speed panel; default the largest measured.
@@ -57,8 +59,8 @@ def _panel(
     for row in rows:
         x, y = cost(row), quality(row)
         if x is not None and y is not None:
-            groups.setdefault(method_names(row.variant), []).append((x, y))
-    reduced = [name for name in dict.fromkeys(method_names(row.variant) for row in rows) if name != DENSE]
+            groups.setdefault(series(row.variant), []).append((x, y))
+    reduced = [name for name in dict.fromkeys(series(row.variant) for row in rows) if name != DENSE]
     for name, points in groups.items():
         xs, ys = zip(*sorted(points), strict=True)
         if name == DENSE:
@@ -72,6 +74,7 @@ def _panel(
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def method_names(variant: str) -> str:
-    """A spec without its options: ``tome:r=4+tosa:keep=0.5`` becomes ``tome+tosa``."""
-    return "+".join(re.split(r":", part)[0] for part in variant.split("+"))
+def series(variant: str) -> str:
+    """A spec without its knobs: ``tome:r=4+tosa:keep=0.5:score=own`` lies on the curve ``tome+tosa:score=own``."""
+    knobs = "|".join(sorted({str(method.knob) for method in methods().values() if method.knob}))
+    return re.sub(rf":(?:{knobs})=(?:\[[^\]]*\]|[^:+]*)", "", variant)

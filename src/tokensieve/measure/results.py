@@ -5,12 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import platform
 import subprocess
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +16,8 @@ import torch
 
 import tokensieve
 from tokensieve.errors import TokensieveError
+from tokensieve.files import replacing
+from tokensieve.ops import native
 
 DENSE = "dense"
 
@@ -34,7 +32,8 @@ class Speed:
         S: speed-up over the dense model. O: the oracle's. None for the dense model itself.
         S_over_F, S_over_O: what is realised of the MACs saved, and of the oracle's speed-up.
         peak_memory: bytes at the peak of one forward pass.
-        noisy: the rounds lie so far apart that the figures say little.
+        noisy: the rounds lie so far apart that the figures say little, or the oracle moved every time.
+        discarded: sets of rounds thrown away before these because an oracle moved.
     """
 
     batch: int
@@ -47,6 +46,7 @@ class Speed:
     S_over_O: float | None
     peak_memory: int
     noisy: bool
+    discarded: int = 0
 
 
 @dataclass
@@ -88,6 +88,7 @@ class Results:
         command: how it was started.
         rows: in the order measured, the dense model first.
         file: the JSON file; the CSV file and the plot lie beside it. None keeps the rows in memory only.
+        stopped: whether Ctrl-C ended the measurement before it was complete.
     """
 
     settings: dict[str, Any]
@@ -95,6 +96,7 @@ class Results:
     rows: list[Row] = field(default_factory=list)
     file: Path | None = None
     environment: dict[str, Any] = field(default_factory=lambda: environment())
+    stopped: bool = False
 
     def find(self, variant: str) -> Row | None:
         """The row of a variant, or None."""
@@ -136,6 +138,11 @@ class Results:
         writer.writeheader()
         writer.writerows(rows)
         return text.getvalue()
+
+    @property
+    def images(self) -> int:
+        """How many images the rows were measured on; 0 before there is one."""
+        return max((row.images or 0 for row in self.rows), default=0)
 
     @property
     def plot_file(self) -> Path | None:
@@ -196,42 +203,8 @@ def _resumed(path: Path, settings: dict[str, Any]) -> list[Row]:
     return rows
 
 
-@contextmanager
-def replacing(path: Path, rename: bool = True) -> Iterator[Path]:
-    """A file beside ``path`` that takes its place when the block ends well.
-
-    Args:
-        path: the file to write.
-        rename: False only tries whether it could be written.
-
-    Raises:
-        TokensieveError: no such folder, no permission, disk full.
-    """
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    except OSError as error:
-        raise TokensieveError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
-    os.close(handle)
-    beside = Path(name)
-    try:
-        yield beside
-        if rename:
-            beside.chmod(0o666 & ~_umask())
-            beside.replace(path)
-    except OSError as error:
-        raise TokensieveError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def environment(device: str = "cpu") -> dict[str, Any]:
-    """Versions, device and threads: what a figure must be read with."""
+    """Versions, device, threads and whether our CPU kernels are built: what a figure must be read with."""
     return {
         "tokensieve": tokensieve.__version__,
         "commit": _commit(),
@@ -241,6 +214,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),
         "threads": torch.get_num_threads(),
+        "cpu_kernels": native.available(),
     }
 
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 from torch import Tensor, nn
 
 import tokensieve as ts
 from tokensieve.errors import TokensieveError, TokensieveWarning
+from tokensieve.measure.knob import Knob
 from tokensieve.measure.macs import count
 from tokensieve.measure.model import share_weights
 from tokensieve.method import Method
-
-STEPS = 1000  # keep is found to three decimals
 
 
 def solve(model: nn.Module, methods: Sequence[Method], share: float, x: Tensor) -> tuple[Method, ...]:
@@ -31,53 +28,52 @@ def solve(model: nn.Module, methods: Sequence[Method], share: float, x: Tensor) 
     Raises:
         TokensieveError: no method has a knob, or the share lies outside what the knob can reach.
     """
-    if not 0 < share < 1:
-        raise TokensieveError(f"--macs is a share of the dense model's MACs and must lie between 0 and 1, got {share}")
-    turned = [number for number, method in enumerate(methods) if method.knob is not None]
-    if not turned:
-        raise TokensieveError(f"{ts.spell(tuple(methods))} has no option that sets its cost; leave --macs out")
-    place = turned[-1]
-    knob = str(methods[place].knob)
+    check_share(share)
+    try:
+        knob = Knob.of(methods)
+    except TokensieveError as error:
+        raise TokensieveError(f"{error}; leave --macs out") from error
     dense = count(model, x)
     target = share * dense.total
-
-    def with_knob(step: int) -> tuple[Method, ...]:
-        value: Any = step / STEPS if knob == "keep" else step
-        changed = dataclasses.replace(methods[place], **{knob: value})  # type: ignore[type-var]
-        return (*methods[:place], changed, *methods[place + 1 :])
+    settings = knob.settings(round(dense.blocks[0].attended))
 
     @cache
-    def cost(step: int) -> float:
+    def cost(place: int) -> float:
         reduced = share_weights(model)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TokensieveWarning)
-            ts.apply(reduced, with_knob(step))
+            ts.apply(reduced, knob.turn(settings[place]))
             return count(reduced, x).total
 
-    def cost_or_nothing(step: int) -> float:
+    def cost_or_nothing(place: int) -> float:
         try:
-            return cost(step)
+            return cost(place)
         except TokensieveError:  # removes more than there is: beyond the cheapest that works
             return 0.0
 
-    # More of keep costs more, more of r costs less.
-    dearest, cheapest = (STEPS, 0) if knob == "keep" else (0, round(dense.blocks[0].attended))
-    if cost(dearest) < target:
-        raise _unreachable(methods, knob, share, f"at most {cost(dearest) / dense.total:.3f}")
-    above, below = dearest, cheapest
-    while abs(above - below) > 1:
+    if cost(0) < target:
+        raise _unreachable(knob, share, f"at most {cost(0) / dense.total:.3f}")
+    above, below = 0, len(settings) - 1
+    while below - above > 1:
         middle = (above + below) // 2
         if cost_or_nothing(middle) < target:
             below = middle
         else:
             above = middle
-    nearest = min((above, below), key=lambda step: abs(cost_or_nothing(step) - target))
+    nearest = min((above, below), key=lambda place: abs(cost_or_nothing(place) - target))
     if not cost_or_nothing(below) and cost(above) > 1.01 * target:
-        raise _unreachable(methods, knob, share, f"at least {cost(above) / dense.total:.3f}")
-    return with_knob(nearest)
+        raise _unreachable(knob, share, f"at least {cost(above) / dense.total:.3f}")
+    return knob.turn(settings[nearest])
 
 
-def _unreachable(methods: Sequence[Method], knob: str, share: float, bound: str) -> TokensieveError:
+def check_share(share: float) -> None:
+    """Raise unless ``share`` is one that a reduced model could have."""
+    if not 0 < share < 1:
+        raise TokensieveError(f"--macs is a share of the dense model's MACs and must lie between 0 and 1, got {share}")
+
+
+def _unreachable(knob: Knob, share: float, bound: str) -> TokensieveError:
     return TokensieveError(
-        f"{ts.spell(tuple(methods))} costs {bound} of the dense model when {knob} is turned, and cannot reach {share}"
+        f"{ts.spell(knob.methods)} costs {bound} of the dense model when {knob.name} is turned, "
+        f"and cannot reach {share}"
     )

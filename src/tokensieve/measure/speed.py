@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 NOISY = 0.10  # interquartile range over median beyond which a run says little
+MOVED = 0.05  # change of the oracle's speed-up from one half of the rounds to the other beyond which they are discarded
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def measure(
         on_round: called after every timing of a variant.
 
     Returns:
-        Name to ``Timing``. Ctrl-C ends early with the rounds that are complete, if there is one.
+        Name to ``Timing``.
     """
     names = list(variants)
     repeats: dict[str, int] = {}
@@ -89,19 +90,31 @@ def measure(
             for _ in range(warmup):
                 single = _time(variants[name], x, 1)
             repeats[name] = max(1, round(min_time / single))
-        try:
-            for number in range(rounds):
-                start = number % len(names)
-                for name in names[start:] + names[:start]:
-                    seconds[name].append(_time(variants[name], x, repeats[name]))
-                    if on_round is not None:
-                        on_round()
-        except KeyboardInterrupt:
-            complete = min(map(len, seconds.values()))
-            if not complete:
-                raise
-            seconds = {name: values[:complete] for name, values in seconds.items()}
+        for number in range(rounds):
+            start = number % len(names)
+            for name in names[start:] + names[:start]:
+                seconds[name].append(_time(variants[name], x, repeats[name]))
+                if on_round is not None:
+                    on_round()
     return {name: Timing(tuple(values), x.shape[0]) for name, values in seconds.items()}
+
+
+def drift(oracle: Timing, dense: Timing) -> float:
+    """How far the oracle's speed-up in one half of the rounds lies from that in the other, as a share.
+
+    An oracle computes the same thing in every round, so that nothing but the machine can move it. 0 below 4 rounds.
+    """
+    half = len(oracle.seconds) // 2
+    if half < 2:
+        return 0.0
+    early = Timing(oracle.seconds[:half], oracle.batch).speedup(Timing(dense.seconds[:half], dense.batch))
+    late = Timing(oracle.seconds[-half:], oracle.batch).speedup(Timing(dense.seconds[-half:], dense.batch))
+    return max(early, late) / min(early, late) - 1
+
+
+def moved(oracle: Timing, dense: Timing) -> bool:
+    """Whether the oracle moved against the dense model while they were timed, by more than 5 %."""
+    return drift(oracle, dense) > MOVED
 
 
 def noisy(timing: Timing) -> bool:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tokensieve.decision import Assignment
-from tokensieve.method import require_choice
 from tokensieve.methods.controls import Pruning
 from tokensieve.ops.agglomerative import agglomerate, cosine_distances
 from tokensieve.schedule import share_of_all
@@ -39,11 +38,6 @@ class ATC(Pruning):
     proportional: bool = False
 
     paper = ("Agglomerative Token Clustering", "Haurum et al.", 2024, "2409.11923")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_choice(self, "linkage", ("single", "complete", "average"))
-        require_choice(self, "metric", ("keys", "x"))
 
     def needs(self, layout: Layout) -> frozenset[Signal]:
         return frozenset({"keys"}) if self.metric == "keys" else frozenset()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.decision import Assignment, ragged
-from tokensieve.method import Method, freeze_lists, require
+from tokensieve.method import Method, require
 from tokensieve.ops.scores import inverse_samples, value_weighted
 from tokensieve.schedule import checked_sites, per_site, share_of_all
 from tokensieve.view import Layout, Signal, View, importance_signal
@@ -40,11 +40,10 @@ class ATS(Method):
     paper = ("Adaptive Token Sampling for Efficient Vision Transformers", "Fayyaz et al.", 2021, "2111.15667")
 
     def __post_init__(self) -> None:
-        freeze_lists(self)
+        super().__post_init__()
         if self.samples is not None:
             numbers = self.samples if isinstance(self.samples, tuple) else (self.samples,)
-            whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in numbers)
-            require(bool(numbers) and whole, self, "samples", "a whole number, 1 or more, a list of them, or None")
+            require(all(n >= 1 for n in numbers), self, "samples", "1 or more")
 
     def blocks(self, depth: int) -> tuple[int, ...]:
         return checked_sites(self.sites, tuple(range(3, 12)), depth, self.name)

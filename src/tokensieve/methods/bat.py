@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.decision import Assignment
-from tokensieve.method import Method, freeze_lists, require, require_choice
+from tokensieve.method import Method, require
 from tokensieve.ops.density import density_peaks
 from tokensieve.ops.matching import match_pairs, similarity
 from tokensieve.ops.rows import split_top, take_rows
@@ -64,13 +64,11 @@ class BAT(Method):
     )
 
     def __post_init__(self) -> None:
-        freeze_lists(self)
+        super().__post_init__()
         for option in ("keep", "clusters"):
             value = getattr(self, option)
             shares = value if isinstance(value, tuple) else (value,)
             require(bool(shares) and all(0 < share <= 1 for share in shares), self, option, "a share in (0, 1]")
-        require_choice(self, "weight", ("size", "class", "equal"))
-        require_choice(self, "metric", ("x", "keys"))
         require(self.rounds >= 1, self, "rounds", "1 or more")
 
     def _published_sites(self) -> tuple[int, ...]:
@@ -83,9 +81,24 @@ class BAT(Method):
         score = importance_signal(layout)
         return frozenset({score, "keys"}) if self.metric == "keys" else frozenset({score})
 
-    def counts(self, patches: int, site: int) -> tuple[int, int, int]:
-        """(K, m, c): attentive tokens, pairs among them, clusters of the others."""
-        attentive = kept(patches, per_site(self.keep, site))
+    def counts(self, patches: int, site: int, left: int | None = None) -> tuple[int, int, int]:
+        """(K, m, c): attentive tokens, pairs among them, clusters of the others.
+
+        With ``left``, K moves until K − m + c is that number, and m and c follow it.
+        """
+        attentive, pairs, clusters = self._divide(patches, site, kept(patches, per_site(self.keep, site)))
+        for _ in range(8):
+            if left is None or left == attentive - pairs + clusters:
+                return attentive, pairs, clusters
+            attentive = max(1, min(patches - 1, left + pairs - clusters))
+            attentive, pairs, clusters = self._divide(patches, site, attentive)
+        assert left is not None
+        # Where m or c is at a bound, the rest of the difference goes into the other.
+        pairs += attentive - pairs + clusters - left
+        missing = max(0, -pairs) - max(0, pairs - attentive // 2)
+        return attentive, pairs + missing, clusters + missing
+
+    def _divide(self, patches: int, site: int, attentive: int) -> tuple[int, int, int]:
         others = patches - attentive
         if others == 0:
             return attentive, 0, 0
@@ -106,7 +119,7 @@ class BAT(Method):
         return view.rows(index) if self.metric == "x" else take_rows(view.keys, index)
 
     def assign(self, view: View) -> Assignment:
-        attentive_count, pairs, clusters = self.counts(view.count, view.site)
+        attentive_count, pairs, clusters = self.counts(view.count, view.site, view.keep)
         score = view.importance
         attentive, inattentive = split_top(score, attentive_count)
         first, second = self._features(view, attentive), self._features(view, inattentive)

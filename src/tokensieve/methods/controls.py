@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor, nn
 
 from tokensieve.decision import Assignment
-from tokensieve.method import Method, freeze_lists, require
+from tokensieve.method import Method, require
 from tokensieve.ops.rows import split_top
+from tokensieve.ops.shuffle import shuffled
 from tokensieve.schedule import checked_sites, nearest_share, per_site
 from tokensieve.view import Layout, Signal, View, importance_signal
 
@@ -32,7 +34,7 @@ class Pruning(Method):
     knob = "keep"
 
     def __post_init__(self) -> None:
-        freeze_lists(self)
+        super().__post_init__()
         shares = self.keep if isinstance(self.keep, tuple) else (self.keep,)
         require(all(0 < share <= 1 for share in shares) and bool(shares), self, "keep", "a share in (0, 1]")
 
@@ -83,10 +85,9 @@ class Random(Pruning):
     seed: int = 0
 
     def assign(self, view: View) -> Assignment:
-        order = shuffled(view.count, self.seed * 1009 + view.site)
-        keep = torch.tensor(sorted(order[: view.keep]), device=view.x.device).expand(view.x.shape[0], -1)
-        dropped = torch.tensor(sorted(order[view.keep :]), device=view.x.device).expand(view.x.shape[0], -1)
-        return Assignment(keep=keep, dropped=dropped)
+        order = shuffled(view.count, self.seed * 1009 + view.site, view.x.device).expand(view.x.shape[0], -1)
+        keep, dropped = order[:, : view.keep], order[:, view.keep :]
+        return Assignment(keep=keep.sort(dim=1).values, dropped=dropped.sort(dim=1).values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,24 +102,32 @@ class Grid(Pruning):
         sites: 0-based blocks; default 3, 6, 9 of 12, scaled to the depth.
     """
 
+    def module(self, layout: Layout) -> nn.Module:
+        return Ranks(*layout.grid)
+
     def assign(self, view: View) -> Assignment:
-        rows, columns = view.layout.grid
+        ranks = view.module
+        assert isinstance(ranks, Ranks)
         patches = view.tokens.group.shape[1]
-        if rows * columns != patches:
-            rows, columns = 1, patches
-        rank = torch.tensor(spread(rows, columns), device=view.x.device, dtype=torch.float32)
+        rank = ranks.rank if ranks.rank.shape[0] == patches else spread_line(patches, view.x.device)
         keep, dropped = split_top(-rank[view.rep], view.keep)
         return Assignment(keep=keep, dropped=dropped)
 
 
-def shuffled(length: int, seed: int) -> list[int]:
-    """The numbers below ``length`` in an order drawn from ``seed``, the same on every machine."""
-    state = (seed * 2654435761 + 1) % 2**32
-    keys = []
-    for position in range(length):
-        state = (1664525 * state + 1013904223) % 2**32
-        keys.append((state >> 8, position))
-    return [position for _, position in sorted(keys)]
+class Ranks(nn.Module):
+    """``spread(rows, columns)`` on the model's device, worked out once; not part of the state dict."""
+
+    rank: Tensor
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__()
+        self.register_buffer("rank", torch.tensor(spread(rows, columns)), persistent=False)
+
+
+def spread_line(length: int, device: torch.device) -> Tensor:
+    """(length,) ranks whose every beginning is spread evenly over a line: for inputs that are not the layout's size."""
+    golden = 0.6180339887498949
+    return (torch.arange(length, device=device, dtype=torch.float64) * golden).frac().argsort().argsort()
 
 
 def spread(rows: int, columns: int) -> list[int]:

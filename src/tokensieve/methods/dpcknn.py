@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tokensieve.decision import Assignment
-from tokensieve.method import require, require_choice
+from tokensieve.method import require
 from tokensieve.methods.controls import Pruning
 from tokensieve.ops.density import density_peaks
 from tokensieve.ops.rows import at_least_float32
@@ -51,8 +51,7 @@ class DPCKNN(Pruning):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(isinstance(self.neighbours, int) and self.neighbours >= 1, self, "neighbours", "1 or more")
-        require_choice(self, "weight", ("equal", "size", "learned"))
+        require(self.neighbours >= 1, self, "neighbours", "1 or more")
 
     def remaining(self, patches: int, site: int, layout: Layout) -> int:
         return min(patches, share_of_all(layout.grid[0] * layout.grid[1], self.keep, site))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 
 from tokensieve.decision import Assignment
-from tokensieve.method import require
 from tokensieve.methods.controls import Pruning
 from tokensieve.ops.rows import split_top
 from tokensieve.schedule import kept, per_site
@@ -39,10 +38,6 @@ class EViT(Pruning):
         2022,
         "2202.07800",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(isinstance(self.fuse, bool), self, "fuse", "True or False")
 
     def needs(self, layout: Layout) -> frozenset[Signal]:
         return frozenset({importance_signal(layout)})

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.decision import Assignment
-from tokensieve.method import Method, freeze_lists, require, require_choice, require_whole
+from tokensieve.method import Method, require
 from tokensieve.ops.graph import grid_neighbours, most_similar, normalised
 from tokensieve.ops.rows import split_top, take_rows
 from tokensieve.ops.scores import diagonal_and_columns
@@ -53,11 +53,10 @@ class GTP(Method):
     )
 
     def __post_init__(self) -> None:
-        freeze_lists(self)
-        require_whole(self, "r")
+        super().__post_init__()
+        require(self.r >= 0, self, "r", "a whole number of tokens, 0 or more")
         require(0 <= self.alpha < float("inf"), self, "alpha", "a number, 0 or more")
-        require_choice(self, "graph", ("mixed", "spatial", "semantic"))
-        require(isinstance(self.similar, int) and self.similar >= 1, self, "similar", "1 or more")
+        require(self.similar >= 1, self, "similar", "1 or more")
 
     def blocks(self, depth: int) -> tuple[int, ...]:
         return tuple(range(depth)) if self.sites is None else checked_sites(self.sites, (), depth, self.name)

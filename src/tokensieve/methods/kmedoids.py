@@ -9,10 +9,11 @@ import torch
 
 from tokensieve.decision import Assignment
 from tokensieve.errors import TokensieveError
-from tokensieve.method import require, require_choice
+from tokensieve.method import require
 from tokensieve.methods.controls import PUBLISHED_SITES, Pruning
 from tokensieve.ops.density import squared_distances
 from tokensieve.ops.medoids import medoids
+from tokensieve.ops.rows import named
 from tokensieve.schedule import checked_sites, share_of_all
 from tokensieve.view import Layout, Signal, View
 
@@ -45,8 +46,7 @@ class KMedoids(Pruning):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_choice(self, "update", ("weighted", "equal"))
-        require(isinstance(self.rounds, int) and self.rounds >= 0, self, "rounds", "0 or more")
+        require(self.rounds >= 0, self, "rounds", "0 or more")
 
     def blocks(self, depth: int) -> tuple[int, ...]:
         chosen = checked_sites(self.sites, PUBLISHED_SITES, depth, self.name)
@@ -67,5 +67,5 @@ class KMedoids(Pruning):
         weight = received if self.update == "weighted" else torch.ones_like(received)
         distances = squared_distances(view.x).sqrt()
         centres, others, onto = medoids(distances, weight, received, view.keep, self.rounds)
-        stays = torch.zeros_like(weight).scatter(1, centres, 1.0)
+        stays = named(centres, view.count).to(weight.dtype)
         return Assignment(keep=centres, moved=others, onto=onto, weight=stays)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.decision import Assignment
-from tokensieve.method import Method, freeze_lists, require, require_whole
+from tokensieve.method import Method, require
 from tokensieve.ops.matching import similarity, two_way_matching
 from tokensieve.schedule import checked_sites, removed
 from tokensieve.view import Layout, Signal, View
@@ -55,8 +55,8 @@ class MCTF(Method):
     )
 
     def __post_init__(self) -> None:
-        freeze_lists(self)
-        require_whole(self, "r")
+        super().__post_init__()
+        require(self.r >= 0, self, "r", "a whole number of tokens, 0 or more")
         require(0 <= self.info < float("inf"), self, "info", "an exponent, 0 or more")
         require(0 <= self.size < float("inf"), self, "size", "an exponent, 0 or more")
 
@@ -68,6 +68,9 @@ class MCTF(Method):
 
     def remaining(self, patches: int, site: int, layout: Layout) -> int:
         return patches - removed(patches, self.r)
+
+    def fewest(self, patches: int) -> int:
+        return patches - patches // 2
 
     def assign(self, view: View) -> Assignment:
         first, remove = view.layout.prefix % 2, view.count - view.keep

@@ -58,6 +58,9 @@ class PiToMe(Pruning):
     def remaining(self, patches: int, site: int, layout: Layout) -> int:
         return max(kept(patches, per_site(self.keep, site)), patches - patches // 2)
 
+    def fewest(self, patches: int) -> int:
+        return patches - patches // 2
+
     def assign(self, view: View) -> Assignment:
         depth, remove = view.layout.depth, view.count - view.keep
         keys = view.keys

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.decision import Assignment
-from tokensieve.method import Method, freeze_lists, require, require_whole
+from tokensieve.method import Method, require
 from tokensieve.ops.matching import bipartite_matching
 from tokensieve.ops.rows import split_top
 from tokensieve.ops.scores import value_weighted
@@ -46,8 +46,8 @@ class PPT(Method):
     paper = ("PPT: Token Pruning and Pooling for Efficient Vision Transformers", "Wu et al.", 2023, "2310.01812")
 
     def __post_init__(self) -> None:
-        freeze_lists(self)
-        require_whole(self, "r")
+        super().__post_init__()
+        require(self.r >= 0, self, "r", "a whole number of tokens, 0 or more")
         require(not math.isnan(self.threshold) and self.threshold >= 0, self, "threshold", "a variance, 0 or more")
 
     def blocks(self, depth: int) -> tuple[int, ...]:
@@ -58,6 +58,9 @@ class PPT(Method):
 
     def remaining(self, patches: int, site: int, layout: Layout) -> int:
         return patches - removed(patches, self.r)
+
+    def fewest(self, patches: int) -> int:
+        return patches - patches // 2
 
     def assign(self, view: View) -> Assignment:
         score = view.score(value_weighted(view.attended, view.layout.class_token))

@@ -7,7 +7,7 @@ from typing import Literal
 
 from tokensieve.decision import Assignment
 from tokensieve.errors import TokensieveError
-from tokensieve.method import Method, freeze_lists, require, require_choice
+from tokensieve.method import Method, require
 from tokensieve.ops.matching import bipartite_matching
 from tokensieve.schedule import checked_sites, inflected, removed
 from tokensieve.view import Layout, Signal, View
@@ -40,18 +40,15 @@ class ToMe(Method):
     paper = ("Token Merging: Your ViT But Faster", "Bolya et al.", 2022, "2210.09461")
 
     def __post_init__(self) -> None:
-        freeze_lists(self)
+        super().__post_init__()
         numbers = self.r if isinstance(self.r, tuple) else (self.r,)
-        whole = all(isinstance(r, int) and not isinstance(r, bool) and r >= 0 for r in numbers)
-        require(bool(numbers) and whole, self, "r", "a whole number of tokens, 0 or more, or a list of them")
+        require(
+            bool(numbers) and min(numbers) >= 0, self, "r", "a whole number of tokens, 0 or more, or a list of them"
+        )
         require(-1 <= self.inflect <= 1, self, "inflect", "between -1 and 1")
-        require_choice(self, "metric", ("keys", "x"))
 
     def blocks(self, depth: int) -> tuple[int, ...]:
-        acting = tuple(range(depth)) if self.sites is None else checked_sites(self.sites, (), depth, self.name)
-        if isinstance(self.r, tuple) and len(self.r) > len(acting):
-            raise TokensieveError(f"tome: r lists {len(self.r)} blocks but the method acts in {len(acting)}")
-        return acting
+        return tuple(range(depth)) if self.sites is None else checked_sites(self.sites, (), depth, self.name)
 
     def needs(self, layout: Layout) -> frozenset[Signal]:
         return frozenset({"keys"}) if self.metric == "keys" else frozenset()
@@ -65,6 +62,9 @@ class ToMe(Method):
                 f"tome: r must be at most half of the {every} patch tokens, {every // 2}, got {largest}"
             )
         return patches - removed(patches, asked)
+
+    def fewest(self, patches: int) -> int:
+        return patches - removed(patches, patches)
 
     def _asked(self, site: int, layout: Layout) -> int:
         if isinstance(self.r, tuple):

@@ -11,12 +11,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from tokensieve.attention import column_sums
 from tokensieve.decision import Assignment, Until
 from tokensieve.errors import TokensieveError, TokensieveWarning
-from tokensieve.method import Method, freeze_lists, require, require_choice
-from tokensieve.methods.controls import shuffled
+from tokensieve.method import Method, require
 from tokensieve.ops.rows import split_top
 from tokensieve.ops.selector import Selector
+from tokensieve.ops.shuffle import shuffled
 from tokensieve.schedule import per_site
 from tokensieve.view import Layout, Signal, View, importance_signal
 
@@ -31,8 +32,8 @@ class ToSA(Method):
     unchanged and take their places again, so every layer's output is complete and dense prediction works.
 
     The selectors must be trained (KL to the next layer's map, no labels). A fresh selector predicts this layer's own
-    map, so that untrained ToSA is exactly its control ``score=own``, and says so once. No accuracy table of the paper
-    is public.
+    map, and says so once: untrained ToSA keeps the tokens that its control ``score=own`` keeps. No accuracy table of
+    the paper is public.
 
     Our choice where the public text is silent, each an option: every second layer from 1 on, kernel-1 convolutions
     H → 4H → H, softmax over the keys, head mean, sums of probabilities, bypassing the whole layer.
@@ -75,14 +76,9 @@ class ToSA(Method):
     paper = ("ToSA: Token Selective Attention for Efficient Vision Transformers", "Singh et al.", 2024, "2406.08816")
 
     def __post_init__(self) -> None:
-        freeze_lists(self)
+        super().__post_init__()
         shares = self.keep if isinstance(self.keep, tuple) else (self.keep,)
         require(bool(shares) and all(0 < share <= 1 for share in shares), self, "keep", "a share in (0, 1]")
-        require_choice(self, "score", ("selector", "own", "class", "random"))
-        require_choice(self, "bypass", ("layer", "attention"))
-        require_choice(self, "normalize", ("keys", "heads"))
-        require_choice(self, "sum_of", ("probabilities", "log_probabilities"))
-        require_choice(self, "heads", ("mean", "max"))
         require(self.expansion >= 2, self, "expansion", "2 or more")
         require(self.kernel >= 1 and self.kernel % 2 == 1, self, "kernel", "an odd number, 1 or more")
         require(self.block >= 1, self, "block", "1 or more")
@@ -112,10 +108,8 @@ class ToSA(Method):
         return min(patches, max(1, math.floor(per_site(self.keep, site) * patches + 0.5)))
 
     def needs(self, layout: Layout) -> frozenset[Signal]:
-        if self.score == "selector":
+        if self.score in ("selector", "own"):
             return frozenset({"logits"})
-        if self.score == "own":
-            return frozenset({"received"})
         return frozenset({importance_signal(layout)}) if self.score == "class" else frozenset()
 
     def module(self, layout: Layout) -> nn.Module | None:
@@ -128,19 +122,22 @@ class ToSA(Method):
         return Assignment(keep=keep, dropped=dropped, until=self.returns)
 
     def _score(self, view: View) -> Tensor:
-        if self.score == "own":
-            return view.received
         if self.score == "class":
             return view.importance
         if self.score == "random":
-            rank = torch.tensor(shuffled(view.count, self.seed * 1009 + view.site), device=view.x.device)
+            rank = shuffled(view.count, self.seed * 1009 + view.site, view.x.device)
             return rank.expand(view.x.shape[0], -1)
+        columns = self._columns(view)
+        joined = columns.mean(dim=1) if self.heads == "mean" else columns.amax(dim=1)
+        return view.score(joined)
+
+    def _columns(self, view: View) -> Tensor:
+        if self.score == "own":
+            return column_sums(view.attended, None, self.block, self.stride)
         selector = view.module
         assert isinstance(selector, Selector)
         self._notice(selector)
-        columns = selector.columns(view.attended, self.block, self.stride, self.sum_of)
-        joined = columns.mean(dim=1) if self.heads == "mean" else columns.amax(dim=1)
-        return view.score(joined)
+        return selector.columns(view.attended, self.block, self.stride, self.sum_of)
 
     def _notice(self, selector: Selector) -> None:
         if torch.compiler.is_compiling() or selector.noticed:  # in this order no guard watches the flag

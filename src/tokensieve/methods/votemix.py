@@ -10,7 +10,7 @@ from tokensieve.decision import Assignment
 from tokensieve.method import require
 from tokensieve.methods.controls import Pruning
 from tokensieve.ops.matching import similarity
-from tokensieve.ops.rows import split_top, take_rows
+from tokensieve.ops.rows import one_hot, split_top, take_rows
 from tokensieve.schedule import checked_sites, kept, per_site
 from tokensieve.view import Layout, Signal, View
 
@@ -62,7 +62,7 @@ class VoteMix(Pruning):
         alike = similarity(keys, keys)
         itself = torch.eye(view.count, dtype=torch.bool, device=keys.device)
         vote, chosen = alike.masked_fill(itself, -torch.inf).max(dim=2)
-        votes = torch.zeros_like(vote).scatter_add(1, chosen, vote.clamp(min=0))
+        votes = (one_hot(chosen, view.count, vote.dtype) * vote.clamp(min=0).unsqueeze(1)).sum(dim=2)
         keep, dropped = split_top(-votes, view.keep)
         shares = take_rows(alike, dropped).gather(2, keep.unsqueeze(1).expand(-1, dropped.shape[1], -1))
         spread = (shares / self.temperature).softmax(dim=2).transpose(1, 2)

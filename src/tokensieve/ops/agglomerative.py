@@ -37,8 +37,8 @@ def agglomerate(distances: Tensor, clusters: int, linkage: Linkage) -> Tensor:
     """
     batch, length, _ = distances.shape
     positions = torch.arange(length, device=distances.device)
-    infinite = torch.zeros_like(distances[0]).fill_diagonal_(torch.inf)
-    near = distances.detach() + infinite
+    itself = torch.eye(length, dtype=torch.bool, device=distances.device)
+    near = distances.detach().masked_fill(itself, torch.inf)
     size = torch.ones(batch, length, dtype=near.dtype, device=near.device)
     leader = positions.expand(batch, -1)
     for _ in range(length - clusters):
@@ -52,10 +52,10 @@ def agglomerate(distances: Tensor, clusters: int, linkage: Linkage) -> Tensor:
         else:
             one, other = size.gather(1, first), size.gather(1, second)
             joined = (one * left + other * right) / (one + other)
-            size = size.scatter_add(1, first, other)
-        gone = positions == second
-        joined = joined.masked_fill(gone | (positions == first), torch.inf)
-        row = (positions == first).unsqueeze(2)
+            size = size + other * (positions == first)
+        gone, led = positions == second, positions == first
+        joined = joined.masked_fill(gone | led, torch.inf)
+        row = led.unsqueeze(2)
         near = torch.where(row, joined.unsqueeze(1), near)
         near = torch.where(row.transpose(1, 2), joined.unsqueeze(2), near)
         near = near.masked_fill(gone.unsqueeze(2) | gone.unsqueeze(1), torch.inf)

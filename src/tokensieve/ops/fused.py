@@ -36,6 +36,6 @@ def fused(reference: Callable[P, R]) -> Callable[P, R]:
 
 @cache
 def _kernels(name: str) -> tuple[Callable[..., Any], ...]:
-    from tokensieve.ops import native  # here, because kernels use the types that the references are written with
+    from tokensieve.ops import gpu, native  # here, because kernels use the types that the references are written with
 
-    return tuple(getattr(module, name) for module in (native,) if hasattr(module, name))
+    return tuple(getattr(module, name) for module in (native, gpu) if hasattr(module, name))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.ops.matching import similarity
+from tokensieve.ops.rows import named
 
 
 def grid_neighbours(position: Tensor, columns: int) -> Tensor:
@@ -28,10 +29,10 @@ def most_similar(features: Tensor, count: int) -> Tensor:
     """
     length = features.shape[1]
     alike = similarity(features.detach(), features.detach())
-    alike = alike + torch.zeros_like(alike[0]).fill_diagonal_(-torch.inf)
-    nearest = alike.sort(dim=2, descending=True, stable=True).indices[:, :, :count]
-    named = torch.zeros_like(alike, dtype=torch.bool).scatter(2, nearest, True)
-    return (named | named.transpose(1, 2)) & ~torch.eye(length, dtype=torch.bool, device=alike.device)
+    itself = torch.eye(length, dtype=torch.bool, device=alike.device)
+    nearest = alike.masked_fill(itself, -torch.inf).sort(dim=2, descending=True, stable=True).indices[:, :, :count]
+    chosen = named(nearest.flatten(0, 1), length).view(alike.shape) > 0
+    return (chosen | chosen.transpose(1, 2)) & ~itself
 
 
 def normalised(adjacency: Tensor, dtype: torch.dtype) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokensieve.ops.rows import complement, split_top
+from tokensieve.ops.rows import complement, one_hot, split_top
 
 
 def medoids(distances: Tensor, weight: Tensor, start: Tensor, clusters: int, rounds: int) -> tuple[Tensor, ...]:
@@ -42,5 +42,6 @@ def medoids(distances: Tensor, weight: Tensor, start: Tensor, clusters: int, rou
 def _nearest(distances: Tensor, centres: Tensor) -> Tensor:
     """(B, M): the place in ``centres`` (B, K) of every token's nearest centre; that of a centre is its own."""
     to_centres = distances.gather(1, centres.unsqueeze(2).expand(-1, -1, distances.shape[2]))
-    joins = to_centres.argmin(dim=1)
-    return joins.scatter(1, centres, torch.arange(centres.shape[1], device=centres.device).expand_as(centres))
+    own = one_hot(centres, distances.shape[1], torch.bool).transpose(1, 2)
+    # Of equally near centres the first, but a centre is nearest to itself.
+    return to_centres.masked_fill(own, -torch.inf).argmin(dim=1)

@@ -53,9 +53,15 @@ def invert(permutation: Tensor) -> Tensor:
 
 def complement(chosen: Tensor, length: int) -> Tensor:
     """The indices in [0, length) that ``chosen`` (B, K) does not name, ascending: (B, length - K)."""
-    taken = torch.zeros(chosen.shape[0], length, dtype=torch.int32, device=chosen.device)
-    taken = taken.scatter(1, chosen, 1)
-    return taken.sort(dim=1, stable=True).indices[:, : length - chosen.shape[1]]
+    return named(chosen, length).sort(dim=1, stable=True).indices[:, : length - chosen.shape[1]]
+
+
+def named(index: Tensor, length: int) -> Tensor:
+    """Which of the numbers in [0, length) ``index`` (B, K) names: (B, length) int32, one or zero."""
+    if torch.compiler.is_exporting():
+        # Exported graphs hold no scatter, which other runtimes run slowly; comparing costs far less than the attention.
+        return one_hot(index, length, torch.int32).amax(dim=2)
+    return torch.zeros(index.shape[0], length, dtype=torch.int32, device=index.device).scatter(1, index, 1)
 
 
 def rank_descending(score: Tensor) -> Tensor:

@@ -20,9 +20,9 @@ PANEL = 420
 SKIP: RGB = (64, 156, 255)
 SKIP_TINT: RGB = (16, 38, 72)
 PRUNED: RGB = (24, 26, 32)
-CROSS: RGB = (92, 97, 108)
+CROSS: RGB = (168, 172, 182)
 BAR: RGB = (64, 156, 255)
-BAR_DENSE: RGB = (226, 230, 236)
+BAR_DENSE = (120, 135, 160, 56)  # a veil, on white paper and on dark
 GOLDEN = 0.61803398875
 
 
@@ -98,8 +98,8 @@ def _skipped(canvas: NDArray[np.float32], cell: int) -> NDArray[np.float32]:
 def _pruned(canvas: NDArray[np.float32], cell: int) -> NDArray[np.float32]:
     dark = 0.12 * canvas + 0.88 * np.array(PRUNED, dtype=np.float32)
     down, across = (np.indices(canvas.shape[:2]) % cell) - (cell - 1) / 2
-    arms = np.minimum(abs(down - across), abs(down + across)) <= max(0.5, cell / 40)
-    cross = (arms & (np.maximum(abs(down), abs(across)) <= cell / 6))[..., None]
+    arms = np.minimum(abs(down - across), abs(down + across)) <= max(0.5, cell / 24)
+    cross = (arms & (np.maximum(abs(down), abs(across)) <= cell / 4))[..., None]
     return np.where(cross, np.array(CROSS, dtype=np.float32), dark)
 
 
@@ -128,7 +128,7 @@ def _outline(canvas: NDArray[np.float32], group: NDArray[np.int64], shared: NDAr
 
 
 def token_chart(tokens: Sequence[int], dense: int, size: tuple[int, int]) -> Image.Image:
-    """Bars: tokens attended in each block, before a pale bar of what the dense model attends.
+    """Bars on nothing: tokens attended in each block, before a pale bar of what the dense model attends.
 
     Args:
         tokens: one count a block.
@@ -136,7 +136,7 @@ def token_chart(tokens: Sequence[int], dense: int, size: tuple[int, int]) -> Ima
         size: (width, height) in pixels.
     """
     width, height = size
-    chart = Image.new("RGB", size, "white")
+    chart = Image.new("RGBA", size, (255, 255, 255, 0))
     pen = ImageDraw.Draw(chart)
     step = width / max(len(tokens), 1)
     gap = max(1.0, step * 0.18)

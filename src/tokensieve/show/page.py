@@ -76,13 +76,13 @@ def _section(row: Row) -> str:
 
 
 def _site(row: Row, site: SiteMap) -> str:
-    heading = f"<b>{escape(text.site_title(site))}</b>"
+    heading = f"<b>{escape(text.site_title(row, site))}</b>"
     counts = escape(text.site_counts(site))
     if site.state is None:
         width, height = draw.panel_size(row.grid)
         drawing = f'<div class="soft" style="aspect-ratio: {width} / {height}">{escape(site.describe())}</div>'
         return _figure(heading, counts, drawing, "", raw=True)
-    alt = f"{text.site_title(site)}: {site.describe()}"
+    alt = f"{text.site_title(row, site)}: {site.describe()}"
     return _figure(heading, counts, _image(draw.site_panel(row.picture, site), alt), site.describe(), raw=True)
 
 

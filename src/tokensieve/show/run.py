@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import ImageNetInfo, resolve_data_config
+from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from tokensieve import applied, apply, is_applied, remove, spell, trace
@@ -44,32 +44,6 @@ def class_names(path: Path, classes: int) -> list[str]:
     return [info.label_name_to_description(name, detailed=False).split(",")[0] for name in names]
 
 
-def data_config(
-    model: nn.Module,
-    img_size: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> dict[str, Any]:
-    """timm's data config for ``model``: the input size it was built for, and what it was trained with for the rest.
-
-    Args:
-        model: a model of a known family.
-        img_size: height and width of the input; default the model's own.
-        mean, std: normalisation; default the model's own.
-
-    Raises:
-        TokensieveError: the model does not take colour images.
-    """
-    patches = getattr(family_of(model).owner, "patch_embed", None)
-    own = getattr(patches, "img_size", None) if img_size is None else (img_size, img_size)
-    arguments = {"mean": mean, "std": std, "input_size": None if own is None else (3, *own)}
-    config: dict[str, Any] = resolve_data_config(arguments, model=model)
-    channels = getattr(getattr(patches, "proj", None), "in_channels", config["input_size"][0])
-    if channels != 3:
-        raise TokensieveError(f"show draws RGB images and this model takes {channels} channels: give one that takes 3")
-    return config
-
-
 def show_rows(
     model: nn.Module,
     images: Sequence[tuple[str, Image.Image]],
@@ -87,7 +61,7 @@ def show_rows(
         model: a model in eval mode; dense, or with methods applied when ``variants`` is empty.
         images: names and RGB images.
         variants: compositions of methods; empty for the methods that are applied already.
-        config: timm's data config for the model.
+        config: how images are prepared for the model, see ``measure.transform.data_config``.
         names: what to call the model's classes; None for their numbers.
         predict: whether to caption rows with the predicted class, dense and reduced.
         blocks: the blocks to show; default up to six sites, evenly spread.
@@ -106,6 +80,9 @@ def show_rows(
     dense = remove(copy.deepcopy(model)) if is_applied(model) else model
     located = family_of(model)
     layout = located.family.layout(located.owner)
+    channels = config["input_size"][0]
+    if channels != 3:
+        raise TokensieveError(f"show draws RGB images and this model takes {channels} channels: give one that takes 3")
     device = next(model.parameters()).device
     inputs = [model_input(image, config).to(device) for _, image in images]
     views = [model_view(image, config) for _, image in images]

@@ -99,7 +99,7 @@ class _Pen:
 
     def paste(self, picture: Image.Image, x: int, y: int) -> None:
         if self.canvas:
-            self.canvas.paste(picture, (x, y))
+            self.canvas.paste(picture, (x, y), picture if picture.mode == "RGBA" else None)
 
 
 def _draw_row(canvas: Image.Image | None, row: Row, top: int, width: int) -> int:
@@ -110,16 +110,15 @@ def _draw_row(canvas: Image.Image | None, row: Row, top: int, width: int) -> int
     about = " · ".join(part for part in (row.image, text.row_note(row)) if part)
     y = pen.write(MARGIN, y, about, BODY, inner, GREY) + 14
     panel_width, panel_height = draw.panel_size(row.grid)
-    head = round(TITLE * LINE) + 8
-    if any(_stacked(site, panel_width) for site in row.maps):
-        head += round(TITLE * LINE)
+    stacked = any(_too_wide(row, site, panel_width) for site in row.maps)
+    head = round(TITLE * LINE) * (2 if stacked else 1) + 8
     x, bottom = MARGIN, y + head + panel_height
     picture_at = y + head
     pen.write(x, picture_at - 8 - round(TITLE * LINE), "what the model sees", TITLE, panel_width)
     pen.paste(Image.fromarray(draw.fit(row.picture, row.grid)), x, picture_at)
     for site in row.maps:
         x += panel_width + GUTTER
-        bottom = max(bottom, _draw_site(pen, row, site, x, picture_at))
+        bottom = max(bottom, _draw_site(pen, row, site, x, picture_at, stacked))
     if row.tokens:
         x += panel_width + GUTTER
         bottom = max(bottom, _draw_chart(pen, row, x, picture_at, panel_height))
@@ -128,20 +127,20 @@ def _draw_row(canvas: Image.Image | None, row: Row, top: int, width: int) -> int
     return bottom - top
 
 
-def _stacked(site: SiteMap, panel_width: int) -> bool:
+def _too_wide(row: Row, site: SiteMap, panel_width: int) -> bool:
     """Whether title and counts of a panel need a line each."""
-    title = _font(TITLE, bold=True).getlength(text.site_title(site))
+    title = _font(TITLE, bold=True).getlength(text.site_title(row, site))
     return title + _font(TITLE).getlength(text.site_counts(site)) + 20 > panel_width
 
 
-def _draw_site(pen: _Pen, row: Row, site: SiteMap, x: int, y: int) -> int:
+def _draw_site(pen: _Pen, row: Row, site: SiteMap, x: int, y: int, stacked: bool) -> int:
     panel_width, panel_height = draw.panel_size(row.grid)
     step = round(TITLE * LINE)
-    if _stacked(site, panel_width):
-        pen.write(x, y - 8 - 2 * step, text.site_title(site), TITLE, panel_width, bold=True)
+    if stacked:
+        pen.write(x, y - 8 - 2 * step, text.site_title(row, site), TITLE, panel_width, bold=True)
         pen.write(x, y - 8 - step, text.site_counts(site), TITLE, panel_width)
     else:
-        pen.write(x, y - 8 - step, text.site_title(site), TITLE, panel_width, bold=True)
+        pen.write(x, y - 8 - step, text.site_title(row, site), TITLE, panel_width, bold=True)
         pen.right(x + panel_width, y - 8 - step, text.site_counts(site), TITLE)
     if site.state is None:
         pen.paste(Image.new("RGB", (panel_width, panel_height), FAINT), x, y)

@@ -16,11 +16,11 @@ LEGEND: tuple[tuple[State, str], ...] = (
 )
 
 
-def site_title(site: SiteMap) -> str:
-    """Where and by whom, such as "block 3 · bat" or "after block 2 · tosa"."""
-    name = site.method.partition(":")[0]
+def site_title(row: Row, site: SiteMap) -> str:
+    """Where, and by whom where several methods act: "block 3", "after block 2 · tosa"."""
     where = "" if site.point == "middle" else f"{site.point} "
-    return f"{where}block {site.block} · {name}"
+    name = f" · {site.method.partition(':')[0]}" if "+" in row.method else ""
+    return f"{where}block {site.block}{name}"
 
 
 def site_counts(site: SiteMap) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from tokensieve.errors import TokensieveError
+from tokensieve.files import replacing
 from tokensieve.show.maps import Row
 from tokensieve.show.page import page
 from tokensieve.show.sheet import sheet
@@ -18,16 +18,14 @@ def check_output(output: Path, force: bool = False) -> None:
     """Raise before any work is done when ``output`` cannot be written to.
 
     Raises:
-        TokensieveError: another ending than .png or .html, no such folder, or a file that exists.
+        TokensieveError: another ending than .png or .html, no such folder or a closed one, or a file that exists.
     """
     if output.suffix.lower() not in ENDINGS:
-        raise TokensieveError(f"cannot write a picture to {output}: its name must end in .png or .html")
-    if not output.parent.is_dir():
-        raise TokensieveError(f"cannot write {output}: the folder {output.parent} does not exist; create it first")
-    if output.is_dir():
-        raise TokensieveError(f"cannot write {output}: it is a folder; give the name of a file")
+        raise TokensieveError(f"cannot write a picture to {str(output)!r}: its name must end in .png or .html")
+    with replacing(output, rename=False):
+        pass
     if output.exists() and not force:
-        raise TokensieveError(f"{output} exists: give another --output, or --force to overwrite it")
+        raise TokensieveError(f"{str(output)!r} exists: give another --output, or --force to overwrite it")
 
 
 def write_rows(rows: Sequence[Row], output: Path, title: str, force: bool = False) -> None:
@@ -43,14 +41,8 @@ def write_rows(rows: Sequence[Row], output: Path, title: str, force: bool = Fals
         TokensieveError: as ``check_output``, or the disk is full or closed to us.
     """
     check_output(output, force)
-    beside = output.with_name(f".{output.name}.{os.getpid()}.part")
-    try:
+    with replacing(output) as beside:
         if output.suffix.lower() == ".png":
             sheet(rows).save(beside, "png")
         else:
             beside.write_text(page(rows, title), encoding="utf-8")
-        beside.replace(output)
-    except OSError as error:
-        raise TokensieveError(f"cannot write {output}: {error.strerror or error}") from error
-    finally:
-        beside.unlink(missing_ok=True)

@@ -97,13 +97,11 @@ def selected_columns(
     """See ``tokensieve.ops.selector.selected_columns``."""
     parameters = (selector.expand.weight, selector.expand.bias, selector.reduce.weight, selector.reduce.bias)
     plain = selector.expand.kernel_size == (1,) and selector.normalize == "keys"
-    if not plain or attended.keys.shape[1] > MOST_HEADS or selector.expand.weight.dtype != torch.float32:
+    if not plain or attended.keys.shape[1] > MOST_HEADS:
         return NotImplemented
     if not _serves(attended.queries, attended.keys, attended.bias, *parameters):
         return NotImplemented
-    expand, expand_bias, reduce, reduce_bias = (
-        p.flatten(1) if p.dim() == 3 else p for p in parameters if p is not None
-    )
+    flat = [p.float().flatten(1) if p.dim() == 3 else p.float() for p in parameters if p is not None]
     return torch.ops.tokensieve.column_sums.default(
         attended.queries,
         attended.keys,
@@ -111,10 +109,7 @@ def selected_columns(
         _flat_bias(attended),
         None,
         stride,
-        expand,
-        expand_bias,
-        reduce,
-        reduce_bias,
+        *flat,
         sum_of == "log_probabilities",
     )
 

@@ -1,0 +1,140 @@
+"""Measuring a list of cells into results files: every finished cell is saved, and the report is written at the end."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cells import Cell
+from goals import judge
+from report import print_goals, write_report
+from store import Store, open_store
+from tokensieve.cli.output import note, progress_bars
+from tokensieve.errors import TokensieveError, TokensieveWarning
+from tokensieve.measure.results import environment
+from tokensieve.measure.runtime import Runtime
+from tokensieve.measure.timing import Progress
+
+Measure = Callable[[Cell, str, str | None, Progress], dict[str, Any]]
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """Where and on what cells are measured.
+
+    Attributes:
+        device: a torch device.
+        data: folder of photographs, or None for random numbers.
+        output: folder of the results files, one for each dtype.
+        resume: go on with existing files; what they have is kept.
+        force: overwrite existing files.
+        measures: how each kind of cell is measured: (cell, device, data, progress) to its record.
+    """
+
+    device: str
+    data: str | None
+    output: Path
+    resume: bool
+    force: bool
+    measures: Mapping[str, Measure]
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the device is the CPU."""
+        return torch.device(self.device).type == "cpu"
+
+    def check(self, cells: Sequence[Cell]) -> None:
+        """Refuse what cannot run, before anything is measured.
+
+        Raises:
+            TokensieveError: no such device, an engine it does not have, or no such folder of images.
+        """
+        Runtime(device=self.device).check()
+        for cell in cells:
+            cell.setting.runtime(self.device).check()
+        if self.data is not None and not Path(self.data).is_dir():
+            raise TokensieveError(f"the image folder {self.data!r} does not exist: give --data FOLDER, or leave it out")
+
+    def run(self, cells: Sequence[Cell]) -> int:
+        """Measure, save and report. Returns the exit code: 1 when a cell failed, 130 after Ctrl-C.
+
+        Raises:
+            TokensieveError: see ``check`` and ``store.open_store``.
+        """
+        self.check(cells)
+        here = environment(self.device)
+        dtypes = dict.fromkeys(cell.setting.dtype for cell in cells)
+        options = {"on_cpu": self.on_cpu, "resume": self.resume, "force": self.force}
+        stores = {dtype: open_store(self.output, here, dtype, **options) for dtype in dtypes}
+        stopped = False
+        with progress_bars() as bars:
+            try:
+                for number, cell in enumerate(cells, start=1):
+                    note(f"[{number}/{len(cells)}] {cell.id}: {self._outcome(stores[cell.setting.dtype], cell, bars)}")
+            except KeyboardInterrupt:
+                stopped = True
+                note("stopped; every finished cell is saved, go on with --resume")
+        for store in stores.values():
+            if store.cells:
+                goals = judge(store.cells, on_cpu=store.on_cpu)
+                write_report(store, goals)
+                print_goals(goals, store.path.stem)
+                print(f"written: {store.path}, {store.path.stem}.md, {store.path.stem}.png")
+        if stopped:
+            return 130
+        return int(any("failed" in stores[cell.setting.dtype].cells[cell.id] for cell in cells))
+
+    def _outcome(self, store: Store, cell: Cell, progress: Progress) -> str:
+        if store.done(cell):
+            return "measured already"
+        start = time.perf_counter()
+        record = self.measure(cell.also(store.methods(cell)), progress)
+        took = time.perf_counter() - start
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        # Results are shared: of a path that only this machine has, its name is enough.
+        words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv]
+        command = shlex.join(["python", *words])
+        told = {"seconds": took, "commit": store.environment["commit"], "command": command, "load": load}
+        store.put(cell.also(store.methods(cell)), record | told)
+        gc.collect()
+        if not self.on_cpu:
+            torch.cuda.empty_cache()
+        torch.compiler.reset()
+        return f"failed: {record['failed']}" if "failed" in record else f"{took:.0f} s"
+
+    def measure(self, cell: Cell, progress: Progress) -> dict[str, Any]:
+        """The record of one cell. One that does not fit into memory, or cannot be compiled or captured, says so."""
+        try:
+            with warnings.catch_warnings():
+                # The report says that all weights are random, those of selectors among them. Other warnings are shown.
+                warnings.filterwarnings("ignore", ".*selector has not been trained", TokensieveWarning)
+                return self.measures[cell.kind](cell, self.device, self.data, progress)
+        except torch.OutOfMemoryError:
+            return {"failed": "it does not fit into the device's memory"}
+        except (TokensieveError, RuntimeError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            return {"failed": reason if isinstance(error, TokensieveError) else f"{type(error).__name__}: {reason}"}
+
+
+def with_rounds(cells: Sequence[Cell], rounds: int | None) -> list[Cell]:
+    """``cells`` with another number of rounds; None keeps theirs.
+
+    Raises:
+        TokensieveError: fewer than one.
+    """
+    if rounds is None:
+        return list(cells)
+    if rounds < 1:
+        raise TokensieveError(f"--rounds must be 1 or more, got {rounds}")
+    return [replace(cell, rounds=rounds) for cell in cells]

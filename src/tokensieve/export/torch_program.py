@@ -1,0 +1,64 @@
+"""torch.export: tracing a model into one program with a dynamic batch, and its ``.pt2`` file."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+import tokensieve as ts
+from tokensieve.errors import RefusedError
+from tokensieve.export.format import Format, Run, reason
+from tokensieve.identity import evaluating
+
+TRACED_BATCH = 2  # a dimension of one would be taken for a constant
+
+
+def trace(model: nn.Module, images: Tensor) -> ExportedProgram:
+    """The model as one graph, in evaluation mode, for images (B, C, H, W) of any B.
+
+    Args:
+        model: a model, with methods applied or dense.
+        images: (2, C, H, W) to trace with; C, H and W become constants.
+
+    Raises:
+        RefusedError: the model cannot be one graph with fixed shapes; says why.
+    """
+    for method in ts.applied(model):
+        if method.ragged:
+            raise RefusedError(
+                f"{method.name} cannot be exported: it keeps a different number of tokens in every image, and an "
+                "exported graph has one shape for all; use a method that keeps the same number in each"
+            )
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        with evaluating(model), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own, about its internals
+            return torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
+    except Exception as error:  # whatever the model's or a method's code raises while it is traced
+        raise RefusedError(f"{_what(model)} cannot be exported by torch.export: {reason(error)}") from error
+
+
+def _what(model: nn.Module) -> str:
+    methods = ts.applied(model)
+    return type(model).__name__ if not methods else ts.spell(methods)
+
+
+@dataclass(frozen=True)
+class TorchProgram(Format):
+    """A ``torch.export`` program: runs in PyTorch, and is what other exporters start from."""
+
+    name = "torch"
+    title = "torch.export"
+    suffix = ".pt2"
+
+    def write(self, program: ExportedProgram, path: Path) -> None:
+        torch.export.save(program, path)
+
+    def open(self, path: Path) -> Run:
+        run: Run = torch.export.load(path).module()
+        return run

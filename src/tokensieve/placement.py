@@ -1,0 +1,198 @@
+"""Which method acts at which block and how many tokens that leaves, worked out before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tokensieve import option
+from tokensieve.decision import return_point
+from tokensieve.errors import TokensieveError
+from tokensieve.method import POINTS, Method
+from tokensieve.site import Step
+from tokensieve.view import Layout
+
+
+def schedule(methods: Sequence[Method], layout: Layout) -> dict[int, tuple[Step, ...]]:
+    """Which method acts at which block.
+
+    Raises:
+        TokensieveError: sites outside the model, a schedule that removes more than there is, or methods in conflict.
+    """
+    plan: dict[int, list[Step]] = {}
+    skipped: dict[int, Method] = {}
+    if len(methods) > 1 and any(m.ragged for m in methods):
+        names = ", ".join(m.name for m in methods)
+        raise TokensieveError(
+            f"{names} do not compose: with a different number of tokens per image a schedule of shares would depend on "
+            "the batch; apply the ragged method alone"
+        )
+    for place, method in enumerate(methods):
+        acting = method.blocks(layout.depth)
+        if list(acting) != sorted(set(acting)) or (acting and not 0 <= acting[0] <= acting[-1] < layout.depth):
+            raise TokensieveError(
+                f"{method.name} acts at blocks {list(acting)}: expected ascending numbers below the depth "
+                f"{layout.depth}"
+            )
+        _check_lists(method, len(acting))
+        for ordinal, block in enumerate(acting):
+            steps = plan.setdefault(block, [])
+            if any(type(step.method) is type(method) and step.method.point == method.point for step in steps):
+                raise TokensieveError(
+                    f"two {method.name} methods want the same tokens in block {block}: give them different sites"
+                )
+            steps.append(Step(method, ordinal, f"{method.name}_{place}", str(method)))
+            for number in _skipping(method, block):
+                if number in skipped and skipped[number] is not method:
+                    raise TokensieveError(
+                        f"{skipped[number].name} and {method.name} both make tokens skip block {number}: "
+                        "give them different sites"
+                    )
+                skipped[number] = method
+    _check_skippers(plan, skipped)
+    placed = {block: tuple(steps) for block, steps in sorted(plan.items())}
+    counts(placed, layout)
+    return placed
+
+
+def _check_lists(method: Method, sites: int) -> None:
+    """An option that lists one value per site lists at least one, and none for a site that there is not."""
+    for name, kind in method.option_types().items():
+        value = getattr(method, name)
+        if option.is_list_for_sites(kind) and isinstance(value, tuple) and not 1 <= len(value) <= max(sites, 1):
+            raise TokensieveError(
+                f"{method.name}: {name} lists {len(value)} values, and the method acts at {sites} sites: "
+                f"give one value, or a list of 1 to {sites}"
+            )
+
+
+def _check_skippers(plan: dict[int, list[Step]], skipped: dict[int, Method]) -> None:
+    """Who skips is chosen where all are there to be chosen from."""
+    for block, steps in plan.items():
+        for step in steps:
+            other = skipped.get(block)
+            if step.method.returns != "end" and other is not None and other is not step.method:
+                raise TokensieveError(
+                    f"{step.method.name} chooses in block {block} which tokens skip, and {other.name} makes tokens "
+                    "skip that block: give them sites that are not neighbours"
+                )
+
+
+def _skipping(method: Method, block: int) -> range:
+    if method.returns == "end":
+        return range(0)
+    acting = block + 1 if method.point == "after" else block
+    end, after_attention = return_point(method.returns, block, method.point)
+    return range(acting, end + 1 if after_attention else end)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Tokens of a schedule, from the configs alone; for a ragged method the most there may be.
+
+    Attributes:
+        blocks: (tokens in attention, tokens in the MLP) of every block, prefix included.
+        steps: (block, key of the step) to the patch tokens (before it, after it).
+    """
+
+    blocks: tuple[tuple[int, int], ...]
+    steps: dict[tuple[int, str], tuple[int, int]]
+
+    @property
+    def acting(self) -> int:
+        """How many steps remove something; the others are passed over and cost nothing."""
+        return sum(after < before for before, after in self.steps.values())
+
+
+def counts(
+    placed: dict[int, tuple[Step, ...]], layout: Layout, *, patches: int | None = None, multiple: int | None = None
+) -> Counts:
+    """Walk the token counts through the blocks.
+
+    With ``multiple`` every count behind a site, prefix included because that is the length attention and MLP run on,
+    is the schedule's own rounded up to a multiple. Rounding starts from the schedule's own counts each time, so it does
+    not add up: a small r becomes a larger one at fewer sites, and those with nothing left to remove are passed over.
+
+    Args:
+        placed: what ``schedule`` gave.
+        layout: the model's.
+        patches: N; default those of the layout's grid.
+        multiple: None for the schedule as it is.
+
+    Raises:
+        TokensieveError: a method leaves no token, or more than there are.
+    """
+    patches = layout.grid[0] * layout.grid[1] if patches is None else patches
+
+    def own(block: int, step: Step, present: int) -> int:
+        left = step.method.remaining(present, step.ordinal, layout)
+        if not 1 <= left <= present:
+            raise TokensieveError(
+                f"{step.method} leaves {left} of {present} tokens in block {block}: expected 1 to {present}; "
+                "remove fewer"
+            )
+        return left
+
+    exact = _walk(placed, layout, patches, own)
+    if multiple is None:
+        return exact
+
+    def up(count: int) -> int:
+        return -(-(count + layout.prefix) // multiple) * multiple - layout.prefix
+
+    def rounded(block: int, step: Step, present: int) -> int:
+        before, after = exact.steps[block, step.key]
+        if after == before:
+            return present
+        return min(present, max(up(after), up(step.method.fewest(present))))
+
+    return _walk(placed, layout, patches, rounded)
+
+
+def _walk(
+    placed: dict[int, tuple[Step, ...]], layout: Layout, present: int, leaves: Callable[[int, Step, int], int]
+) -> Counts:
+    """The counts of a schedule in which ``leaves(block, step, present)`` says how many tokens a step leaves."""
+    blocks: list[tuple[int, int]] = []
+    steps: dict[tuple[int, str], tuple[int, int]] = {}
+    away: list[tuple[tuple[int, bool], int]] = []
+
+    def back(due: tuple[int, bool]) -> int:
+        nonlocal away
+        due_now = sum(count for at, count in away if at <= due)
+        away = [(at, count) for at, count in away if at > due]
+        return due_now
+
+    for block in range(layout.depth):
+        attended = 0
+        present += back((block, False))
+        for point in POINTS:
+            if point == "middle":
+                attended = present
+            for step in placed.get(block, ()):
+                if step.method.point != point:
+                    continue
+                left = leaves(block, step, present)
+                steps[block, step.key] = (present, left)
+                if step.method.returns != "end":
+                    away.append((return_point(step.method.returns, block, point), present - left))
+                present = left
+            if point == "middle":
+                present += back((block, True))
+                blocks.append((layout.prefix + attended, layout.prefix + present))
+    return Counts(tuple(blocks), steps)
+
+
+class Rounding:
+    """What every step leaves where counts are rounded to a ``multiple``; see ``counts``."""
+
+    def __init__(self, placed: dict[int, tuple[Step, ...]], layout: Layout, multiple: int) -> None:
+        self.placed, self.layout, self.multiple = placed, layout, multiple
+        self.patches = layout.grid[0] * layout.grid[1]
+        self.known = counts(placed, layout, multiple=multiple).steps
+
+    def left(self, block: int, step: Step, patches: int) -> int:
+        """Patch tokens that ``step`` leaves on an input of ``patches`` patches."""
+        if patches == self.patches:
+            return self.known[block, step.key][1]
+        return counts(self.placed, self.layout, patches=patches, multiple=self.multiple).steps[block, step.key][1]

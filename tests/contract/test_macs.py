@@ -1,0 +1,63 @@
+"""MACs counted equal MACs run: the formulas of ``measure.macs`` against every product that a forward pass makes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from models import CONFIGS, MODELS, build, images
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+import tokensieve as ts
+from tokensieve.measure.macs import count
+
+
+class Products(TorchFunctionMode):
+    """Adds up the multiply-accumulates of linear layers, convolutions and attention while it is on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        if func is F.linear:
+            self.macs += result.numel() * given[0].shape[-1]
+        elif func is F.conv2d:
+            self.macs += result.numel() * given[1][0].numel()
+        elif func is F.scaled_dot_product_attention:
+            query, key, value = given[:3]
+            self.macs += query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+        return result
+
+
+def run_macs(model: nn.Module, x: Tensor) -> float:
+    """MACs per image that running ``model`` on ``x`` takes."""
+    products = Products()
+    with torch.no_grad(), products:
+        model(x)
+    return products.macs / len(x)
+
+
+@pytest.mark.parametrize(("family", "name"), MODELS)
+def test_counted_macs_of_dense_models_are_those_run(family: str, name: str) -> None:
+    model, x = build(family, name), images(2)
+    assert count(model, x).total == run_macs(model, x)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize(("family", "name"), MODELS)
+def test_counted_macs_of_reduced_models_are_those_run(family: str, name: str, config: str) -> None:
+    if any(method.ragged for method in CONFIGS[config]):
+        pytest.skip("a ragged method runs on padding that it does not count")
+    model, x = build(family, name), images(2)
+    dense = run_macs(model, x)
+    ts.apply(model, CONFIGS[config])
+    counted = count(model, x).total
+    assert counted == run_macs(model, x)
+    assert counted < dense
