@@ -38,6 +38,10 @@ class Assignment:
         until: when dropped tokens return: "end" (for good), "block" (after the block that follows the decision),
             "attention" (after that block's attention, before its MLP) or the number of the block before which they do.
         alive: (B, K) bool or None. Which of the K slots hold a token; the others are padding and count as dropped.
+        padding_onto: (B, K) int64 in [-1, K) or None. For slots of padding, the new token that their old one joins, as
+            in ``onto``: how images merge different numbers of tokens. Slots that hold a token are not read.
+        parts: whether the moved tokens part again at ``until``, each with the value it had plus what the token it joined
+            has changed by. Nothing else may move in between.
     """
 
     keep: Tensor
@@ -49,6 +53,19 @@ class Assignment:
     reduce: Literal["mean", "sum"] = "mean"
     until: Until = "end"
     alive: Tensor | None = None
+    padding_onto: Tensor | None = None
+    parts: bool = False
+
+    @property
+    def joining(self) -> tuple[Tensor, Tensor] | None:
+        """(B, R) old tokens and the new ones they join, -1 for those that join none; those in padding included."""
+        parts = [] if self.moved is None or self.onto is None else [(self.moved, self.onto)]
+        if self.padding_onto is not None and self.alive is not None:
+            parts.append((self.keep, self.padding_onto.masked_fill(self.alive, -1)))
+        if not parts:
+            return None
+        moved, onto = (torch.cat(part, dim=1) if len(parts) > 1 else part[0] for part in zip(*parts, strict=True))
+        return (moved, onto) if moved.shape[1] else None
 
     @staticmethod
     def from_index(index: Tensor, count: int, weight: Tensor | None = None) -> Assignment:
@@ -103,7 +120,8 @@ def slots(assignment: Assignment) -> Tensor:
     batch, count = keep.shape
     places = torch.arange(count, device=keep.device).expand(batch, -1)
     if assignment.alive is not None:
-        places = places.masked_fill(~assignment.alive, -1)
+        elsewhere = torch.full_like(places, -1) if assignment.padding_onto is None else assignment.padding_onto
+        places = torch.where(assignment.alive, places, elsewhere)
     sources, targets = [keep], [places]
     if assignment.moved is not None and assignment.onto is not None:
         sources.append(assignment.moved)
@@ -122,18 +140,19 @@ def merge_weights(assignment: Assignment, sizes: Tensor) -> tuple[Tensor, Tensor
         ``mixing`` (B, K, R): the factor of each moved token in each new one.
         ``size`` (B, K): how many originals each new token stands for.
     """
-    assert assignment.moved is not None and assignment.onto is not None
+    assert assignment.joining is not None
+    joining, onto = assignment.joining
     weight = at_least_float32(sizes if assignment.weight is None else assignment.weight)
-    joins = one_hot(assignment.onto, assignment.keep.shape[1], weight.dtype)
-    led, moved = weight.gather(1, assignment.keep), weight.gather(1, assignment.moved)
+    joins = one_hot(onto, assignment.keep.shape[1], weight.dtype)
+    led, moved = weight.gather(1, assignment.keep), weight.gather(1, joining)
     mixing = joins * moved.unsqueeze(1)
     if assignment.weight is None and assignment.reduce == "mean":
         # The weights are the sizes, so their sum is the new size; it is zero for padding alone.
         size = led + mixing.sum(2)
         total = size.clamp(min=torch.finfo(size.dtype).tiny)
         return led / total, mixing / total.unsqueeze(2), size.to(sizes.dtype)
-    joining = joins.to(sizes.dtype) @ sizes.gather(1, assignment.moved).unsqueeze(2)
-    size = sizes.gather(1, assignment.keep) + joining.squeeze(2)
+    gained = joins.to(sizes.dtype) @ sizes.gather(1, joining).unsqueeze(2)
+    size = sizes.gather(1, assignment.keep) + gained.squeeze(2)
     if assignment.reduce == "sum":
         return torch.where(joins.sum(2) > 0, led, torch.ones_like(led)), mixing, size
     total = led + mixing.sum(2)
@@ -179,6 +198,10 @@ def check(assignment: Assignment, length: int) -> str | None:
             return f"onto must lie in [-1, {assignment.keep.shape[1]}), got [{low}, {high}]"
         if low < 0 and (assignment.dropped is None or assignment.until != "end"):
             return "an onto of -1 needs dropped, which may be empty, and until='end'"
+    if assignment.padding_onto is not None and (
+        assignment.alive is None or assignment.padding_onto.shape != assignment.keep.shape
+    ):
+        return "padding_onto has the shape of keep and goes with alive"
     return None
 
 
@@ -199,3 +222,33 @@ def ragged(mask: Tensor, capacity: int | None = None) -> Assignment:
     order = (~mask).int().sort(dim=1, stable=True).indices
     alive = torch.arange(capacity, device=mask.device).unsqueeze(0) < counts.unsqueeze(1)
     return Assignment(keep=order[:, :capacity], dropped=order[:, capacity:], alive=alive)
+
+
+def ragged_merge(joins: Tensor, alive: Tensor | None = None) -> Assignment:
+    """Merge a different number of tokens in every image.
+
+    Args:
+        joins: (B, M) int64, the token that each token joins, itself where it stays; nobody joins one that moves.
+        alive: (B, M) bool, which slots hold a token now; None when all do. The others stay padding.
+
+    Tokens that stay keep their order, so what an image becomes does not depend on its batch (one host sync).
+    """
+    positions = torch.arange(joins.shape[1], device=joins.device)
+    stays = joins == positions
+    if alive is not None:
+        stays = stays & alive
+    counts = stays.sum(dim=1)
+    capacity = int(counts.max())
+    order = (~stays).int().sort(dim=1, stable=True).indices
+    target = invert(order).gather(1, joins)
+    if alive is not None:
+        target = target.masked_fill(~alive, -1)
+    keep, moved = order[:, :capacity], order[:, capacity:]
+    return Assignment(
+        keep=keep,
+        moved=moved,
+        onto=target.gather(1, moved),
+        dropped=keep[:, :0],
+        alive=positions[:capacity] < counts.unsqueeze(1),
+        padding_onto=target.gather(1, keep),
+    )

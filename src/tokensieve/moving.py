@@ -43,11 +43,12 @@ def move_tokens(
     index = slots(assignment)
     kept = take_rows(x, behind_prefix(keep, prefix))
     after = None if size is None else size.gather(1, keep)
-    if assignment.moved is not None and assignment.moved.shape[1]:
+    joining = assignment.joining
+    if joining is not None:
         if size is None:
             size = torch.ones(rep.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
         own, mixing, after = merge_weights(assignment, size)
-        moved = take_rows(x, assignment.moved + prefix)
+        moved = take_rows(x, joining[0] + prefix)
         # The prefix rides along with factor one and nothing mixed in: cheaper than taking it off and putting it back.
         own = F.pad(own, (prefix, 0), value=1.0).unsqueeze(2).to(kept.dtype)
         mixing = F.pad(mixing, (0, 0, prefix, 0)).to(kept.dtype)

@@ -136,9 +136,10 @@ class Site(nn.Module):
             view = View(tokens, method, self.layout, self.block, step.ordinal, keep, part, training, signals)
             decision = method.assign(view)
             self._check_budget(decision, keep, method)
-            if isinstance(decision, Assignment) and method.returns != decision.until:
+            until = method.returns_at(step.ordinal, self.layout)
+            if isinstance(decision, Assignment) and until != decision.until:
                 raise TokensieveError(
-                    f"{method.name} declares that dropped tokens return at {method.returns!r} "
+                    f"{method.name} declares that dropped tokens return at {until!r} "
                     f"but its assignment says {decision.until!r}"
                 )
             tokens = algebra.apply(tokens, decision, self.block, point, step.label)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -30,7 +31,7 @@ from tokensieve.decision import (
     rows_to_one,
 )
 from tokensieve.moving import add_spread, move_tokens, put_back, regroup
-from tokensieve.ops.rows import invert, take_rows
+from tokensieve.ops.rows import invert, one_hot, take_rows
 
 Fill = Literal["last", "mean"]
 
@@ -65,7 +66,8 @@ class Stage:
 @dataclass(frozen=True)
 class Parked:
     """Tokens that sit out: the state before they left, where each of its patch tokens went (-1: parked), and the tokens
-    ``dropped`` that may come back (where images keep different numbers, some of these stayed)."""
+    ``dropped`` that may come back (where images keep different numbers, some of these stayed). Where tokens part again
+    that had merged, ``start`` (B, P + K, C) are the merged ones as they were at first."""
 
     before: Tokens
     index: Tensor
@@ -73,6 +75,7 @@ class Parked:
     block: int
     after_attention: bool
     version: int
+    start: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,7 @@ def _register(cls: type, tensors: tuple[str, ...]) -> None:
 
 
 _register(Tokens, ("x", "group", "rep", "size", "alive", "mask", "canvas", "parked", "outer", "events", "stages"))
-_register(Parked, ("before", "index", "dropped"))
+_register(Parked, ("before", "index", "dropped", "start"))
 _register(Outer, ("before", "restore"))
 _register(Event, ("group",))
 _register(Stage, ("alive",))
@@ -237,18 +240,18 @@ def apply(tokens: Tokens, decision: Decision, block: int = 0, point: str = "midd
 def _moved(tokens: Tokens, assignment: Assignment, block: int, point: str) -> dict[str, Any]:
     """What an assignment changes in the state."""
     keep = assignment.keep
-    merges = assignment.moved is not None and assignment.moved.shape[1] > 0
-    before = tokens.sizes if merges and tokens.alive is not None else tokens.size
+    before = tokens.sizes if assignment.joining is not None and tokens.alive is not None else tokens.size
     x, group, rep, size, index = move_tokens(tokens.x, tokens.group, tokens.rep, before, assignment)
     x = add_spread(x, tokens.x, assignment)
-    leaves = assignment.dropped is not None or assignment.alive is not None
+    leaves = assignment.dropped is not None or assignment.alive is not None or assignment.parts
     parked, canvas = tokens.parked, tokens.canvas
     if leaves and assignment.until != "end":
         at, after_attention = return_point(assignment.until, block, point)
         dropped = assignment.dropped if assignment.dropped is not None else keep[:, :0]
         if assignment.alive is not None:
             dropped = torch.cat([dropped, keep], dim=1)  # slots of padding hold tokens that left
-        entry = Parked(tokens, index, dropped, at, after_attention, tokens.version + 1)
+        start = x if assignment.parts else None
+        entry = Parked(tokens, index, dropped, at, after_attention, tokens.version + 1, start)
         parked = (*parked, entry)
     elif leaves:
         canvas = _patches_at_originals(tokens)
@@ -302,6 +305,8 @@ def _unpark(tokens: Tokens, place: int = -1) -> Tokens:
     entry = tokens.parked[place]
     before = entry.before
     parked = tuple(other for other in tokens.parked if other is not entry)
+    if entry.start is not None:
+        return _part(tokens, entry, parked)
     if tokens.version == entry.version and tokens.count + entry.dropped.shape[1] >= before.count:
         # Nothing moved meanwhile and nothing merged as they left: everyone returns to the place it had, and so does the
         # whole bookkeeping.
@@ -346,6 +351,28 @@ def _unpark(tokens: Tokens, place: int = -1) -> Tokens:
         size=ordered(tokens.size, before.size, ones),
         alive=ordered(tokens.alive, before.alive, ones.bool()),
         mask=ordered(tokens.mask, before.mask, ones),
+        parked=parked,
+        version=tokens.version + 1,
+    )
+
+
+def _part(tokens: Tokens, entry: Parked, parked: tuple[Parked, ...]) -> Tokens:
+    """Merged tokens part: each has its own value of before, plus what the token it had joined has changed by."""
+    before, start, prefix = entry.before, entry.start, tokens.prefix
+    assert start is not None and tokens.version == entry.version  # ``placement.schedule`` refuses whoever would move
+    present = put_back(tokens.x, entry.index, None, prefix, with_prefix=True)
+    changed = put_back(tokens.x - start, entry.index, None, prefix, with_prefix=True)
+    members = one_hot(entry.index, tokens.count, torch.int32)
+    alone = members.sum(dim=2).gather(1, entry.index) == 1
+    alone = F.pad(alone, (prefix, 0), value=True).unsqueeze(2)
+    return replace(
+        tokens,
+        x=torch.where(alone, present, before.x + changed),
+        group=before.group,
+        rep=before.rep,
+        size=before.size,
+        alive=before.alive,
+        mask=before.mask,
         parked=parked,
         version=tokens.version + 1,
     )

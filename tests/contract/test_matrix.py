@@ -167,8 +167,9 @@ def expected_counts(methods: tuple[Method, ...], layout: Layout) -> list[tuple[i
             for method, ordinals in acting:
                 if block in ordinals and method.point == point:
                     left = method.remaining(present, ordinals[block], layout)
-                    if method.returns != "end":
-                        away.append((present - left, return_point(method.returns, block, point)))
+                    until = method.returns_at(ordinals[block], layout)
+                    if until != "end":
+                        away.append((present - left, return_point(until, block, point)))
                     present = left
             if point == "middle":
                 present += sum(n for n, at in away if at == (block, True))

@@ -52,6 +52,7 @@ def vit(
     skip: Skipper | None = None,
     log_size: bool = False,
     before: Reducer | None = None,
+    last: Reducer | None = None,
 ) -> tuple[Tensor, Tensor, Run]:
     """A timm ViT with a class token on one image (3, H, W).
 
@@ -59,6 +60,7 @@ def vit(
         middle: changes the run between attention and MLP of a block.
         skip: patch tokens that go through block ``l``, decided from the run after block ``l - 1``, or None for all.
         before: changes the run before a block.
+        last: changes the run behind the last block, and is given the depth.
         log_size: add log(size) to the logits of every key.
 
     Returns:
@@ -90,6 +92,8 @@ def vit(
             for place, i in enumerate(chosen):
                 out[i + 1] = run.x[place + 1]
             run.x, run.members = out, members
+    if last is not None:
+        last(run, depth)
     every = {i: run.x[place + 1] for place, group in enumerate(run.members) for i in group} | run.gone
     tokens = torch.stack([run.x[0], *[every[i] for i in range(len(every))]])
     tokens = _norm(state, "norm.", tokens)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import reference_untrained as reference
 import torch
-from harness import DEPTH, PATCHES, SITES, compare, tiny
+from harness import DEPTH, HEADS, PATCHES, SITES, compare, tiny
+from reference import vit
 from torch import Tensor, nn
 
 import tokensieve as ts
@@ -143,3 +144,31 @@ def test_jmp_merges_in_one_image_and_prunes_in_another(images: Tensor) -> None:
     assert state is not None
     gone = (state.group < 0).sum(dim=1)
     assert int(gone.min()) == 0 and int(gone.max()) > 0
+
+
+@pytest.mark.parametrize("keep", [0.98, 0.6, 0.3])
+@pytest.mark.parametrize("sites", [(1, 3, 4), (2,)])
+def test_evo_vit(images: Tensor, keep: float, sites: tuple[int, ...]) -> None:
+    model = ts.apply(tiny(), ts.EvoViT(keep=keep, sites=sites))
+    middle, before = reference.evo_vit(sites, keep, DEPTH)
+    with torch.no_grad():
+        logits, tokens = model(images), model.forward_features(images)
+    stages = [(s.attended, s.processed) for s in ts.trace(model, images).stages]
+    state = {key: value.detach() for key, value in model.state_dict().items()}
+    for number, image in enumerate(images):
+        wanted, whole, run = vit(state, image, HEADS, DEPTH, middle=middle, before=before, last=before)
+        assert run.counts == stages and len(run.members) == PATCHES
+        torch.testing.assert_close(tokens[number], whole, rtol=0, atol=1e-9)
+        torch.testing.assert_close(logits[number], wanted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("threshold", [2.0, 0.1, 0.0, -1.0])
+def test_algm(images: Tensor, threshold: float) -> None:
+    model = ts.apply(tiny(), ts.ALGM(threshold=threshold, sites=SITES))
+    compare_each(model, images, middle=reference.algm(SITES, 7, threshold))
+
+
+def test_algm_keeps_another_number_in_every_image(images: Tensor) -> None:
+    state = ts.trace(ts.apply(tiny(), ts.ALGM(threshold=0.05, sites=(1,))), images).tokens
+    assert state is not None and state.alive is not None
+    assert len(set(state.alive.sum(dim=1).tolist())) > 1

@@ -39,3 +39,13 @@ def normalised(adjacency: Tensor, dtype: torch.dtype) -> Tensor:
     """D^-½ G D^-½ of a graph (B, M, M) bool, in ``dtype``; rows of tokens without neighbours are zero."""
     degree = adjacency.sum(dim=2).clamp(min=1).to(dtype).rsqrt()
     return adjacency.to(dtype) * degree.unsqueeze(2) * degree.unsqueeze(1)
+
+
+def square_windows(position: Tensor, rows: int, columns: int) -> Tensor:
+    """The number of the 2×2 window that each cell (M,) of a grid lies in; cells that no whole window holds are alone.
+
+    Numbers of windows count from 0, those of lone cells from the number of cells on.
+    """
+    row, column = position // columns, position % columns
+    whole = (row < rows // 2 * 2) & (column < columns // 2 * 2)
+    return torch.where(whole, row // 2 * (columns // 2) + column // 2, rows * columns + position)
