@@ -40,7 +40,7 @@ class Assignment:
         alive: (B, K) bool or None. Which of the K slots hold a token; the others are padding and count as dropped.
         padding_onto: (B, K) int64 in [-1, K) or None. For slots of padding, the new token that their old one joins, as
             in ``onto``: how images merge different numbers of tokens. Slots that hold a token are not read.
-        parts: whether the moved tokens part again at ``until``, each with the value it had plus what the token it joined
+        parts: whether moved tokens part again at ``until``, each with the value it had plus what the token it joined
             has changed by. Nothing else may move in between.
     """
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import typer
-from torch import nn
+from torch import Tensor, nn
 
 import tokensieve as ts
 from tokensieve.cli import options as o
@@ -23,6 +23,7 @@ from tokensieve.measure.results import Results, environment, open_results
 from tokensieve.measure.runtime import Runtime
 from tokensieve.measure.solve import check_share, solve
 
+ALL = "all"  # as a spec: every method that needs no training
 T = TypeVar("T")
 
 
@@ -92,7 +93,9 @@ def measure(request: Request, *, batches: Sequence[int] = (), rounds: int = 0, c
         rounds: timings of each model.
         cuda_graph: whether to time replays of a CUDA graph.
     """
-    compositions = [variant for spec in request.method or [] for variant in ts.sweep(spec)]
+    specs = request.method or []
+    compositions = [variant for spec in specs if spec != ALL for variant in ts.sweep(spec)]
+    others, left_out = measuring.everyone() if ALL in specs else ([], {})
     runtime = replace(request.runtime, cuda_graph=cuda_graph)
     _check(request, runtime)
     results = open_results(
@@ -103,6 +106,7 @@ def measure(request: Request, *, batches: Sequence[int] = (), rounds: int = 0, c
         force=request.force,
     )
     results.environment = environment(runtime.device)
+    results.left_out |= left_out
     dense, variants = _models(request)
     images = open_images(request.images, dense)
     for line in images.notes:
@@ -110,6 +114,7 @@ def measure(request: Request, *, batches: Sequence[int] = (), rounds: int = 0, c
     with progress_bars() as bars:
         try:
             variants |= _reduced(request, dense, compositions, images, bars)
+            variants |= _possible(request, dense, others, images, bars, results.left_out)
             measuring.bench(
                 dense, variants, images, results, runtime=runtime, batches=batches, rounds=rounds, progress=bars
             )
@@ -121,6 +126,8 @@ def measure(request: Request, *, batches: Sequence[int] = (), rounds: int = 0, c
     if images.skipped:
         names = ", ".join(list(images.skipped)[:5]) + (", …" if len(images.skipped) > 5 else "")
         note(f"{len(images.skipped)} image files cannot be read and were left out: {names}")
+    for name, reason in results.left_out.items():
+        note(f"left out: {name}: {reason}")
     return results
 
 
@@ -166,8 +173,8 @@ def _reduced(
 ) -> dict[str, nn.Module]:
     """Every variant by its spec, at the asked MACs where there are any."""
     wanted = list(compositions)
-    if request.macs:
-        sample = images.first(1)
+    if request.macs and compositions:
+        sample = _sample(images, compositions)
         bars.start("finding methods of equal MACs", len(request.macs) * len(compositions))
         wanted = []
         for composition in compositions:
@@ -175,6 +182,34 @@ def _reduced(
                 wanted.append(solve(dense, composition, share, sample))
                 bars.advance()
     return {ts.spell(methods): measuring.reduce(dense, methods) for methods in wanted}
+
+
+def _possible(
+    request: Request,
+    dense: nn.Module,
+    compositions: Sequence[tuple[ts.Method, ...]],
+    images: ImageStream,
+    bars: Bars,
+    left_out: dict[str, str],
+) -> dict[str, nn.Module]:
+    """The variants among ``compositions`` that this model and these MACs allow; the others go to ``left_out``."""
+    found: dict[str, nn.Module] = {}
+    for composition in compositions:
+        shares: list[float | None] = [*request.macs] if request.macs else [None]
+        for share in shares:
+            one = replace(request, macs=None if share is None else [share])
+            try:
+                found |= _reduced(one, dense, [composition], images, bars)
+            except TokensieveError as error:
+                name = composition[0].name if share is None else f"{composition[0].name} at {share}"
+                left_out[name] = str(error).partition("; leave --macs out")[0]
+    return found
+
+
+def _sample(images: ImageStream, compositions: Sequence[tuple[ts.Method, ...]]) -> Tensor:
+    """Images to count MACs on: several where images keep different numbers of tokens."""
+    ragged = any(method.ragged for methods in compositions for method in methods)
+    return images.first(measuring.COUNTED_IMAGES if ragged else 1)
 
 
 def default_results_file(model: str) -> str:
