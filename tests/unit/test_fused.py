@@ -20,7 +20,7 @@ from tokensieve.decision import Assignment
 from tokensieve.errors import TokensieveWarning
 from tokensieve.moving import move_tokens, put_back
 from tokensieve.ops import native
-from tokensieve.ops.agglomerative import agglomerate
+from tokensieve.ops.agglomerative import agglomerate, distances_between
 from tokensieve.ops.density import density_peaks
 from tokensieve.ops.matching import bipartite_matching, match_pairs, similarity, unit_rows
 from tokensieve.ops.native.build import library_path
@@ -70,7 +70,7 @@ def test_the_kernels_are_built_where_there_is_a_compiler() -> None:
 
 def test_every_kernel_has_a_reference_of_its_name() -> None:
     doors = [class_attention, column_sums, move_tokens, put_back, density_peaks, bipartite_matching, match_pairs]
-    doors += [unit_rows, head_mean, split_top, selected_columns, agglomerate]
+    doors += [unit_rows, head_mean, split_top, selected_columns, agglomerate, distances_between]
     kernels = {
         name
         for name, value in vars(native).items()
@@ -254,6 +254,14 @@ def test_agglomerate(seed: int, batch: int, length: int, linkage: Any, data: st.
     answer = native.agglomerate(distances, clusters, linkage)
     assert torch.equal(distances, before)
     assert torch.equal(answer, reference(agglomerate)(distances, clusters, linkage))
+
+
+@some
+@given(seeds, st.integers(1, 3), st.integers(1, 50))
+def test_distances_between(seed: int, batch: int, length: int) -> None:
+    similarities = random(seed, batch, length, length)
+    answer = native.distances_between(similarities)
+    assert torch.equal(answer, reference(distances_between)(similarities))
 
 
 def test_density_peaks_of_equal_tokens_prefers_the_lower_index() -> None:

@@ -15,7 +15,13 @@ Linkage = Literal["single", "complete", "average"]
 
 def cosine_distances(features: Tensor) -> Tensor:
     """(B, M, D) to one minus the cosine of every pair, (B, M, M), in float32 or better, symmetric to the last bit."""
-    distances = (1 - similarity(features, features)).triu(diagonal=1)
+    return distances_between(similarity(features, features))
+
+
+@fused
+def distances_between(similarities: Tensor) -> Tensor:
+    """(B, M, M) to one minus what is right of the diagonal, mirrored; zero on it."""
+    distances = (1 - similarities).triu(diagonal=1)
     return distances + distances.transpose(1, 2)
 
 

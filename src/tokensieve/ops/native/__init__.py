@@ -166,9 +166,14 @@ def agglomerate(distances: Tensor, clusters: int, linkage: Literal["single", "co
     if distances.dtype != torch.float32 or not _serves(distances):
         return NotImplemented
     number = ("single", "complete", "average").index(linkage)
-    return torch.ops.tokensieve.agglomerate.default(
-        distances.clone(memory_format=torch.contiguous_format), clusters, number
-    )
+    return torch.ops.tokensieve.agglomerate.default(distances.contiguous(), clusters, number)
+
+
+def distances_between(similarities: Tensor) -> Tensor | Any:
+    """See ``tokensieve.ops.agglomerative.distances_between``."""
+    if similarities.dtype != torch.float32 or not similarities.is_contiguous() or not _serves(similarities):
+        return NotImplemented
+    return torch.ops.tokensieve.distances_between.default(similarities)
 
 
 def move_tokens(

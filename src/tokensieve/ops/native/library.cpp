@@ -12,7 +12,8 @@ std::tuple<Tensor, Tensor, Tensor> density_peaks(Tensor, int64_t, int64_t, int64
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> move_tokens(const Tensor&, const Tensor&, const Tensor&,
                                                                const Maybe&, const Tensor&, const Maybe&, const Maybe&,
                                                                const Maybe&, bool);
-Tensor agglomerate(Tensor, int64_t, int64_t);
+Tensor agglomerate(const Tensor&, int64_t, int64_t);
+Tensor distances_between(const Tensor&);
 Tensor put_back(const Tensor&, const Tensor&, const Maybe&, int64_t, bool);
 Tensor column_sums(const Tensor&, const Tensor&, double, const Maybe&, const Maybe&, int64_t, const Maybe&,
                    const Maybe&, const Maybe&, const Maybe&, bool);
@@ -28,7 +29,8 @@ STABLE_TORCH_LIBRARY(tokensieve, library) {
   library.def(
       "move_tokens(Tensor x, Tensor group, Tensor rep, Tensor? size, Tensor keep, Tensor? moved, Tensor? onto, "
       "Tensor? weight, bool mean) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-  library.def("agglomerate(Tensor(a!) distances, int clusters, int linkage) -> Tensor");
+  library.def("agglomerate(Tensor distances, int clusters, int linkage) -> Tensor");
+  library.def("distances_between(Tensor similarities) -> Tensor");
   library.def("put_back(Tensor x, Tensor index, Tensor? other, int prefix, bool with_prefix) -> Tensor");
   library.def(
       "column_sums(Tensor queries, Tensor keys, float scale, Tensor? bias, Tensor? votes, int stride, "
@@ -44,6 +46,7 @@ STABLE_TORCH_LIBRARY_IMPL(tokensieve, CPU, library) {
   library.impl("density_peaks", TORCH_BOX(&density_peaks));
   library.impl("move_tokens", TORCH_BOX(&move_tokens));
   library.impl("agglomerate", TORCH_BOX(&agglomerate));
+  library.impl("distances_between", TORCH_BOX(&distances_between));
   library.impl("put_back", TORCH_BOX(&put_back));
   library.impl("column_sums", TORCH_BOX(&column_sums));
 }
