@@ -18,8 +18,9 @@ from tokensieve.attention import Tap, key_bias
 from tokensieve.decision import Assignment, Decision, SoftAssignment
 from tokensieve.errors import RefusedError, TokensieveError
 from tokensieve.family import Family
+from tokensieve.history import Stage
 from tokensieve.method import Method, Point
-from tokensieve.tokens import Fill, Stage, Tokens
+from tokensieve.tokens import Fill, Tokens
 from tokensieve.view import BlockSignals, Layout, View
 
 if TYPE_CHECKING:

@@ -30,37 +30,11 @@ from tokensieve.decision import (
     return_point,
     rows_to_one,
 )
+from tokensieve.history import Event, Stage
 from tokensieve.moving import add_spread, move_tokens, put_back, regroup
 from tokensieve.ops.rows import invert, one_hot, take_rows
 
 Fill = Literal["last", "mean"]
-
-
-@dataclass(frozen=True)
-class Event:
-    """What one site did, kept for pictures and counts.
-
-    ``group`` is (B, N): which current token each original stands in after the event, -1 while parked or gone.
-    It is None inside a soft assignment, where originals have no single group.
-    """
-
-    block: int
-    point: str
-    method: str
-    before: int
-    after: int
-    group: Tensor | None
-    returns: bool
-
-
-@dataclass(frozen=True)
-class Stage:
-    """How many tokens, prefix included, block ``block`` ran its attention and its MLP on."""
-
-    block: int
-    attended: int
-    processed: int
-    alive: Tensor | None = None
 
 
 @dataclass(frozen=True)
