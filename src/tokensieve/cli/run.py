@@ -18,11 +18,13 @@ from tokensieve.cli.output import Bars, note, progress_bars
 from tokensieve.errors import TokensieveError
 from tokensieve.measure import bench as measuring
 from tokensieve.measure.data import DataArguments, ImageStream, open_images
+from tokensieve.measure.macs import count
 from tokensieve.measure.model import create, has_weights, share_weights
 from tokensieve.measure.results import Results, environment, open_results
 from tokensieve.measure.runtime import Runtime
 from tokensieve.measure.solve import check_share, solve
 
+NEAR = 0.03  # how far from the asked share of the MACs a method of "all" may lie to be compared
 ALL = "all"  # as a spec: every method that needs no training
 T = TypeVar("T")
 
@@ -198,11 +200,19 @@ def _possible(
         shares: list[float | None] = [*request.macs] if request.macs else [None]
         for share in shares:
             one = replace(request, macs=None if share is None else [share])
+            name = composition[0].name if share is None else f"{composition[0].name} at {share}"
             try:
-                found |= _reduced(one, dense, [composition], images, bars)
+                variants = _reduced(one, dense, [composition], images, bars)
             except TokensieveError as error:
-                name = composition[0].name if share is None else f"{composition[0].name} at {share}"
                 left_out[name] = str(error).partition("; leave --macs out")[0]
+                continue
+            ((spec, model),) = variants.items()
+            sample = _sample(images, [composition])
+            reached = count(model, sample).total / count(dense, sample[:1]).total
+            if share is not None and abs(reached - share) > NEAR:
+                left_out[name] = f"comes no nearer than {spec}, {reached:.3f} of the dense model"
+            else:
+                found |= variants
     return found
 
 
