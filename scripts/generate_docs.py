@@ -22,10 +22,12 @@ import typer
 
 from tokensieve import card, registry
 from tokensieve.cli.app import app
+from tokensieve.composition import conflicts
 from tokensieve.method import Method
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTICE = "<!-- Written by scripts/generate_docs.py; edit the sources it names, then run `make docs`. -->\n\n"
+COMPARED = {"gmacs": 3, "top1": 1, "agreement": 1, "kl": 3}  # columns of the comparison and their digits
 MACHINE_DEFAULTS = {"workers": "one a core, at most 4"}  # what differs between machines is said in words
 
 
@@ -52,15 +54,20 @@ def paper(cls: type[Method]) -> str:
     """The method's paper as a link, or what it is instead."""
     if cls.paper is None:
         return "none: a control"
-    title, authors, year, arxiv = cls.paper
-    return f"[{title}](https://arxiv.org/abs/{arxiv}), {authors}, {year}"
+    title, authors, year, number = cls.paper
+    return f"[{title}]({address(number)}), {authors}, {year}"
+
+
+def address(number: str) -> str:
+    """Where a paper is, by its arXiv number or DOI."""
+    return f"https://doi.org/{number}" if "/" in number else f"https://arxiv.org/abs/{number}"
 
 
 def methods_table() -> str:
     """One row a method, for the README."""
     rows = []
     for name, cls in registry.methods().items():
-        arxiv = f"[{cls.paper[3]}](https://arxiv.org/abs/{cls.paper[3]})" if cls.paper else "control"
+        arxiv = f"[{cls.paper[3]}]({address(cls.paper[3])})" if cls.paper else "control"
         knob = f"`{cls.knob}`" if cls.knob else "–"
         learned = "learned part, to be trained" if cls.trained else "none"
         rows.append(
@@ -92,7 +99,34 @@ def methods_page() -> str:
         text = "\n\n".join(card.prose(cls)) + "\n"
         about = f"`ts.{cls.__name__}`: {', '.join(facts)}. Paper: {paper(cls)}.\n"
         parts.append(f"## {name}\n\n{about}\n{text}\n{options_table(cls)}")
+    parts.append(compositions())
     return "\n".join(parts)
+
+
+def compositions() -> str:
+    """Which methods compose and why the others do not, as a section of docs/methods.md."""
+    known = registry.methods()
+    ragged = [name for name, cls in known.items() if cls.ragged]
+    others = [name for name in known if name not in ragged]
+    refused = {pair: reason for pair, reason in conflicts().items() if not set(pair) & set(ragged)}
+    against = {name: [other for other in others if {name, other} in map(set, refused)] for name in others}
+    rows = []
+    for name in sorted(others, key=lambda name: -len(against[name])):
+        new = [other for other in against[name] if all(name not in row[1] for row in rows if row[0] == f"`{other}`")]
+        if new:
+            reason = next(reason for pair, reason in refused.items() if set(pair) == {name, new[0]})
+            rows.append([f"`{name}`", ", ".join(f"`{other}`" for other in new), reason])
+
+    def spelled(names: Iterable[str]) -> str:
+        return ", ".join(f"`{name}`" for name in names)
+
+    return (
+        "## Compositions\n\n`ts.apply(model, [first, second])` and `first+second` on the command line apply several "
+        "methods. At their defaults, in a model of 12 blocks, any two of these compose, in both orders: "
+        f"{spelled(others)}; save those in the table, which other sites can make fit. These leave another number of "
+        "tokens in every image and act alone, because a schedule of shares would depend on the batch: "
+        f"{spelled(ragged)}.\n\n" + table(["method", "refused with", "for example because"], rows)
+    )
 
 
 # Families
@@ -232,8 +266,8 @@ def results() -> str:
     parts = []
     for source in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         measured = json.loads(source.read_text(encoding="utf-8"))
-        if not {"rows", "settings", "environment"} <= set(measured):
-            continue
+        if not {"rows", "settings", "environment"} <= set(measured) or "left_out" in measured:
+            continue  # other files, and comparisons of all methods, which have a page of their own
         settings, where = measured["settings"], measured["environment"]
         images = max((row["images"] or 0 for row in measured["rows"]), default=0)
         parts.append(
@@ -251,6 +285,42 @@ def results() -> str:
     )
 
 
+def comparison_page() -> str | None:
+    """docs/comparison.md: every method at the same MACs, where ``tokensieve eval --method all`` has measured them."""
+    parts = []
+    for source in sorted((ROOT / "benchmarks" / "results").glob("all-methods-*.json")):
+        measured = json.loads(source.read_text(encoding="utf-8"))
+        settings, where, rows = measured["settings"], measured["environment"], measured["rows"]
+        dense, *reduced = rows
+        shares: dict[float, list[dict[str, Any]]] = collections.defaultdict(list)
+        for row in reduced:
+            shares[round(row["gmacs"] / dense["gmacs"] * 20) / 20].append(row)
+        path = source.relative_to(ROOT).with_suffix("")
+        parts.append(
+            f"## {settings['model']}\n\n{dense['images']} images, {settings['dtype']}, torch {where['torch']}, timm "
+            f"{where['timm']}; all columns: [{path.name}.csv](../{path.as_posix()}.csv). The dense model has "
+            f"{dense['gmacs']:.3f} GMACs and {dense['top1']:.1f} % top-1. Nothing was trained; what bat and diffrate "
+            "were set on is said on their cards. Rows are ordered by KL, the mean divergence from the dense model's "
+            f"answers, which is less noisy than accuracy.\n\n![Top-1 against GMACs](../{path.as_posix()}.png)\n"
+        )
+        for share, group in sorted(shares.items(), reverse=True):
+            cells = [
+                [f"`{row['variant']}`", *(number(row[key], digits) for key, digits in COMPARED.items())]
+                for row in sorted(group, key=lambda row: row["kl"])
+            ]
+            parts.append(f"### At {share:.0%} of the MACs\n\n" + table(["variant", *COMPARED], cells))
+        if measured.get("left_out"):
+            cells = [[f"`{name}`", reason] for name, reason in sorted(measured["left_out"].items())]
+            parts.append("### Left out\n\n" + table(["method", "because"], cells))
+    if not parts:
+        return None
+    about = (
+        "Every method that needs no training, at the same MACs in one run: `tokensieve eval MODEL --method all --macs "
+        "0.65`. For each, the option that sets how much it removes is solved for.\n"
+    )
+    return f"# All methods at the same MACs\n\n{NOTICE}{about}\n" + "\n".join(parts)
+
+
 def documents() -> dict[Path, str]:
     """Every generated file and what it should hold."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -265,6 +335,9 @@ def documents() -> dict[Path, str]:
     names = families_page()
     if names is not None:
         pages["docs/families.md"] = names
+    comparison = comparison_page()
+    if comparison is not None:
+        pages["docs/comparison.md"] = comparison
     return {ROOT / name: page for name, page in pages.items()}
 
 

@@ -28,8 +28,11 @@ class Assignment:
     Attributes:
         keep: (B, K) int64. New token j is led by old token ``keep[b, j]``, whose position it carries.
         moved: (B, R) int64 or None. Old tokens that merge into a new one.
-        onto: (B, R) int64 in [0, K). The new token that each moved one joins.
+        onto: (B, R) int64 in [-1, K). The new token that each moved one joins; -1 where it leaves for good instead, for
+            methods that merge in one image and prune in the next (they give ``dropped`` too, however short).
         dropped: (B, D) int64 or None. Tokens that leave: their last value is what comes back.
+        spread: (B, K, D) or None. How much of each dropped token is added to each new one before it leaves;
+            ``reduce="mean"`` then divides by one plus the sum.
         weight: (B, M) or None. Weight of each token in a merge; None means its size (how many patches it stands for).
         reduce: "mean" divides by the summed weight; "sum" does not (EViT's fused token).
         until: when dropped tokens return: "end" (for good), "block" (after the block that follows the decision),
@@ -37,17 +40,35 @@ class Assignment:
         alive: (B, K) bool or None. Which of the K slots hold a token; the others are padding and count as dropped.
         soft: (B, M) or None. How sure it is that each token stays, differentiable. Where it is given, tokens that leave
             for good are masked and not removed while training, so that it has a gradient (straight-through).
+        padding_onto: (B, K) int64 in [-1, K) or None. For slots of padding, the new token that their old one joins, as
+            in ``onto``: how images merge different numbers of tokens. Slots that hold a token are not read.
+        parts: whether moved tokens part again at ``until``, each with the value it had plus what the token it joined
+            has changed by. Nothing else may move in between.
     """
 
     keep: Tensor
     moved: Tensor | None = None
     onto: Tensor | None = None
     dropped: Tensor | None = None
+    spread: Tensor | None = None
     weight: Tensor | None = None
     reduce: Literal["mean", "sum"] = "mean"
     until: Until = "end"
     alive: Tensor | None = None
     soft: Tensor | None = None
+    padding_onto: Tensor | None = None
+    parts: bool = False
+
+    @property
+    def joining(self) -> tuple[Tensor, Tensor] | None:
+        """(B, R) old tokens and the new ones they join, -1 for those that join none; those in padding included."""
+        parts = [] if self.moved is None or self.onto is None else [(self.moved, self.onto)]
+        if self.padding_onto is not None and self.alive is not None:
+            parts.append((self.keep, self.padding_onto.masked_fill(self.alive, -1)))
+        if not parts:
+            return None
+        moved, onto = (torch.cat(part, dim=1) if len(parts) > 1 else part[0] for part in zip(*parts, strict=True))
+        return (moved, onto) if moved.shape[1] else None
 
     @staticmethod
     def from_index(index: Tensor, count: int, weight: Tensor | None = None) -> Assignment:
@@ -102,7 +123,8 @@ def slots(assignment: Assignment) -> Tensor:
     batch, count = keep.shape
     places = torch.arange(count, device=keep.device).expand(batch, -1)
     if assignment.alive is not None:
-        places = places.masked_fill(~assignment.alive, -1)
+        elsewhere = torch.full_like(places, -1) if assignment.padding_onto is None else assignment.padding_onto
+        places = torch.where(assignment.alive, places, elsewhere)
     sources, targets = [keep], [places]
     if assignment.moved is not None and assignment.onto is not None:
         sources.append(assignment.moved)
@@ -121,18 +143,19 @@ def merge_weights(assignment: Assignment, sizes: Tensor) -> tuple[Tensor, Tensor
         ``mixing`` (B, K, R): the factor of each moved token in each new one.
         ``size`` (B, K): how many originals each new token stands for.
     """
-    assert assignment.moved is not None and assignment.onto is not None
+    assert assignment.joining is not None
+    joining, onto = assignment.joining
     weight = at_least_float32(sizes if assignment.weight is None else assignment.weight)
-    joins = one_hot(assignment.onto, assignment.keep.shape[1], weight.dtype)
-    led, moved = weight.gather(1, assignment.keep), weight.gather(1, assignment.moved)
+    joins = one_hot(onto, assignment.keep.shape[1], weight.dtype)
+    led, moved = weight.gather(1, assignment.keep), weight.gather(1, joining)
     mixing = joins * moved.unsqueeze(1)
     if assignment.weight is None and assignment.reduce == "mean":
         # The weights are the sizes, so their sum is the new size; it is zero for padding alone.
         size = led + mixing.sum(2)
         total = size.clamp(min=torch.finfo(size.dtype).tiny)
         return led / total, mixing / total.unsqueeze(2), size.to(sizes.dtype)
-    joining = joins.to(sizes.dtype) @ sizes.gather(1, assignment.moved).unsqueeze(2)
-    size = sizes.gather(1, assignment.keep) + joining.squeeze(2)
+    gained = joins.to(sizes.dtype) @ sizes.gather(1, joining).unsqueeze(2)
+    size = sizes.gather(1, assignment.keep) + gained.squeeze(2)
     if assignment.reduce == "sum":
         return torch.where(joins.sum(2) > 0, led, torch.ones_like(led)), mixing, size
     total = led + mixing.sum(2)
@@ -183,8 +206,14 @@ def check(assignment: Assignment, length: int) -> str | None:
         if assignment.moved is None or assignment.onto.shape != assignment.moved.shape:
             return f"onto must have the shape of moved, got {tuple(assignment.onto.shape)}"
         low, high = int(assignment.onto.min()), int(assignment.onto.max())
-        if low < 0 or high >= assignment.keep.shape[1]:
-            return f"onto must lie in [0, {assignment.keep.shape[1]}), got [{low}, {high}]"
+        if low < -1 or high >= assignment.keep.shape[1]:
+            return f"onto must lie in [-1, {assignment.keep.shape[1]}), got [{low}, {high}]"
+        if low < 0 and (assignment.dropped is None or assignment.until != "end"):
+            return "an onto of -1 needs dropped, which may be empty, and until='end'"
+    if assignment.padding_onto is not None and (
+        assignment.alive is None or assignment.padding_onto.shape != assignment.keep.shape
+    ):
+        return "padding_onto has the shape of keep and goes with alive"
     return None
 
 
@@ -205,3 +234,33 @@ def ragged(mask: Tensor, capacity: int | None = None) -> Assignment:
     order = (~mask).int().sort(dim=1, stable=True).indices
     alive = torch.arange(capacity, device=mask.device).unsqueeze(0) < counts.unsqueeze(1)
     return Assignment(keep=order[:, :capacity], dropped=order[:, capacity:], alive=alive)
+
+
+def ragged_merge(joins: Tensor, alive: Tensor | None = None) -> Assignment:
+    """Merge a different number of tokens in every image.
+
+    Args:
+        joins: (B, M) int64, the token that each token joins, itself where it stays; nobody joins one that moves.
+        alive: (B, M) bool, which slots hold a token now; None when all do. The others stay padding.
+
+    Tokens that stay keep their order, so what an image becomes does not depend on its batch (one host sync).
+    """
+    positions = torch.arange(joins.shape[1], device=joins.device)
+    stays = joins == positions
+    if alive is not None:
+        stays = stays & alive
+    counts = stays.sum(dim=1)
+    capacity = int(counts.max())
+    order = (~stays).int().sort(dim=1, stable=True).indices
+    target = invert(order).gather(1, joins)
+    if alive is not None:
+        target = target.masked_fill(~alive, -1)
+    keep, moved = order[:, :capacity], order[:, capacity:]
+    return Assignment(
+        keep=keep,
+        moved=moved,
+        onto=target.gather(1, moved),
+        dropped=keep[:, :0],
+        alive=positions[:capacity] < counts.unsqueeze(1),
+        padding_onto=target.gather(1, keep),
+    )

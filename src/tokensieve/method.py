@@ -33,10 +33,11 @@ class Method(ABC):
         version: raised when the same config starts to give other answers; stored with saved models.
         point: where in a block it acts: "before" it, in the "middle" (after the attention's residual), "after" it.
         until: when tokens it drops return, see ``Assignment``. Anything but "end" makes it a skipping method.
-        knob: the option that sets how much it removes ("keep" or "r"), or None.
-        paper: (title, authors, year, arXiv number), or None for a control.
+        knob: the option that sets how much it removes ("keep", "r", or "threshold" for a cosine), or None.
+        paper: (title, authors, year, arXiv number or DOI), or None for a control.
         trained: True when it has learned parts that must be fitted before it beats its controls.
         ragged: True when images may keep different numbers of tokens.
+        undisturbed: True when no other method may act between one of its sites and the return of its tokens.
     """
 
     name: ClassVar[str] = ""
@@ -47,6 +48,7 @@ class Method(ABC):
     paper: ClassVar[tuple[str, str, int, str] | None] = None
     trained: ClassVar[bool] = False
     ragged: ClassVar[bool] = False
+    undisturbed: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -117,6 +119,10 @@ class Method(ABC):
     def returns(self) -> Until:
         """When dropped tokens come back with this config."""
         return self.until
+
+    def returns_at(self, site: int, layout: Layout) -> Until:
+        """When the tokens that the ``site``-th site drops come back, where that differs between sites."""
+        return self.returns
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dict: name, version and every option."""

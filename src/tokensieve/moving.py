@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tokensieve.decision import Assignment, merge_weights, slots
 from tokensieve.ops.fused import fused
-from tokensieve.ops.rows import take_rows
+from tokensieve.ops.rows import at_least_float32, take_rows
 
 
 def regroup(group: Tensor, index: Tensor) -> Tensor:
@@ -43,16 +43,30 @@ def move_tokens(
     index = slots(assignment)
     kept = take_rows(x, behind_prefix(keep, prefix))
     after = None if size is None else size.gather(1, keep)
-    if assignment.moved is not None and assignment.moved.shape[1]:
+    joining = assignment.joining
+    if joining is not None:
         if size is None:
             size = torch.ones(rep.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
         own, mixing, after = merge_weights(assignment, size)
-        moved = take_rows(x, assignment.moved + prefix)
+        moved = take_rows(x, joining[0] + prefix)
         # The prefix rides along with factor one and nothing mixed in: cheaper than taking it off and putting it back.
         own = F.pad(own, (prefix, 0), value=1.0).unsqueeze(2).to(kept.dtype)
         mixing = F.pad(mixing, (0, 0, prefix, 0)).to(kept.dtype)
         kept = torch.baddbmm(kept * own, mixing, moved)
     return kept, regroup(group, index), rep.gather(1, keep), after, index
+
+
+def add_spread(out: Tensor, x: Tensor, assignment: Assignment) -> Tensor:
+    """Give the new tokens ``out`` (B, P + K, C) their parts of the dropped ones of ``x`` (B, P + M, C)."""
+    spread, dropped = assignment.spread, assignment.dropped
+    if spread is None or dropped is None:
+        return out
+    prefix = out.shape[1] - assignment.keep.shape[1]
+    spread = F.pad(at_least_float32(spread), (0, 0, prefix, 0))
+    if assignment.reduce == "mean":
+        share = 1 / (1 + spread.sum(dim=2, keepdim=True))
+        out, spread = out * share.to(out.dtype), spread * share
+    return torch.baddbmm(out, spread.to(out.dtype), take_rows(x, dropped + prefix))
 
 
 @fused

@@ -42,14 +42,15 @@ def schedule(methods: Sequence[Method], layout: Layout) -> dict[int, tuple[Step,
                     f"two {method.name} methods want the same tokens in block {block}: give them different sites"
                 )
             steps.append(Step(method, ordinal, f"{method.name}_{place}", str(method)))
-            for number in _skipping(method, block):
+            for number in _skipping(method, block, ordinal, layout):
                 if number in skipped and skipped[number] is not method:
                     raise TokensieveError(
                         f"{skipped[number].name} and {method.name} both make tokens skip block {number}: "
                         "give them different sites"
                     )
                 skipped[number] = method
-    _check_skippers(plan, skipped)
+    _check_undisturbed(plan, layout)
+    _check_skippers(plan, skipped, layout)
     placed = {block: tuple(steps) for block, steps in sorted(plan.items())}
     counts(placed, layout)
     return placed
@@ -66,23 +67,42 @@ def _check_lists(method: Method, sites: int) -> None:
             )
 
 
-def _check_skippers(plan: dict[int, list[Step]], skipped: dict[int, Method]) -> None:
+def _check_skippers(plan: dict[int, list[Step]], skipped: dict[int, Method], layout: Layout) -> None:
     """Who skips is chosen where all are there to be chosen from."""
     for block, steps in plan.items():
         for step in steps:
             other = skipped.get(block)
-            if step.method.returns != "end" and other is not None and other is not step.method:
+            chooses = step.method.returns_at(step.ordinal, layout) != "end"
+            if chooses and other is not None and other is not step.method:
                 raise TokensieveError(
                     f"{step.method.name} chooses in block {block} which tokens skip, and {other.name} makes tokens "
                     "skip that block: give them sites that are not neighbours"
                 )
 
 
-def _skipping(method: Method, block: int) -> range:
-    if method.returns == "end":
+def _check_undisturbed(plan: dict[int, list[Step]], layout: Layout) -> None:
+    """Nobody moves tokens that will part again as they were joined."""
+    for block, steps in plan.items():
+        for step in steps:
+            if not step.method.undisturbed:
+                continue
+            span = _skipping(step.method, block, step.ordinal, layout)
+            for number in span:
+                for other in plan.get(number, ()):
+                    if other.method is not step.method:
+                        raise TokensieveError(
+                            f"{step.method.name} joins tokens in block {block} that part again behind block "
+                            f"{span[-1]}, and {other.method.name} would move them in block {number}: give "
+                            f"{other.method.name} sites outside blocks {span[0]} to {span[-1]}"
+                        )
+
+
+def _skipping(method: Method, block: int, site: int, layout: Layout) -> range:
+    until = method.returns_at(site, layout)
+    if until == "end":
         return range(0)
     acting = block + 1 if method.point == "after" else block
-    end, after_attention = return_point(method.returns, block, method.point)
+    end, after_attention = return_point(until, block, method.point)
     return range(acting, end + 1 if after_attention else end)
 
 
@@ -174,8 +194,9 @@ def _walk(
                     continue
                 left = leaves(block, step, present)
                 steps[block, step.key] = (present, left)
-                if step.method.returns != "end":
-                    away.append((return_point(step.method.returns, block, point), present - left))
+                until = step.method.returns_at(step.ordinal, layout)
+                if until != "end":
+                    away.append((return_point(until, block, point), present - left))
                 present = left
             if point == "middle":
                 present += back((block, True))

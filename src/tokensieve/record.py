@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from tokensieve.history import Event, Stage
 from tokensieve.identity import evaluating
 from tokensieve.registry import family_of
 from tokensieve.site import SievedBlock, Site
-from tokensieve.tokens import Event, Stage, Tokens
+from tokensieve.tokens import Tokens
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tokensieve.moving import put_back, regroup
-from tokensieve.ops.rows import invert, take_rows
+from tokensieve.ops.rows import invert, one_hot, take_rows
 
 if TYPE_CHECKING:
-    from tokensieve.tokens import Fill, Tokens
+    from tokensieve.tokens import Fill, Parked, Tokens
 
 
 def returning(tokens: Tokens, block: int, after_attention: bool = False) -> Tokens:
@@ -29,6 +30,8 @@ def _unpark(tokens: Tokens, place: int = -1) -> Tokens:
     entry = tokens.parked[place]
     before = entry.before
     parked = tuple(other for other in tokens.parked if other is not entry)
+    if entry.start is not None:
+        return _part(tokens, entry, parked)
     if tokens.version == entry.version and tokens.count + entry.dropped.shape[1] >= before.count:
         # Nothing moved meanwhile and nothing merged as they left: everyone returns to the place it had, and so does the
         # whole bookkeeping.
@@ -77,6 +80,27 @@ def _unpark(tokens: Tokens, place: int = -1) -> Tokens:
         size=ordered(tokens.size, before.size, ones),
         alive=ordered(tokens.alive, before.alive, ones.bool()),
         mask=ordered(tokens.mask, before.mask, ones),
+        parked=parked,
+        version=tokens.version + 1,
+    )
+
+
+def _part(tokens: Tokens, entry: Parked, parked: tuple[Parked, ...]) -> Tokens:
+    """Merged tokens part: each has its own value of before, plus what the token it had joined has changed by."""
+    before, start, prefix = entry.before, entry.start, tokens.prefix
+    assert start is not None and tokens.version == entry.version  # ``placement.schedule`` refuses whoever would move
+    present = put_back(tokens.x, entry.index, None, prefix, with_prefix=True)
+    changed = put_back(tokens.x - start, entry.index, None, prefix, with_prefix=True)
+    members = one_hot(entry.index, tokens.count, torch.int32)
+    alone = members.sum(dim=2).gather(1, entry.index) == 1
+    alone = F.pad(alone, (prefix, 0), value=True).unsqueeze(2)
+    return tokens.changed(
+        x=torch.where(alone, present, before.x + changed),
+        group=before.group,
+        rep=before.rep,
+        size=before.size,
+        alive=before.alive,
+        mask=before.mask,
         parked=parked,
         version=tokens.version + 1,
     )

@@ -54,6 +54,14 @@ def nearest_share(patches: int, keep: float) -> int:
     return max(1, round(round(keep * patches, 6)))
 
 
+def share_of_all(every: int, keep: float | Sequence[float], site: int) -> int:
+    """int(every · keep^(site + 1)), at least 1: a share per site of all patch tokens there were, each rounded once."""
+    product = float(every)
+    for earlier in range(site + 1):
+        product *= per_site(keep, earlier)
+    return max(1, math.floor(round(product, 6)))
+
+
 def removed(patches: int, r: int) -> int:
     """How many of ``patches`` a matching of two halves can remove when asked for ``r``: never more than half."""
     return min(r, patches // 2)

@@ -20,9 +20,10 @@ from tokensieve.attention import Tap, attends_faster, first_keys, key_bias, spre
 from tokensieve.decision import Assignment, Decision, SoftAssignment
 from tokensieve.errors import RefusedError, TokensieveError
 from tokensieve.family import Family
+from tokensieve.history import Stage
 from tokensieve.method import Method, Point
 from tokensieve.restoring import visible
-from tokensieve.tokens import Fill, Stage, Tokens
+from tokensieve.tokens import Fill, Tokens
 from tokensieve.view import BlockSignals, Layout, View
 
 if TYPE_CHECKING:
@@ -183,9 +184,10 @@ class Site(nn.Module):
             view = View(shown, method, self.layout, self.block, step.ordinal, keep, part, training, signals, remembered)
             decision = method.assign(view)
             self._check_budget(decision, keep, method)
-            if isinstance(decision, Assignment) and method.returns != decision.until:
+            until = method.returns_at(step.ordinal, self.layout)
+            if isinstance(decision, Assignment) and until != decision.until:
                 raise TokensieveError(
-                    f"{method.name} declares that dropped tokens return at {method.returns!r} "
+                    f"{method.name} declares that dropped tokens return at {until!r} "
                     f"but its assignment says {decision.until!r}"
                 )
             if training and masking.stands_in(decision) and (self.masked or decision.soft is not None):

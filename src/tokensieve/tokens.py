@@ -30,44 +30,13 @@ from tokensieve.decision import (
     return_point,
     rows_to_one,
 )
-from tokensieve.moving import move_tokens, put_back
+from tokensieve.history import Event, Stage
+from tokensieve.moving import add_spread, move_tokens, put_back
 from tokensieve.restoring import patches_at_originals
 from tokensieve.restoring import restore as restore
 from tokensieve.restoring import returning as returning
 
 Fill = Literal["last", "mean"]
-
-
-@dataclass(frozen=True)
-class Event:
-    """What one site did, kept for pictures and counts.
-
-    ``group`` is (B, N): which current token each original stands in after the event, -1 while parked or gone.
-    It is None inside a soft assignment, where originals have no single group.
-    """
-
-    block: int
-    point: str
-    method: str
-    before: int
-    after: int
-    group: Tensor | None
-    returns: bool
-
-
-@dataclass(frozen=True)
-class Stage:
-    """How many tokens, prefix included, block ``block`` ran its attention and its MLP on.
-
-    ``alive`` is as in ``Tokens`` in the MLP, ``seen`` and ``mask`` are the training-time masks in attention and MLP.
-    """
-
-    block: int
-    attended: int
-    processed: int
-    alive: Tensor | None = None
-    seen: Tensor | None = None
-    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +50,8 @@ class Loss:
 @dataclass(frozen=True)
 class Parked:
     """Tokens that sit out: the state before they left, where each of its patch tokens went (-1: parked), and the tokens
-    ``dropped`` that may come back (where images keep different numbers, some of these stayed)."""
+    ``dropped`` that may come back (where images keep different numbers, some of these stayed). Where tokens part again
+    that had merged, ``start`` (B, P + K, C) are the merged ones as they were at first."""
 
     before: Tokens
     index: Tensor
@@ -89,6 +59,7 @@ class Parked:
     block: int
     after_attention: bool
     version: int
+    start: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -238,7 +209,7 @@ def _register(cls: type, tensors: tuple[str, ...]) -> None:
 _register(
     Tokens, ("x", "group", "rep", "size", "alive", "mask", "canvas", "parked", "outer", "events", "stages", "shares")
 )
-_register(Parked, ("before", "index", "dropped"))
+_register(Parked, ("before", "index", "dropped", "start"))
 _register(Outer, ("before", "restore"))
 _register(Event, ("group",))
 _register(Stage, ("alive", "seen", "mask"))
@@ -276,17 +247,18 @@ def apply(tokens: Tokens, decision: Decision, block: int = 0, point: str = "midd
 def _moved(tokens: Tokens, assignment: Assignment, block: int, point: str) -> dict[str, Any]:
     """What an assignment changes in the state."""
     keep = assignment.keep
-    merges = assignment.moved is not None and assignment.moved.shape[1] > 0
-    before = tokens.sizes if merges and tokens.alive is not None else tokens.size
+    before = tokens.sizes if assignment.joining is not None and tokens.alive is not None else tokens.size
     x, group, rep, size, index = move_tokens(tokens.x, tokens.group, tokens.rep, before, assignment)
-    leaves = assignment.dropped is not None or assignment.alive is not None
+    x = add_spread(x, tokens.x, assignment)
+    leaves = assignment.dropped is not None or assignment.alive is not None or assignment.parts
     parked, canvas = tokens.parked, tokens.canvas
     if leaves and assignment.until != "end":
         at, after_attention = return_point(assignment.until, block, point)
         dropped = assignment.dropped if assignment.dropped is not None else keep[:, :0]
         if assignment.alive is not None:
             dropped = torch.cat([dropped, keep], dim=1)  # slots of padding hold tokens that left
-        entry = Parked(tokens, index, dropped, at, after_attention, tokens.version + 1)
+        start = x if assignment.parts else None
+        entry = Parked(tokens, index, dropped, at, after_attention, tokens.version + 1, start)
         parked = (*parked, entry)
     elif leaves:
         canvas = patches_at_originals(tokens)

@@ -89,11 +89,12 @@ def _join(values: Tensor, assignment: Assignment, how: Literal["sum", "mean"]) -
     joined = take_rows(values, assignment.keep)
     if assignment.alive is not None:
         joined = joined.masked_fill(~assignment.alive.unsqueeze(2), 0)
-    if assignment.moved is None or assignment.onto is None:
+    if assignment.joining is None:
         return joined
-    joins = one_hot(assignment.onto, assignment.keep.shape[1], values.dtype)
+    moved, onto = assignment.joining
+    joins = one_hot(onto, assignment.keep.shape[1], values.dtype)
     with torch.autocast(values.device.type, enabled=False):  # a score in half precision would have ties
-        joined = torch.baddbmm(joined, joins, take_rows(values, assignment.moved))
+        joined = torch.baddbmm(joined, joins, take_rows(values, moved))
     return joined / (1 + joins.sum(dim=2, keepdim=True)) if how == "mean" else joined
 
 

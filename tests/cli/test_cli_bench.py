@@ -78,6 +78,25 @@ def test_eval_skips_and_names_images_that_cannot_be_read(images: Path, tmp_path:
     assert "none of the 2 image files can be read" in fails(*arguments)
 
 
+def test_all_methods_at_the_same_macs_and_why_some_are_left_out(images: Path, tmp_path: Path) -> None:
+    file = tmp_path / "r.json"
+    common = ("eval", "vit_tiny_patch16_224", "--img-size", 160, "--data", images / "val", "-j", 0, "-b", 6)
+    result = call(*common, "--method", "all", "--macs", 0.65, "--results-file", file)
+    assert result.exit_code == 0, result.output
+    content = json.loads(file.read_text())
+    rows, left_out = content["rows"], content["left_out"]
+    named = {row["variant"].partition(":")[0] for row in rows[1:]}
+    out = {name.partition(" at ")[0] for name in left_out}
+    assert named | out == set(registry.methods()) and not named & out
+    assert {"tome", "bat", "ppt", "dpc-knn", "ats-share", "evo-vit"} <= named
+    assert all(registry.methods()[name].trained != (name in named) for name in registry.methods() if name != "ats")
+    assert "must be trained" in left_out["tosa"] and "no option that sets its cost" in left_out["ats at 0.65"]
+    for row in rows[1:]:
+        assert row["gmacs"] / rows[0]["gmacs"] == pytest.approx(0.65, abs=0.02), row["variant"]
+    assert all(f"left out: {name}" in result.stderr for name in left_out)
+    assert file.with_suffix(".png").exists()
+
+
 def test_wrong_input_ends_in_one_sentence(images: Path, tmp_path: Path) -> None:
     data = ("--data", images / "val", "-j", 0)
     assert "did you mean 'deit_tiny_patch16_224'" in fails("eval", "deit_tiny_patch16_244", *data)
@@ -180,6 +199,6 @@ def test_methods_and_families_come_from_the_registry() -> None:
     for name, method in registry.methods().items():
         card = call("methods", name).stdout
         assert all(option in card for option in method.option_types())
-        assert "share of the patch tokens" in card or method.knob != "keep"
+        assert "share" in card or method.knob != "keep"
     assert "did you mean 'tome'" in fails("methods", "tomme")
     assert all(name in call("families").stdout for name in registry.families())

@@ -105,14 +105,14 @@ def images(count: int = 3, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def nothing(cls: type[Method]) -> Method | None:
     """The config of a method that removes nothing, or None where it has no such config."""
-    if cls.knob is not None:
+    if cls.knob in ("keep", "r"):
         return cls(**{cls.knob: {"keep": 1.0, "r": 0}[cls.knob]})
     return cls(sites=()) if "sites" in cls.option_types() else None
 
 
 def composition(cls: type[Method]) -> tuple[Method, ...] | None:
     """The method at its defaults together with one of the other kind, or None for methods that refuse company."""
-    if cls.ragged:
+    if cls.ragged or cls.undisturbed:
         return None
     if cls.until == "end":
         return (cls(), ts.ToSA(keep=0.5, score="own"))

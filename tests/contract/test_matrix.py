@@ -167,8 +167,9 @@ def expected_counts(methods: tuple[Method, ...], layout: Layout) -> list[tuple[i
             for method, ordinals in acting:
                 if block in ordinals and method.point == point:
                     left = method.remaining(present, ordinals[block], layout)
-                    if method.returns != "end":
-                        away.append((present - left, return_point(method.returns, block, point)))
+                    until = method.returns_at(ordinals[block], layout)
+                    if until != "end":
+                        away.append((present - left, return_point(until, block, point)))
                     present = left
             if point == "middle":
                 present += sum(n for n, at in away if at == (block, True))
@@ -191,7 +192,9 @@ def test_budget_sizes_and_prefix(family: str, name: str, config: str) -> None:
     else:
         assert found == expected
     assert sum(a for a, _ in found) < layout.depth * (layout.prefix + PATCHES)
-    assert trace.events and all(event.after < event.before for event in trace.events)
+    # A site at which an image keeps all of its tokens leaves a ragged batch as long as it was.
+    least = 0 if any(method.ragged for method in methods) else 1
+    assert trace.events and all(event.before - event.after >= least for event in trace.events)
     tokens = trace.tokens
     assert tokens is not None and tokens.outer is None and tokens.x.shape[0] == 2
     # Every original stands in one token, is parked, or is gone: sizes and those who are out add up to N.
@@ -241,7 +244,11 @@ def test_half_precision(family: str, name: str, config: str, dtype: torch.dtype)
     out = run(model, images(2, dtype))
     assert out.dtype == dtype and out.isfinite().all()
     trace = ts.trace(model, images(2, dtype))
-    assert [s.attended for s in trace.stages] == [a for a, _ in expected_counts(CONFIGS[config], layout_of(model))]
+    found, expected = [s.attended for s in trace.stages], expected_counts(CONFIGS[config], layout_of(model))
+    if any(method.ragged for method in CONFIGS[config]):
+        assert all(a <= b for a, (b, _) in zip(found, expected, strict=True))
+    else:
+        assert found == [a for a, _ in expected]
 
 
 @every_config

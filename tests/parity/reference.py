@@ -30,6 +30,7 @@ class Run:
     chosen: list[set[int]] = field(default_factory=list)
     queries: Tensor | None = None
     keys: Tensor | None = None
+    values: Tensor | None = None
     logits: Tensor | None = None
     attention: Tensor | None = None
 
@@ -50,12 +51,16 @@ def vit(
     middle: Reducer | None = None,
     skip: Skipper | None = None,
     log_size: bool = False,
+    before: Reducer | None = None,
+    last: Reducer | None = None,
 ) -> tuple[Tensor, Tensor, Run]:
     """A timm ViT with a class token on one image (3, H, W).
 
     Args:
         middle: changes the run between attention and MLP of a block.
         skip: patch tokens that go through block ``l``, decided from the run after block ``l - 1``, or None for all.
+        before: changes the run before a block.
+        last: changes the run behind the last block, and is given the depth.
         log_size: add log(size) to the logits of every key.
 
     Returns:
@@ -67,6 +72,8 @@ def vit(
     x = torch.cat([state["cls_token"][0], x]) + state["pos_embed"][0]
     run = Run(x, [[i] for i in range(x.shape[0] - 1)])
     for block in range(depth):
+        if before is not None:
+            before(run, block)
         chosen = skip(run, block) if skip is not None else None
         whole, members = run.x, run.members
         if chosen is not None:
@@ -85,6 +92,8 @@ def vit(
             for place, i in enumerate(chosen):
                 out[i + 1] = run.x[place + 1]
             run.x, run.members = out, members
+    if last is not None:
+        last(run, depth)
     every = {i: run.x[place + 1] for place, group in enumerate(run.members) for i in group} | run.gone
     tokens = torch.stack([run.x[0], *[every[i] for i in range(len(every))]])
     tokens = _norm(state, "norm.", tokens)
@@ -109,7 +118,7 @@ def _attend(state: dict[str, Tensor], name: str, run: Run, heads: int, log_size:
     if log_size:
         logits = logits + torch.tensor([1, *run.sizes], dtype=x.dtype).log()
     attention = logits.exp() / logits.exp().sum(-1, keepdim=True)
-    run.queries, run.keys, run.logits, run.attention = queries, keys, logits, attention
+    run.queries, run.keys, run.values, run.logits, run.attention = queries, keys, values, logits, attention
     joined = (attention @ values).transpose(0, 1).reshape(length, width)
     return joined @ state[name + "attn.proj.weight"].T + state[name + "attn.proj.bias"]
 

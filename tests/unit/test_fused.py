@@ -20,6 +20,7 @@ from tokensieve.decision import Assignment
 from tokensieve.errors import TokensieveWarning
 from tokensieve.moving import move_tokens, put_back
 from tokensieve.ops import native
+from tokensieve.ops.agglomerative import agglomerate, distances_between
 from tokensieve.ops.density import density_peaks
 from tokensieve.ops.matching import bipartite_matching, match_pairs, unit_rows
 from tokensieve.ops.native.build import library_path
@@ -69,7 +70,7 @@ def test_the_kernels_are_built_where_there_is_a_compiler() -> None:
 
 def test_every_kernel_has_a_reference_of_its_name() -> None:
     doors = [class_attention, column_sums, move_tokens, put_back, density_peaks, bipartite_matching, match_pairs]
-    doors += [unit_rows, head_mean, split_top, selected_columns, attend, key_bias]
+    doors += [unit_rows, head_mean, split_top, selected_columns, attend, key_bias, agglomerate, distances_between]
     kernels = {
         name
         for name, value in vars(native).items()
@@ -242,6 +243,28 @@ def test_density_peaks(seed: int, batch: int, length: int, dtype: torch.dtype, d
         assert torch.equal(answer, wanted)
 
 
+@some
+@given(seeds, st.integers(1, 3), st.integers(1, 40), st.sampled_from(["single", "complete", "average"]), st.data())
+def test_agglomerate(seed: int, batch: int, length: int, linkage: Any, data: st.DataObject) -> None:
+    clusters = data.draw(st.integers(1, length))
+    features = random(seed, batch, length, 3)
+    distances = (features.unsqueeze(1) - features.unsqueeze(2)).square().sum(dim=3)
+    if data.draw(st.booleans()):
+        distances = distances.round() if linkage != "average" else distances  # whole numbers: many are equal
+    before = distances.clone()
+    answer = native.agglomerate(distances, clusters, linkage)
+    assert torch.equal(distances, before)
+    assert torch.equal(answer, reference(agglomerate)(distances, clusters, linkage))
+
+
+@some
+@given(seeds, st.integers(1, 3), st.integers(1, 50))
+def test_distances_between(seed: int, batch: int, length: int) -> None:
+    similarities = random(seed, batch, length, length)
+    answer = native.distances_between(similarities)
+    assert torch.equal(answer, reference(distances_between)(similarities))
+
+
 def test_density_peaks_of_equal_tokens_prefers_the_lower_index() -> None:
     features = torch.ones(2, 9, 4)
     for answer, wanted in zip(native.density_peaks(features, 3), reference(density_peaks)(features, 3), strict=True):
@@ -270,8 +293,8 @@ def test_move_tokens(seed: int, batch: int, length: int, prefix: int, dtype: tor
     assignment = Assignment(
         keep=order[:, :kept],
         moved=order[:, kept : kept + merging] if merging else None,
-        onto=torch.randint(kept, (batch, merging), generator=generator) if merging else None,
-        dropped=order[:, kept + merging :] if kept + merging < length else None,
+        onto=torch.randint(-1, kept, (batch, merging), generator=generator) if merging else None,
+        dropped=order[:, kept + merging :],
         weight=torch.rand(batch, length, generator=generator) if weighted else None,
         reduce=data.draw(st.sampled_from(["mean", "sum"])),
     )
@@ -291,7 +314,8 @@ def test_move_tokens(seed: int, batch: int, length: int, prefix: int, dtype: tor
         torch.testing.assert_close(answer[3], wanted[3])
     alone = torch.ones(batch, kept, dtype=torch.bool)
     if assignment.onto is not None:
-        alone = alone.scatter(1, assignment.onto, False)
+        joined = torch.nn.functional.one_hot(assignment.onto + 1, kept + 1).sum(dim=1)[:, 1:]
+        alone = joined == 0
     untouched = x[:, prefix:].gather(1, assignment.keep.unsqueeze(2).expand(-1, -1, 5))
     assert torch.equal(answer[0][:, prefix:][alone], untouched[alone])
 

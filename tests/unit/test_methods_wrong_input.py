@@ -14,6 +14,7 @@ from torch import nn
 import tokensieve as ts
 
 NAMES = sorted(ts.methods())
+LISTS = [name for name in NAMES if ts.methods()[name].knob == "keep" and name != "diffrate"]  # a share or one per site
 
 
 def tiny(**options: Any) -> nn.Module:
@@ -27,17 +28,30 @@ def said_by(error: pytest.ExceptionInfo[ts.TokensieveError]) -> str:
 
 
 @pytest.mark.parametrize("keep", [0, -0.1, 1.1, math.nan, math.inf, (), (0.5, 0.0), [0.5, 1.5]])
-@pytest.mark.parametrize("name", [n for n in NAMES if ts.methods()[n].knob == "keep"])
+@pytest.mark.parametrize("name", LISTS)
 def test_keep_outside_zero_to_one(name: str, keep: Any) -> None:
     with pytest.raises(ts.TokensieveError) as error:
         ts.methods()[name](keep=keep)
     assert f"{name}: keep must be a share in (0, 1], got" in said_by(error)
 
 
+@pytest.mark.parametrize("keep", [0, -0.1, 1.1, math.nan])
+def test_the_budget_of_diffrate(keep: float) -> None:
+    with pytest.raises(ts.TokensieveError, match=r"diffrate: keep must be a share in \(0, 1\], got"):
+        ts.DiffRate(keep=keep)
+
+
+@pytest.mark.parametrize("lists", [{"pruned": (0.5,)}, {"merged": (0.5,)}, {"pruned": (0.5, 0.4), "merged": (0.5,)}])
+def test_a_schedule_of_diffrate_is_two_lists(lists: dict[str, Any]) -> None:
+    with pytest.raises(ts.TokensieveError, match="diffrate: merged must be given with pruned and as long as it"):
+        ts.DiffRate(**lists)
+
+
 @pytest.mark.parametrize("r", [-1, 2.5, True, (), (1, -1), [1, 2.0]])
-def test_r_is_a_whole_number(r: Any) -> None:
-    with pytest.raises(ts.TokensieveError, match="tome: r must be a whole number"):
-        ts.ToMe(r=r)
+@pytest.mark.parametrize("name", [n for n in NAMES if ts.methods()[n].knob == "r"])
+def test_r_is_a_whole_number(name: str, r: Any) -> None:
+    with pytest.raises(ts.TokensieveError, match=f"{name}: r must be a whole number"):
+        ts.methods()[name](r=r)
 
 
 @pytest.mark.parametrize(
@@ -89,10 +103,10 @@ def test_a_list_longer_than_the_depth() -> None:
         ts.apply(tiny(), ts.ToMe(r=(1, 1, 1, 1, 1)))
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if ts.methods()[n].knob == "keep"])
+@pytest.mark.parametrize("name", LISTS)
 def test_a_list_with_more_shares_than_there_are_sites(name: str) -> None:
     config = ts.methods()[name](keep=(0.9,) * 5)
-    with pytest.raises(ts.TokensieveError, match=f"{name}: keep lists 5 values, and the method acts at [123] sites"):
+    with pytest.raises(ts.TokensieveError, match=f"{name}: keep lists 5 values, and the method acts at [1234] sites"):
         ts.apply(tiny(), config)
 
 

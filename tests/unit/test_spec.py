@@ -118,7 +118,7 @@ def test_values_are_read_as_what_they_are(word: str, option: str, value: Any) ->
         ("bta", ["'bta'", "did you mean 'bat'"]),
         ("tom:r=4", ["'tom'", "did you mean 'tome'"]),
         ("ToMe", ["'ToMe'", "did you mean 'tome'"]),
-        ("xyzzy", ["unknown method 'xyzzy'", "known are bat, bat-paper"]),
+        ("xyzzy", ["unknown method 'xyzzy'", "known are", "bat, bat-paper"]),
         ("bat:kep=0.5", ["'kep'", "did you mean 'keep'"]),
         ("tome:zzz=1", ["'zzz'", "it has r, inflect"]),
         ("bat:keep", ["'keep' is not option=value"]),

@@ -524,7 +524,11 @@ def test_gradients_of_merging_are_right() -> None:
         (Assignment(keep=torch.tensor([[0, 1]])), "exactly once"),
         (Assignment(keep=torch.tensor([[0, 1, 1]])), "exactly once"),
         (Assignment(keep=torch.tensor([[0, 1]]), moved=torch.tensor([[2]])), "moved and onto go together"),
-        (Assignment(keep=torch.tensor([[0, 1]]), moved=torch.tensor([[2]]), onto=torch.tensor([[2]])), r"\[0, 2\)"),
+        (Assignment(keep=torch.tensor([[0, 1]]), moved=torch.tensor([[2]]), onto=torch.tensor([[2]])), r"\[-1, 2\)"),
+        (
+            Assignment(keep=torch.tensor([[0, 1]]), moved=torch.tensor([[2]]), onto=torch.tensor([[-1]])),
+            "needs dropped",
+        ),
         (
             Assignment(keep=torch.tensor([[0]]), moved=torch.tensor([[1, 2]]), onto=torch.tensor([[0]])),
             "shape of moved",
@@ -560,3 +564,27 @@ def test_images_do_not_see_each_other(seed: int, patches: int) -> None:
         torch.testing.assert_close(
             apply(Tokens.start(tokens.x[rows], 1), alone).restore(), together[rows], rtol=1e-12, atol=1e-12
         )
+
+
+def test_merging_in_one_image_and_pruning_in_the_next() -> None:
+    x = torch.arange(8.0).view(2, 4, 1)
+    keep, moved = torch.tensor([[0, 1]] * 2), torch.tensor([[2, 3]] * 2)
+    onto = torch.tensor([[0, 1], [-1, -1]])
+    assignment = Assignment(keep=keep, moved=moved, onto=onto, dropped=keep[:, :0])
+    assert check(assignment, 4) is None
+    state = apply(Tokens.start(x, 0), assignment)
+    assert state.x.squeeze(2).tolist() == [[1.0, 2.0], [4.0, 5.0]]
+    assert state.group.tolist() == [[0, 1, 0, 1], [0, 1, -1, -1]]
+    assert state.sizes.tolist() == [[2.0, 2.0], [1.0, 1.0]]
+    assert state.restore().squeeze(2).tolist() == [[1.0, 2.0, 1.0, 2.0], [4.0, 5.0, 6.0, 7.0]]
+
+
+@pytest.mark.parametrize(("reduce", "wanted"), [("sum", [4.0, 4.0]), ("mean", [2.0, 3.2])])
+def test_dropped_tokens_spread_over_the_kept(reduce: str, wanted: list[float]) -> None:
+    x = torch.tensor([[[9.0], [2.0], [3.0], [4.0], [0.0]]])
+    spread = torch.tensor([[[0.5, 0.5], [0.25, 0.0]]])
+    keep, dropped = torch.tensor([[0, 1]]), torch.tensor([[2, 3]])
+    state = apply(Tokens.start(x, 1), Assignment(keep=keep, dropped=dropped, spread=spread, reduce=reduce))
+    assert state.x.flatten().tolist() == pytest.approx([9.0, *wanted])
+    assert state.group.tolist() == [[0, 1, -1, -1]] and state.size is None
+    assert state.restore().flatten().tolist() == pytest.approx([9.0, *wanted, 4.0, 0.0])

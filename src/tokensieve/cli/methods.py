@@ -73,7 +73,8 @@ def _facts(method: type[Method]) -> str:
     if method.paper is None:
         return where
     title, authors, year, number = method.paper
-    return f"{where} Paper: {title} ({authors}, {year}, arXiv {number})."
+    number = f"doi {number}" if "/" in number else f"arXiv {number}"
+    return f"{where} Paper: {title} ({authors}, {year}, {number})."
 
 
 def _blocks(method: type[Method]) -> str:

@@ -32,7 +32,8 @@ Methods = Annotated[
         "--method",
         "-m",
         metavar="SPEC",
-        help="NAME\\[:option=value\\[,value…]]…: commas sweep, + composes, brackets make a list. Repeatable.",
+        help="NAME\\[:option=value\\[,value…]]…: commas sweep, + composes, brackets make a list; "
+        "'all' is every method that needs no training. Repeatable.",
     ),
 ]
 Data = Annotated[

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import typer
-from torch import nn
+from torch import Tensor, nn
 
 import tokensieve as ts
 from tokensieve.cli import options as o
@@ -18,12 +18,15 @@ from tokensieve.cli.output import Bars, note, progress_bars
 from tokensieve.errors import TokensieveError
 from tokensieve.measure import bench as measuring
 from tokensieve.measure.data import DataArguments, ImageStream, open_images
+from tokensieve.measure.macs import count
 from tokensieve.measure.model import create, has_weights, share_weights
 from tokensieve.measure.results import Results, environment, open_results
 from tokensieve.measure.runtime import Runtime
 from tokensieve.measure.solve import check_share, solve
 from tokensieve.processes import join
 
+NEAR = 0.03  # how far from the asked share of the MACs a method of "all" may lie to be compared
+ALL = "all"  # as a spec: every method that needs no training
 T = TypeVar("T")
 
 
@@ -94,7 +97,9 @@ def measure(request: Request, *, batches: Sequence[int] = (), rounds: int = 0, c
         cuda_graph: whether to time replays of a CUDA graph.
     """
     processes = join(request.device)
-    compositions = [variant for spec in request.method or [] for variant in ts.sweep(spec)]
+    specs = request.method or []
+    compositions = [variant for spec in specs if spec != ALL for variant in ts.sweep(spec)]
+    others, left_out = measuring.everyone() if ALL in specs else ([], {})
     runtime = replace(request.runtime, cuda_graph=cuda_graph, device=processes.device(request.device))
     _check(request, runtime)
     settings = request.settings() | {"rounds": rounds, "cuda_graph": cuda_graph}
@@ -109,6 +114,7 @@ def measure(request: Request, *, batches: Sequence[int] = (), rounds: int = 0, c
         )
         results.environment = environment(runtime.device)
     results.rows = processes.from_main(lambda: results.rows)
+    results.left_out |= left_out
     dense, variants = _models(request)
     images = open_images(request.images, dense)
     for line in images.notes:
@@ -116,7 +122,9 @@ def measure(request: Request, *, batches: Sequence[int] = (), rounds: int = 0, c
     with progress_bars() as bars:
         try:
             wanted = processes.from_main(lambda: _at_macs(request, dense, compositions, images, bars))
-            variants |= {ts.spell(methods): measuring.reduce(dense, methods) for methods in wanted}
+            possible, reasons = processes.from_main(lambda: _possible(request, dense, others, images, bars))
+            results.left_out |= reasons
+            variants |= {ts.spell(methods): measuring.reduce(dense, methods) for methods in (*wanted, *possible)}
             measuring.bench(
                 dense,
                 variants,
@@ -136,6 +144,8 @@ def measure(request: Request, *, batches: Sequence[int] = (), rounds: int = 0, c
     if results.skipped:
         names = ", ".join(results.skipped[:5]) + (", …" if len(results.skipped) > 5 else "")
         note(f"{len(results.skipped)} image files cannot be read and were left out: {names}")
+    for name, reason in results.left_out.items():
+        note(f"left out: {name}: {reason}")
     if not processes.main:
         raise typer.Exit()
     return results
@@ -182,9 +192,9 @@ def _at_macs(
     bars: Bars,
 ) -> list[tuple[ts.Method, ...]]:
     """The compositions that are asked for, at the asked MACs where there are any."""
-    if not request.macs:
+    if not (request.macs and compositions):
         return list(compositions)
-    sample = images.first(1)
+    sample = _sample(images, compositions)
     bars.start("finding methods of equal MACs", len(request.macs) * len(compositions))
     wanted = []
     for composition in compositions:
@@ -192,6 +202,42 @@ def _at_macs(
             wanted.append(solve(dense, composition, share, sample))
             bars.advance()
     return wanted
+
+
+def _possible(
+    request: Request,
+    dense: nn.Module,
+    compositions: Sequence[tuple[ts.Method, ...]],
+    images: ImageStream,
+    bars: Bars,
+) -> tuple[list[tuple[ts.Method, ...]], dict[str, str]]:
+    """What this model and these MACs allow of ``compositions``, and why they do not allow the others."""
+    found: list[tuple[ts.Method, ...]] = []
+    left_out: dict[str, str] = {}
+    for composition in compositions:
+        shares: list[float | None] = [*request.macs] if request.macs else [None]
+        for share in shares:
+            one = replace(request, macs=None if share is None else [share])
+            name = composition[0].name if share is None else f"{composition[0].name} at {share}"
+            try:
+                (wanted,) = _at_macs(one, dense, [composition], images, bars)
+                model = measuring.reduce(dense, wanted)
+            except TokensieveError as error:
+                left_out[name] = str(error).partition("; leave --macs out")[0]
+                continue
+            sample = _sample(images, [composition])
+            reached = count(model, sample).total / count(dense, sample[:1]).total
+            if share is not None and abs(reached - share) > NEAR:
+                left_out[name] = f"comes no nearer than {ts.spell(wanted)}, {reached:.3f} of the dense model"
+            else:
+                found.append(wanted)
+    return found, left_out
+
+
+def _sample(images: ImageStream, compositions: Sequence[tuple[ts.Method, ...]]) -> Tensor:
+    """Images to count MACs on: several where images keep different numbers of tokens."""
+    ragged = any(method.ragged for methods in compositions for method in methods)
+    return images.first(measuring.COUNTED_IMAGES if ragged else 1)
 
 
 def default_results_file(model: str) -> str:

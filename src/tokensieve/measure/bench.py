@@ -20,6 +20,7 @@ from tokensieve.measure.runtime import Runtime
 from tokensieve.measure.timing import Progress, Silent, Variant, time_variants
 from tokensieve.method import Method
 from tokensieve.processes import Processes
+from tokensieve.registry import methods
 
 COUNTED_IMAGES = 16  # images that MACs are averaged over; only ragged methods need more than one
 
@@ -29,6 +30,18 @@ def reduce(dense: nn.Module, methods: Sequence[Method]) -> nn.Module:
     model = share_weights(dense)
     ts.apply(model, tuple(methods))
     return model.eval()
+
+
+def everyone() -> tuple[list[tuple[Method, ...]], dict[str, str]]:
+    """Every registered method that needs no training, at its defaults, and why the others are left out, by name."""
+    ready: list[tuple[Method, ...]] = []
+    left_out: dict[str, str] = {}
+    for name, cls in methods().items():
+        if cls.trained:
+            left_out[name] = "has a learned part that must be trained first; measure the model that ts.save wrote"
+        else:
+            ready.append((cls(),))
+    return ready, left_out
 
 
 def bench(

@@ -21,7 +21,7 @@ class Knob:
     Attributes:
         methods: the composition.
         place: which of its methods is turned.
-        name: the option, "keep" or "r".
+        name: the option: "keep", "r" or "threshold".
     """
 
     methods: tuple[Method, ...]
@@ -44,6 +44,8 @@ class Knob:
         """Every value, from the one that removes nothing to the one that leaves nothing of ``patches`` tokens."""
         if self.name == "keep":
             return [step / STEPS for step in range(STEPS, -1, -1)]
+        if self.name == "threshold":  # a cosine: nothing is above one
+            return [step / STEPS for step in range(STEPS + 1, -STEPS - 1, -1)]
         return list(range(patches + 1))
 
     def turn(self, value: Any) -> tuple[Method, ...]:

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 import tokensieve as ts
+from tokensieve.history import Stage
 from tokensieve.registry import family_of
-from tokensieve.tokens import Stage
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ MARKERS = "osD^vPX*hp<>"
 def pareto(rows: Sequence[Row], file: Path, title: str = "", batch: int | None = None) -> None:
     """Write a PNG with two panels: top-1 (agreement where there are no labels) against images/s and against GMACs.
 
+    Where nothing was timed there is no panel of images/s.
+
     Args:
         rows: the measured variants; those that differ only in a knob are joined by a line.
         file: the PNG to write.
@@ -27,10 +29,11 @@ def pareto(rows: Sequence[Row], file: Path, title: str = "", batch: int | None =
         batch: batch size of the speed panel; default the largest measured.
     """
     labelled = any(row.top1 is not None for row in rows)
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    speed_panel, macs_panel = figure.subplots(1, 2, sharey=True)
     batches = sorted({speed.batch for row in rows for speed in row.speed})
+    figure = Figure(figsize=(11 if batches else 8, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2 if batches else 1, sharey=True, squeeze=False)[0]
+    macs_panel = panels[-1]
     batch = batch if batch is not None else (batches[-1] if batches else None)
 
     def quality(row: Row) -> float | None:
@@ -39,11 +42,12 @@ def pareto(rows: Sequence[Row], file: Path, title: str = "", batch: int | None =
     def rate(row: Row) -> float | None:
         return next((speed.images_per_second for speed in row.speed if speed.batch == batch), None)
 
-    _panel(speed_panel, rows, rate, quality)
+    if batches:
+        _panel(panels[0], rows, rate, quality)
+        panels[0].set_xlabel(f"images/s, measured at batch {batch}")
     _panel(macs_panel, rows, lambda row: row.gmacs, quality)
-    speed_panel.set_xlabel("images/s, measured" + (f" at batch {batch}" if batch is not None else ""))
     macs_panel.set_xlabel("GMACs per image")
-    speed_panel.set_ylabel("top-1 accuracy (%)" if labelled else "agreement with the dense model (%)")
+    panels[0].set_ylabel("top-1 accuracy (%)" if labelled else "agreement with the dense model (%)")
     handles, labels = macs_panel.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False)
     if title:

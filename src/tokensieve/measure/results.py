@@ -88,6 +88,7 @@ class Results:
         command: how it was started.
         rows: in the order measured, the dense model first.
         file: the JSON file; the CSV file and the plot lie beside it. None keeps the rows in memory only.
+        left_out: methods of "all" that were not measured, each with the reason.
         stopped: whether Ctrl-C ended the measurement before it was complete.
         skipped: names of the image files that could not be read.
     """
@@ -97,6 +98,7 @@ class Results:
     rows: list[Row] = field(default_factory=list)
     file: Path | None = None
     environment: dict[str, Any] = field(default_factory=lambda: environment())
+    left_out: dict[str, str] = field(default_factory=dict)
     stopped: bool = False
     skipped: list[str] = field(default_factory=list)
 
@@ -123,7 +125,7 @@ class Results:
             "environment": self.environment,
             "settings": self.settings,
             "rows": [asdict(row) for row in self.rows],
-        }
+        } | ({"left_out": self.left_out} if self.left_out else {})
         with replacing(self.file) as beside:
             beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         with replacing(self.file.with_suffix(".csv")) as beside:
@@ -181,17 +183,19 @@ def open_results(
     with replacing(path, rename=False):
         pass
     if resume and path.exists():
-        return Results(settings, command, _resumed(path, settings), path)
+        rows, left_out = _resumed(path, settings)
+        return Results(settings, command, rows, path, left_out=left_out)
     taken = next((str(p) for p in (path, path.with_suffix(".csv"), path.with_suffix(".png")) if p.exists()), None)
     if taken is not None and not force:
         raise TokensieveError(f"{taken!r} exists: go on with --resume, overwrite with --force, or name another file")
     return Results(settings, command, [], path)
 
 
-def _resumed(path: Path, settings: dict[str, Any]) -> list[Row]:
+def _resumed(path: Path, settings: dict[str, Any]) -> tuple[list[Row], dict[str, str]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         measured, saved = content["settings"], content["rows"]
+        left_out = dict(content.get("left_out", {}))
         rows = [Row(**(row | {"speed": [Speed(**speed) for speed in row["speed"]]})) for row in saved]
     except (ValueError, KeyError, TypeError) as error:
         raise TokensieveError(f"{str(path)!r} is not a results file that can be resumed: {error}") from error
@@ -202,7 +206,7 @@ def _resumed(path: Path, settings: dict[str, Any]) -> list[Row]:
                 f"{str(path)!r} was measured with {key} = {measured.get(key)!r} and cannot be resumed with "
                 f"{wanted.get(key)!r}: use the same settings, or another results file"
             )
-    return rows
+    return rows, left_out
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from tokensieve.errors import TokensieveError
+from tokensieve.history import Stage
 from tokensieve.registry import family_of
 from tokensieve.site import Site
-from tokensieve.tokens import Stage, Tokens
+from tokensieve.tokens import Tokens
 
 
 class Record:

@@ -188,6 +188,21 @@ def density_peaks(
     return torch.ops.tokensieve.density_peaks.default(features, clusters, neighbours or 0)
 
 
+def agglomerate(distances: Tensor, clusters: int, linkage: Literal["single", "complete", "average"]) -> Tensor | Any:
+    """See ``tokensieve.ops.agglomerative.agglomerate``."""
+    if distances.dtype != torch.float32 or not _serves(distances):
+        return NotImplemented
+    number = ("single", "complete", "average").index(linkage)
+    return torch.ops.tokensieve.agglomerate.default(distances.contiguous(), clusters, number)
+
+
+def distances_between(similarities: Tensor) -> Tensor | Any:
+    """See ``tokensieve.ops.agglomerative.distances_between``."""
+    if similarities.dtype != torch.float32 or not similarities.is_contiguous() or not _serves(similarities):
+        return NotImplemented
+    return torch.ops.tokensieve.distances_between.default(similarities)
+
+
 def move_tokens(
     x: Tensor, group: Tensor, rep: Tensor, size: Tensor | None, assignment: Assignment
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor] | Any:

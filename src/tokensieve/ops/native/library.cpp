@@ -13,6 +13,8 @@ std::tuple<Tensor, Tensor, Tensor> density_peaks(const Tensor&, int64_t, int64_t
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> move_tokens(const Tensor&, const Tensor&, const Tensor&,
                                                                const Maybe&, const Tensor&, const Maybe&, const Maybe&,
                                                                const Maybe&, bool);
+Tensor agglomerate(const Tensor&, int64_t, int64_t);
+Tensor distances_between(const Tensor&);
 Tensor put_back(const Tensor&, const Tensor&, const Maybe&, int64_t, bool);
 bool can_attend();
 Tensor attend(const Tensor&, const Tensor&, const Tensor&, double, const Maybe&);
@@ -30,6 +32,8 @@ STABLE_TORCH_LIBRARY(tokensieve, library) {
   library.def(
       "move_tokens(Tensor x, Tensor group, Tensor rep, Tensor? size, Tensor keep, Tensor? moved, Tensor? onto, "
       "Tensor? weight, bool mean) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  library.def("agglomerate(Tensor distances, int clusters, int linkage) -> Tensor");
+  library.def("distances_between(Tensor similarities) -> Tensor");
   library.def("put_back(Tensor x, Tensor index, Tensor? other, int prefix, bool with_prefix) -> Tensor");
   library.def("can_attend() -> bool");
   library.def("attend(Tensor queries, Tensor keys, Tensor values, float scale, Tensor? bias) -> Tensor");
@@ -52,6 +56,8 @@ STABLE_TORCH_LIBRARY_IMPL(tokensieve, CPU, library) {
   library.impl("match_pairs", TORCH_BOX(&match_pairs));
   library.impl("density_peaks", TORCH_BOX(&density_peaks));
   library.impl("move_tokens", TORCH_BOX(&move_tokens));
+  library.impl("agglomerate", TORCH_BOX(&agglomerate));
+  library.impl("distances_between", TORCH_BOX(&distances_between));
   library.impl("put_back", TORCH_BOX(&put_back));
   library.impl("column_sums", TORCH_BOX(&column_sums));
 }

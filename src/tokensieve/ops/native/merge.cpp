@@ -72,8 +72,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> move_tokens(const Tensor& x, 
       int64_t* start = starts.data() + b * (kept + 1);
       for (int64_t r = 0; r < merging; ++r) {
         const int64_t m = moves[b * merging + r], j = targets[b * merging + r];
-        if (m < 0 || m >= present || j < 0 || j >= kept) { valid = false; return; }
+        if (m < 0 || m >= present || j < -1 || j >= kept) { valid = false; return; }
         place[m] = j;
+        if (j < 0) continue;  // leaves instead
         total[j] += weight_of(m);
         after[b * kept + j] += size_of(m);
         ++start[j + 1];
@@ -88,6 +89,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> move_tokens(const Tensor& x, 
       std::vector<int64_t> next(start, start + kept);
       for (int64_t r = 0; r < merging; ++r) {
         const int64_t m = moves[b * merging + r], j = targets[b * merging + r];
+        if (j < 0) continue;
         const float share = mean ? (total[j] > 0.0f ? weight_of(m) / total[j] : weight_of(m)) : weight_of(m);
         members[b * merging + next[j]] = prefix + m;
         factors[b * merging + next[j]++] = share;
@@ -98,7 +100,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> move_tokens(const Tensor& x, 
       }
     }
   });
-  STD_TORCH_CHECK(valid, "an assignment names a token that is not there: keep and moved lie in [0, M), onto in [0, K)");
+  STD_TORCH_CHECK(valid, "an assignment names a token that is not there: keep and moved lie in [0, M), onto in [-1, K)");
   with_type(x, [&](auto kind) {
     using T = std::decay_t<decltype(*kind)>;
     const T* from = data<T>(x);

@@ -1,0 +1,104 @@
+"""ATS (arXiv 2111.15667): as published, and with a number of samples that follows a share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokensieve.decision import Assignment, ragged
+from tokensieve.method import Method, require
+from tokensieve.ops.scores import inverse_samples, value_weighted
+from tokensieve.schedule import checked_sites, per_site, share_of_all
+from tokensieve.view import Layout, Signal, View, importance_signal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ATS(Method):
+    """Adaptive Token Sampling: draw tokens by their scores, and let each image keep as many as were drawn.
+
+    In the middle of blocks 3 to 11 of 12 a patch token's score is its class attention times the length of its value
+    vector, normalised to sum to one. The scores are sorted and summed up, and a fixed grid of levels is looked up in
+    that distribution: a token stays if any level falls on it, so the number that stay depends on the image. Dropping
+    rows behind the attention is what the paper does inside it. Needs no training. DeiT-B with none, at 15.3, 13.1,
+    11.6, 9.8 and 8.8 GMACs: 81.8, 81.7, 81.4, 80.5 and 79.6 top-1; DeiT-S 79.7 at 2.9 fine-tuned [authors].
+
+    Our choice: K levels (2i − 1) / 2K, each taking the first token whose summed score reaches it; equal scores go by
+    index. An image's answer does not depend on its batch: short images are padded and the padding masked out. Models
+    without a class token score by attention received.
+
+    Options:
+        samples: K, levels at each site, or one number per site; None for as many as the model's input has patches.
+        sites: 0-based blocks; default 3 to 11 of 12, scaled to the depth.
+    """
+
+    samples: int | tuple[int, ...] | None = None
+    sites: tuple[int, ...] | None = None
+
+    ragged = True
+    paper = ("Adaptive Token Sampling for Efficient Vision Transformers", "Fayyaz et al.", 2021, "2111.15667")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples is not None:
+            numbers = self.samples if isinstance(self.samples, tuple) else (self.samples,)
+            require(all(n >= 1 for n in numbers), self, "samples", "1 or more")
+
+    def blocks(self, depth: int) -> tuple[int, ...]:
+        return checked_sites(self.sites, tuple(range(3, 12)), depth, self.name)
+
+    def needs(self, layout: Layout) -> frozenset[Signal]:
+        return frozenset({"logits", importance_signal(layout)})
+
+    def remaining(self, patches: int, site: int, layout: Layout) -> int:
+        return min(patches, self._levels(site, layout))
+
+    def _levels(self, site: int, layout: Layout) -> int:
+        return layout.grid[0] * layout.grid[1] if self.samples is None else per_site(self.samples, site)
+
+    def assign(self, view: View) -> Assignment:
+        voters = None
+        if view.alive is not None:
+            voters = torch.nn.functional.pad(view.alive, (view.layout.prefix, 0), value=True)
+        score = view.score(value_weighted(view.attended, view.layout.class_token, voters))
+        return ragged(self._drawn(score, view))
+
+    def _drawn(self, score: Tensor, view: View) -> Tensor:
+        """(B, M) bool: which tokens stay."""
+        drawn = inverse_samples(score, self._levels(view.site, view.layout))
+        return drawn if view.alive is None else drawn & view.alive
+
+
+@dataclass(frozen=True, kw_only=True)
+class ATSShare(ATS):
+    """ATS with fewer samples at fewer sites, as in comparisons at a given share: int(N · keep^i) levels at 3, 6, 9.
+
+    Everything else is as in ``ats``. At most int(N · keep^i) tokens are left after the i-th site and mostly fewer, the
+    images' own choice. Needs no training. No number is claimed for this setting.
+
+    Options:
+        keep: samples at each site as a share of those before, or one share per site; int(N · keep^i) of the N patch
+            tokens of the model's input size. 1 removes nothing.
+        sites: 0-based blocks; default 3, 6, 9 of 12, scaled to the depth.
+        samples: levels at each site in place of those that ``keep`` gives, or one number per site.
+    """
+
+    keep: float | tuple[float, ...] = 0.7
+
+    name = "ats-share"
+    knob = "keep"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shares = self.keep if isinstance(self.keep, tuple) else (self.keep,)
+        require(bool(shares) and all(0 < share <= 1 for share in shares), self, "keep", "a share in (0, 1]")
+
+    def blocks(self, depth: int) -> tuple[int, ...]:
+        chosen = checked_sites(self.sites, (3, 6, 9), depth, self.name)
+        return () if self.keep == 1 and self.samples is None else chosen
+
+    def _levels(self, site: int, layout: Layout) -> int:
+        if self.samples is not None:
+            return super()._levels(site, layout)
+        return share_of_all(layout.grid[0] * layout.grid[1], self.keep, site)

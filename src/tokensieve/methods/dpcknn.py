@@ -1,0 +1,77 @@
+"""DPC-KNN (arXiv 2204.08680)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tokensieve.decision import Assignment
+from tokensieve.method import require
+from tokensieve.methods.controls import Pruning
+from tokensieve.ops.density import density_peaks
+from tokensieve.ops.rows import at_least_float32
+from tokensieve.schedule import share_of_all
+from tokensieve.view import Layout, View
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPCKNN(Pruning):
+    """Cluster the tokens around the peaks of their density and merge each cluster, as TCFormer does between its stages.
+
+    Before blocks 3, 6, 9 of 12: a token's density is exp(−mean of the squared distances to its ``neighbours`` nearest
+    tokens), δ its distance to the nearest denser token; the int(N · keep^i) tokens of the largest density · δ are
+    centres and every other token joins its nearest centre. Reads no attention. Needs no training with equal weights;
+    TCFormer trains the weights exp(w · x + b) with which the members of a cluster merge.
+
+    Our choice: no random noise on the density, equal values go by index; a token is not its own neighbour; no log-size
+    attention; a fresh learned weight is the equal one. No number is published for this setting on a plain ViT.
+
+    Options:
+        keep: share of the tokens that is left at each site, or one share per site; counted from all N patch tokens of
+            the model's input size, int(N · keep^i) after the i-th site.
+        sites: 0-based blocks; default 3, 6, 9 of 12, scaled to the depth.
+        neighbours: nearest tokens that the density averages over.
+        weight: of a token in a merge: "equal", its "size", or "learned", exp(w · x + b), to be trained.
+    """
+
+    neighbours: int = 5
+    weight: Literal["equal", "size", "learned"] = "equal"
+
+    name = "dpc-knn"
+    point = "before"
+    paper = (
+        "Not All Tokens Are Equal: Human-centric Visual Analysis via Token Clustering Transformer",
+        "Zeng et al.",
+        2022,
+        "2204.08680",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.neighbours >= 1, self, "neighbours", "1 or more")
+
+    def remaining(self, patches: int, site: int, layout: Layout) -> int:
+        return min(patches, share_of_all(layout.grid[0] * layout.grid[1], self.keep, site))
+
+    def module(self, layout: Layout) -> nn.Module | None:
+        if self.weight != "learned":
+            return None
+        linear = nn.Linear(layout.dim, 1)
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        return linear
+
+    def assign(self, view: View) -> Assignment:
+        centres, others, onto = density_peaks(view.x, view.keep, min(self.neighbours, view.count - 1))
+        return Assignment(keep=centres, moved=others, onto=onto, weight=self._weight(view))
+
+    def _weight(self, view: View) -> Tensor | None:
+        if self.weight == "size":
+            return None
+        if view.module is None:
+            return torch.ones_like(view.size)
+        logit = at_least_float32(view.module(view.x).squeeze(2))
+        return (logit - logit.amax(dim=1, keepdim=True)).exp()  # only ratios matter: no weight overflows

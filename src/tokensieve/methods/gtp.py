@@ -1,0 +1,88 @@
+"""GTP-ViT (arXiv 2311.03035)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tokensieve.decision import Assignment
+from tokensieve.method import Method, require
+from tokensieve.ops.graph import grid_neighbours, most_similar, normalised
+from tokensieve.ops.rows import split_top, take_rows
+from tokensieve.ops.scores import diagonal_and_columns
+from tokensieve.schedule import checked_sites
+from tokensieve.view import Layout, Signal, View
+
+
+@dataclass(frozen=True, kw_only=True)
+class GTP(Method):
+    """Graph-based Token Propagation: tokens of low rank leave and give what they hold to their neighbours in a graph.
+
+    In the middle of every block. A token's rank is the largest attention over heads that it pays to itself times the
+    largest that it receives in sum; needs no class token. The r lowest leave, and each kept token takes
+    x + alpha · Σ Â x_gone, where Â = D^-½ G D^-½ and G joins patches that are neighbours on the grid (of 8) or among
+    each other's ``similar`` most alike. Needs no training. No number of the paper is claimed here.
+
+    Our choice: G is drawn anew at each block from the tokens present, as no state is kept between blocks (the paper
+    draws it once, from the embeddings); a pair is joined where either names the other; sizes do not propagate, so there
+    is no log-size attention; what left comes back with its last value; attention is not sparsified.
+
+    Options:
+        r: tokens that leave in each block.
+        sites: 0-based blocks; default all.
+        alpha: how strongly tokens that leave are added to their neighbours; 0 drops them.
+        graph: neighbours by place ("spatial"), by likeness ("semantic") or both ("mixed").
+        similar: how many of the most alike tokens, by the cosine of x, are joined to each.
+    """
+
+    r: int = 8
+    sites: tuple[int, ...] | None = None
+    alpha: float = 0.2
+    graph: Literal["mixed", "spatial", "semantic"] = "mixed"
+    similar: int = 8
+
+    knob = "r"
+    paper = (
+        "GTP-ViT: Efficient Vision Transformers via Graph-based Token Propagation",
+        "Xu et al.",
+        2023,
+        "2311.03035",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.r >= 0, self, "r", "a whole number of tokens, 0 or more")
+        require(0 <= self.alpha < float("inf"), self, "alpha", "a number, 0 or more")
+        require(self.similar >= 1, self, "similar", "1 or more")
+
+    def blocks(self, depth: int) -> tuple[int, ...]:
+        return tuple(range(depth)) if self.sites is None else checked_sites(self.sites, (), depth, self.name)
+
+    def needs(self, layout: Layout) -> frozenset[Signal]:
+        return frozenset({"logits"})
+
+    def remaining(self, patches: int, site: int, layout: Layout) -> int:
+        return max(1, patches - self.r)
+
+    def assign(self, view: View) -> Assignment:
+        diagonal, columns = diagonal_and_columns(view.attended)
+        rank = view.score(diagonal.amax(dim=1) * columns.amax(dim=1))
+        keep, dropped = split_top(rank, view.keep)
+        adjacency = normalised(self._graph(view), rank.dtype)
+        spread = take_rows(adjacency, keep).gather(2, dropped.unsqueeze(1).expand(-1, view.keep, -1))
+        return Assignment(keep=keep, dropped=dropped, spread=self.alpha * spread, reduce="sum")
+
+    def _graph(self, view: View) -> Tensor:
+        """(B, M, M) bool: which tokens are joined."""
+        rows, columns = view.layout.grid
+        patches = view.tokens.group.shape[1]
+        if rows * columns != patches:  # another input size: its shape is not known here
+            columns = patches
+        near = grid_neighbours(view.rep, columns)
+        if self.graph == "spatial":
+            return near
+        alike = most_similar(view.x, min(self.similar, view.count - 1))
+        return alike if self.graph == "semantic" else torch.logical_or(near, alike)

@@ -1,0 +1,51 @@
+"""Graphs over tokens as (B, M, M) matrices."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokensieve.ops.matching import similarity
+from tokensieve.ops.rows import named
+
+
+def grid_neighbours(position: Tensor, columns: int) -> Tensor:
+    """Which tokens touch on the grid, corners included: (B, M, M) bool, False on the diagonal.
+
+    Args:
+        position: (B, M) int64, each token's cell, counted row by row.
+        columns: cells in a row.
+    """
+    row, column = position // columns, position % columns
+    down = (row.unsqueeze(2) - row.unsqueeze(1)).abs()
+    across = (column.unsqueeze(2) - column.unsqueeze(1)).abs()
+    return torch.maximum(down, across) == 1
+
+
+def most_similar(features: Tensor, count: int) -> Tensor:
+    """Which tokens are among the ``count`` most alike of one another, by cosine: (B, M, M) bool, symmetric.
+
+    Of equally alike tokens the lower index counts as more so; False on the diagonal.
+    """
+    length = features.shape[1]
+    alike = similarity(features.detach(), features.detach())
+    itself = torch.eye(length, dtype=torch.bool, device=alike.device)
+    nearest = alike.masked_fill(itself, -torch.inf).sort(dim=2, descending=True, stable=True).indices[:, :, :count]
+    chosen = named(nearest.flatten(0, 1), length).view(alike.shape) > 0
+    return (chosen | chosen.transpose(1, 2)) & ~itself
+
+
+def normalised(adjacency: Tensor, dtype: torch.dtype) -> Tensor:
+    """D^-½ G D^-½ of a graph (B, M, M) bool, in ``dtype``; rows of tokens without neighbours are zero."""
+    degree = adjacency.sum(dim=2).clamp(min=1).to(dtype).rsqrt()
+    return adjacency.to(dtype) * degree.unsqueeze(2) * degree.unsqueeze(1)
+
+
+def square_windows(position: Tensor, rows: int, columns: int) -> Tensor:
+    """The number of the 2×2 window that each cell (M,) of a grid lies in; cells that no whole window holds are alone.
+
+    Numbers of windows count from 0, those of lone cells from the number of cells on.
+    """
+    row, column = position // columns, position % columns
+    whole = (row < rows // 2 * 2) & (column < columns // 2 * 2)
+    return torch.where(whole, row // 2 * (columns // 2) + column // 2, rows * columns + position)

@@ -1,0 +1,74 @@
+"""Every pair of methods: it runs and keeps its books, or it is refused with a reason that names both."""
+
+from __future__ import annotations
+
+from itertools import combinations, permutations
+
+import pytest
+import torch
+from models import FIRST, METHODS, PATCHES, build, images, layout_of, run
+
+import tokensieve as ts
+from tokensieve import registry
+from tokensieve.composition import conflict, conflicts
+from tokensieve.placement import counts, schedule
+
+KNOWN = registry.methods()
+RAGGED = {name for name in METHODS if KNOWN[name].ragged}
+EVERYWHERE = {"gtp", "mctf", "pitome", "tome", "vote-mix", "diffrate", "tosa"}
+SITES = {"atc", "bat", "bat-paper", "dpc-knn", "evit", "grid", "jmp", "k-medoids", "ppt", "random", "topk"}
+
+
+def test_the_table_is_what_it_should_be() -> None:
+    refused = conflicts()
+    ragged = {pair for pair in combinations(METHODS, 2) if RAGGED & set(pair)}
+    spans = {tuple(sorted(("evo-vit", name))) for name in (EVERYWHERE | SITES) & set(METHODS)}
+    assert {"algm", "ats", "ats-share"} <= RAGGED
+    assert ragged | spans <= set(refused)
+    for pair, reason in refused.items():
+        assert set(pair) & (RAGGED | {"evo-vit"}) or "skip" in reason, pair
+        assert all(name in reason for name in pair) and "\n" not in reason
+        assert "sites" in reason or "alone" in reason
+
+
+@pytest.mark.parametrize("first", METHODS)
+def test_both_orders_are_judged_alike(first: str) -> None:
+    for second in METHODS:
+        if second != first:
+            assert (conflict(first, second) is None) == (conflict(second, first) is None)
+
+
+@pytest.mark.parametrize("first", METHODS)
+def test_pairs_run_or_are_refused(first: str) -> None:
+    layout, x = layout_of(build(*FIRST[0])), images(2)
+    ran = 0
+    for pair in permutations(METHODS, 2):
+        if pair[0] != first:
+            continue
+        methods = tuple(KNOWN[name]() for name in pair)
+        model = build(*FIRST[0])
+        if conflict(*pair, layout) is not None:
+            with pytest.raises(ts.TokensieveError):
+                ts.apply(model, methods)
+            assert not ts.is_applied(model)
+            continue
+        ts.apply(model, methods)
+        assert run(model, x).isfinite().all()
+        trace = ts.trace(model, x)
+        announced = counts(schedule(methods, layout), layout)
+        assert [(stage.attended, stage.processed) for stage in trace.stages] == list(announced.blocks)
+        tokens = trace.tokens
+        assert tokens is not None
+        whole = tokens.restore()
+        assert whole.shape[1] == layout.prefix + PATCHES and bool(torch.isfinite(whole).all())
+        ran += 1
+    assert ran > 0 or first in RAGGED or first == "evo-vit"
+
+
+def test_outside_its_spans_others_may_act_beside_evo_vit() -> None:
+    model, x = build(*FIRST[0]), images(2)
+    ts.apply(model, [ts.ToMe(r=2, sites=(0, 1)), ts.EvoViT(sites=(2,))])
+    assert [stage.processed - 5 for stage in ts.trace(model, x).stages] == [18, 16, 9, 9]
+    assert run(ts.remove(model), x).isfinite().all()
+    with pytest.raises(ts.TokensieveError, match=r"evo-vit joins tokens in block 2 .* tome would move them in block 3"):
+        ts.apply(model, [ts.ToMe(r=2, sites=(0, 3)), ts.EvoViT(sites=(2,))])
