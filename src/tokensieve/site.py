@@ -92,8 +92,7 @@ class Site(nn.Module):
         attended, seen = tokens.x.shape[1], tokens.mask
         size = tokens.size if self.log_size else None
         bias = key_bias(tokens.prefix, size, tokens.alive, tokens.mask)
-        # Once tokens are gone the answer is not the dense model's bit for bit, and a faster attention may give it.
-        own = tokens.version > 0 and attends_faster(tokens.x)
+        own = attends_faster(tokens.x) and (tokens.version > 0 or self._acts(visible(tokens)))
         plain = bias is None and tokens.shares is None and not own
         if plain and not self.steps and not any(entry.after_attention for entry in tokens.parked):
             return self._finish(self._stage(tokens, block.dense(tokens.x, **kwargs), attended, seen))
@@ -112,6 +111,14 @@ class Site(nn.Module):
             signals.attended = None
         tokens = self._stage(tokens, self.family.mlp(block, tokens.x), attended, seen)
         return self._finish(self._act(tokens, "after", signals, block.training, observed))
+
+    def _acts(self, tokens: Tokens) -> bool:
+        """Whether a method will remove tokens in the middle of this block.
+
+        From the first such block on the answer is not the dense model's bit for bit, and a faster attention may give it.
+        """
+        middle = [step for step in self.steps if step.method.point == "middle"]
+        return any(step.method.ragged or self._budget(step, tokens) < tokens.count for step in middle)
 
     def _observe(self, tokens: Tokens, signals: BlockSignals | None) -> dict[str, Tensor]:
         """What methods that act after the block keep of its attention, by their key."""

@@ -24,8 +24,8 @@ class OracleBlock(nn.Module):
         processed: tokens in the MLP.
         left: tokens that some later block still needs; the others are cut off.
         prefix: tokens in front that have no position on the grid.
-        reduced: whether tokens were cut off before its attention: from there on a reduced model may use an attention of
-            ours, and so does its oracle.
+        reduced: whether tokens are gone by the end of it: from there on a reduced model may use an attention of ours,
+            and so does its oracle.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ def oracle(model: nn.Module, report: MacReport) -> nn.Module:
             processed,
             left,
             layout.prefix,
-            reduced=number > first_cut or attended < whole,
+            reduced=number >= first_cut,
         )
         left = max(left, attended, processed)
     return copied.eval()
