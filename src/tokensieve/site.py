@@ -115,7 +115,7 @@ class Site(nn.Module):
     def _acts(self, tokens: Tokens) -> bool:
         """Whether a method will remove tokens in the middle of this block.
 
-        From the first such block on the answer is not the dense model's bit for bit, and a faster attention may give it.
+        From the first such block on the answer is not the dense model's bit for bit: a faster attention may give it.
         """
         middle = [step for step in self.steps if step.method.point == "middle"]
         return any(step.method.ragged or self._budget(step, tokens) < tokens.count for step in middle)
