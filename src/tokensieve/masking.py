@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TypeGuard
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tokensieve import tokens as algebra
@@ -21,12 +22,13 @@ from tokensieve.tokens import Tokens
 
 
 def stands_in(decision: Decision) -> TypeGuard[Assignment]:
-    """Whether a mask can stand in for ``decision``: it only lets tokens go, and for good."""
+    """Whether a mask can stand in for ``decision``: it only lets tokens go, wholly and for good."""
     return (
         isinstance(decision, Assignment)
         and decision.until == "end"
         and decision.alive is None
         and decision.dropped is not None
+        and decision.spread is None
         and (decision.moved is None or not decision.moved.shape[1])
     )
 
@@ -52,7 +54,8 @@ def among_hidden(tokens: Tokens, decision: Decision) -> Decision:
     weight = decision.weight
     if weight is not None:
         weight = torch.cat([weight, weight.new_ones(batch, tokens.hidden)], dim=1)
-    return replace(decision, keep=torch.cat([decision.keep, behind], dim=1), weight=weight)
+    spread = None if decision.spread is None else F.pad(decision.spread, (0, 0, 0, tokens.hidden))
+    return replace(decision, keep=torch.cat([decision.keep, behind], dim=1), weight=weight, spread=spread)
 
 
 def hide(tokens: Tokens, assignment: Assignment, block: int = 0, point: str = "middle", method: str = "") -> Tokens:

@@ -54,8 +54,8 @@ def test_a_masked_training_forward_is_the_removal_forward(family: str, name: str
     assert tokens is not None and tokens.hidden == 0
     if prunes and len(STATIC[config]) == 1:
         assert count == PATCHES - tokens.count
-    else:
-        assert bool(count) == prunes
+    else:  # some prune in some blocks and merge in others
+        assert int(prunes) <= count <= PATCHES - tokens.count + sum(m.until != "end" for m in STATIC[config]) * PATCHES
 
 
 @pytest.mark.parametrize("config", sorted(PRUNING & STATIC.keys()))
