@@ -53,7 +53,7 @@ def _row(subject: Subject, variant: Variant, cell: Cell) -> dict[str, Any]:
         "variant": variant.name,
         "tokens": length,
         "heads": heads,
-        "stride": method.stride,
+        "stride": method.stride_of(length),
         "rows_at_a_time": method.block,
         "block_seconds": timed["dense"].median,
         "share": median(shares),
@@ -74,7 +74,8 @@ class Columns(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, L), as ``ToSA`` asks for them."""
-        return self.selector.columns(self.attended, self.method.block, self.method.stride, self.method.sum_of)
+        stride = self.method.stride_of(self.attended.keys.shape[2])
+        return self.selector.columns(self.attended, self.method.block, stride, self.method.sum_of)
 
 
 def _selector(model: nn.Module) -> tuple[ToSA, Selector, int]:

@@ -51,7 +51,8 @@ class ToSA(Method):
         sum_of: what is summed over a column: "probabilities" or "log_probabilities".
         heads: how heads are joined: "mean" or "max".
         block: query rows held at a time; memory is O(H·L·block).
-        stride: read every stride-th query row, an estimate of the column sums; 1 reads all of them and is exact.
+        stride: read every stride-th query row, an estimate of the column sums; 1 reads all of them and is exact. None
+            reads every eighth, and of long sequences about 72 rows.
         seed: of the random control.
     """
 
@@ -66,7 +67,7 @@ class ToSA(Method):
     sum_of: Literal["probabilities", "log_probabilities"] = "probabilities"
     heads: Literal["mean", "max"] = "mean"
     block: int = 16
-    stride: int = 8
+    stride: int | None = None
     seed: int = 0
 
     point = "after"
@@ -82,7 +83,7 @@ class ToSA(Method):
         require(self.expansion >= 2, self, "expansion", "2 or more")
         require(self.kernel >= 1 and self.kernel % 2 == 1, self, "kernel", "an odd number, 1 or more")
         require(self.block >= 1, self, "block", "1 or more")
-        require(self.stride >= 1, self, "stride", "1 or more")
+        require(self.stride is None or self.stride >= 1, self, "stride", "1 or more, or None")
 
     @property
     def returns(self) -> Until:
@@ -136,12 +137,17 @@ class ToSA(Method):
         assert view.observed is not None
         return view.score(view.observed)
 
+    def stride_of(self, length: int) -> int:
+        """The distance between the query rows that are read of a sequence of ``length`` tokens."""
+        return max(8, length // 72) if self.stride is None else self.stride
+
     def _columns(self, attended: Attended, selector: nn.Module | None) -> Tensor:
+        stride = self.stride_of(attended.keys.shape[2])
         if self.score == "own":
-            return column_sums(attended, None, self.block, self.stride)
+            return column_sums(attended, None, self.block, stride)
         assert isinstance(selector, Selector)
         self._notice(selector)
-        return selector.columns(attended, self.block, self.stride, self.sum_of)
+        return selector.columns(attended, self.block, stride, self.sum_of)
 
     def _notice(self, selector: Selector) -> None:
         if torch.compiler.is_compiling() or selector.noticed:  # in this order no guard watches the flag
