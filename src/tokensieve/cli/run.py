@@ -17,12 +17,13 @@ from tokensieve.cli import options as o
 from tokensieve.cli.output import Bars, note, progress_bars
 from tokensieve.errors import TokensieveError
 from tokensieve.measure import bench as measuring
-from tokensieve.measure.data import DataArguments, ImageStream, open_images
+from tokensieve.measure.data import DataArguments, open_images
 from tokensieve.measure.macs import count
 from tokensieve.measure.model import create, has_weights, share_weights
 from tokensieve.measure.results import Results, environment, open_results
 from tokensieve.measure.runtime import Runtime
 from tokensieve.measure.solve import check_share, solve
+from tokensieve.measure.stream import ImageStream
 from tokensieve.processes import join
 
 NEAR = 0.03  # how far from the asked share of the MACs a method of "all" may lie to be compared

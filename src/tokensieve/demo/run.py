@@ -18,10 +18,10 @@ from tokensieve.demo.model import digits_vit
 from tokensieve.demo.trained import TRAINED, fine_tuned, load_selectors
 from tokensieve.errors import TokensieveError
 from tokensieve.measure.bench import bench, reduce
-from tokensieve.measure.data import ImageStream, collate
 from tokensieve.measure.model import create
 from tokensieve.measure.results import Results
 from tokensieve.measure.solve import solve
+from tokensieve.measure.stream import ImageStream, collate
 from tokensieve.measure.timing import Progress
 from tokensieve.measure.transform import data_config
 from tokensieve.method import Method

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 import tokensieve as ts
 from tokensieve.errors import TokensieveError, TokensieveWarning
-from tokensieve.measure.data import ImageStream, Share
 from tokensieve.measure.fidelity import Fidelity, Meters, compare, joined, predict
 from tokensieve.measure.macs import count
 from tokensieve.measure.model import share_weights
 from tokensieve.measure.results import DENSE, Results, Row
 from tokensieve.measure.runtime import Runtime
+from tokensieve.measure.stream import ImageStream, Share
 from tokensieve.measure.timing import Progress, Silent, Variant, time_variants
 from tokensieve.method import Method
 from tokensieve.processes import Processes

@@ -1,26 +1,20 @@
-"""Images to measure on, read by timm: its sources, its transforms, its loader. Here is only the glue.
-
-A file that cannot be read is left out of its batch, counted and named; timm's own data set would put the next image
-in its place and count that one twice.
-"""
+"""Images to measure on, read by timm: its sources, its transforms, its loader. Here is only the glue."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from timm.data import ImageNetInfo, create_dataset, create_loader, infer_imagenet_subset
-from torch import Tensor, nn
-from torch.utils.data import Dataset, IterableDataset, default_collate
+from torch import nn
+from torch.utils.data import IterableDataset
 
 from tokensieve.errors import TokensieveError
-from tokensieve.measure.fidelity import NO_LABEL
+from tokensieve.measure.stream import ImageStream, ReadableImages, collate, evenly
 from tokensieve.measure.transform import data_config
 from tokensieve.processes import Processes
 from tokensieve.registry import nearest
@@ -57,160 +51,16 @@ class DataArguments:
     workers: int = 4
     limit: int | None = None
 
-
-class ReadableImages(Dataset[tuple[Any, Any]]):
-    """Some images of a timm or torchvision data set; one that cannot be read comes as ``(None, its name)``.
-
-    Args:
-        images: the data set.
-        indices: which of its images.
-        mode: Pillow's mode to convert them to.
-    """
-
-    def __init__(self, images: Any, indices: list[int], mode: str) -> None:
-        self.images = images
-        self.indices = indices
-        self.mode = mode
-        self.transform: Callable[[Any], Any] | None = None
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, number: int) -> tuple[Any, Any]:
-        index = self.indices[number]
-        try:
-            image, target = self._read(index)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            return None, self._name(index)
-        label = NO_LABEL if target is None else target
-        return (image if self.transform is None else self.transform(image)), label
-
-    def _read(self, index: int) -> tuple[Image.Image, Any]:
-        reader = getattr(self.images, "reader", None)
-        if reader is None:  # torchvision's data sets open their images themselves
-            image, target = self.images[index]
-            return image.convert(self.mode), target
-        file, target, *_ = reader[index]
-        with Image.open(file) as opened:
-            return opened.convert(self.mode), target
-
-    def _name(self, index: int) -> str:
-        named = getattr(self.images, "filename", None)
-        return str(named(index)) if named is not None else f"number {index}"
-
-
-def collate(samples: list[tuple[Any, Any]]) -> tuple[Tensor | None, Tensor | None, list[str]]:
-    """Images (B, C, H, W) and labels (B,) of the readable samples, and the names of the others."""
-    bad = [str(name) for image, name in samples if image is None]
-    good = [sample for sample in samples if sample[0] is not None]
-    if not good:
-        return None, None, bad
-    images, labels = default_collate(good)
-    return images, labels, bad
-
-
-class ImageStream:
-    """Batches of images and labels, as often as wanted, always in the same order.
-
-    Attributes:
-        notes: what the user should know about how the images were found.
-        skipped: names of the files that could not be read, in the order met, and the batch each was missed in.
-        total: number of images, or None where the source does not say.
-    """
-
-    def __init__(
-        self,
-        loader: Any,
-        total: int | None,
-        limit: int | None,
-        notes: tuple[str, ...],
-        divide: Callable[[Processes], tuple[Any, int]] | None = None,
-    ) -> None:
-        self._loader = loader
-        self._limit = limit
-        self._divide = divide
-        self.total = total
-        self.notes = notes
-        self.skipped: dict[str, int] = {}
-
-    def share(self, processes: Processes) -> Share:
-        """The batches of one of several processes: of the batches that one process reads, every ``count``-th.
-
-        Raises:
-            TokensieveError: the images come as a stream, which does not say where it can be divided.
-        """
-        if processes.count == 1:
-            return Share(self, self.total, processes)
-        if self._divide is None:
-            raise TokensieveError(
-                "images that come as a stream cannot be divided among processes: start one process, or give a folder"
-            )
-        loader, total = self._divide(processes)
-        return Share(ImageStream(loader, total, None, ()), total, processes)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        given = False
-        for batch in self.readable():
-            given = True
-            yield batch
-        if not given:
-            raise self.unreadable()
-
-    def unreadable(self) -> TokensieveError:
-        """What to raise where not one image can be read."""
-        names = ", ".join(list(self.skipped)[:3])
-        return TokensieveError(f"none of the {len(self.skipped)} image files can be read (the first are {names})")
-
-    def readable(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches, of which there may be none."""
-        given = 0
-        for number, (images, labels, bad) in enumerate(self._loader):
-            for name in bad:
-                self.skipped.setdefault(name, number)
-            if images is None:
-                continue
-            if self._limit is not None and given + len(images) > self._limit:
-                images, labels = images[: self._limit - given], labels[: self._limit - given]
-            given += len(images)
-            yield images, labels
-            if given == self._limit:
-                break
-
-    def first(self, count: int) -> Tensor:
-        """(count, C, H, W): the first images, repeated from the start where there are fewer."""
-        parts: list[Tensor] = []
-        for images, _ in self:
-            parts.append(images)
-            if sum(map(len, parts)) >= count:
-                break
-        images = torch.cat(parts)
-        return images[torch.arange(count) % len(images)]
-
-
-class Share:
-    """The images of one process.
-
-    Whole batches are dealt out, those of one process, one after the other: so every image is answered in the company in
-    which one process would answer it, and the figures are the same to the last bit.
-
-    Attributes:
-        total: number of images, or None where the source does not say.
-        processes: those that share the images.
-    """
-
-    def __init__(self, stream: ImageStream, total: int | None, processes: Processes) -> None:
-        self._stream = stream
-        self.total = total
-        self.processes = processes
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return self._stream.readable()
-
-    def skipped(self) -> list[str]:
-        """The files that no process could read, in the order in which one process would meet them."""
-        met = self.processes.gather(self._stream.skipped)
-        places = {name: (number, index) for index, part in enumerate(met) for name, number in part.items()}
-        return sorted(places, key=lambda name: places[name])
+    def config(self, model: nn.Module) -> dict[str, Any]:
+        """The transform for ``model``, as ``measure.transform.data_config`` gives it."""
+        return data_config(
+            model,
+            img_size=self.img_size,
+            crop_pct=self.crop_pct,
+            interpolation=self.interpolation,
+            mean=self.mean,
+            std=self.std,
+        )
 
 
 def open_images(arguments: DataArguments, model: nn.Module) -> ImageStream:
@@ -219,14 +69,7 @@ def open_images(arguments: DataArguments, model: nn.Module) -> ImageStream:
     Raises:
         TokensieveError: no such folder or data set, no image in it, or classes that are not the model's.
     """
-    config = data_config(
-        model,
-        img_size=arguments.img_size,
-        crop_pct=arguments.crop_pct,
-        interpolation=arguments.interpolation,
-        mean=arguments.mean,
-        std=arguments.std,
-    )
+    config = arguments.config(model)
     mode = image_mode(config)
     notes: list[str] = []
     images = labelled_images(arguments, model, mode, notes)
@@ -234,16 +77,15 @@ def open_images(arguments: DataArguments, model: nn.Module) -> ImageStream:
     if isinstance(images, IterableDataset):
         total = total if limit is None else min(limit, total or limit)
         return ImageStream(_loader(images, config, arguments), total, limit, tuple(notes))
-    used = len(images) if limit is None else min(limit, len(images))
-    indices = [number * len(images) // used for number in range(used)]
+    indices = evenly(len(images), limit)
 
     def divide(processes: Processes) -> tuple[Any, int]:
         size = arguments.batch_size
-        starts = range(processes.index * size, used, processes.count * size)
+        starts = range(processes.index * size, len(indices), processes.count * size)
         own = [index for start in starts for index in indices[start : start + size]]
         return _loader(ReadableImages(images, own, mode), config, arguments), len(own)
 
-    return ImageStream(divide(Processes())[0], used, None, tuple(notes), divide)
+    return ImageStream(divide(Processes())[0], len(indices), None, tuple(notes), divide)
 
 
 def _loader(images: Any, config: dict[str, Any], arguments: DataArguments) -> Any:

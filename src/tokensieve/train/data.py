@@ -22,16 +22,9 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Sampler
 
 from tokensieve.errors import TokensieveError
-from tokensieve.measure.data import (
-    DataArguments,
-    ImageStream,
-    ReadableImages,
-    collate,
-    image_mode,
-    labelled_images,
-    unlabelled_images,
-)
+from tokensieve.measure.data import DataArguments, image_mode, labelled_images, unlabelled_images
 from tokensieve.measure.fidelity import NO_LABEL
+from tokensieve.measure.stream import ImageStream, ReadableImages, collate, evenly
 from tokensieve.measure.transform import data_config
 from tokensieve.train.recipe import Recipe
 
@@ -134,14 +127,7 @@ def open_training_images(
     """
     if labelled and len(folders) > 1:
         raise TokensieveError("several folders can be given without labels only (selectors, recover): give one --data")
-    config = data_config(
-        model,
-        img_size=arguments.img_size,
-        crop_pct=arguments.crop_pct,
-        interpolation=arguments.interpolation,
-        mean=arguments.mean,
-        std=arguments.std,
-    )
+    config = arguments.config(model)
     mode = image_mode(config)
     notes: list[str] = []
     parts = []
@@ -153,8 +139,7 @@ def open_training_images(
                 f"{arguments.dataset!r} is a stream, and training wants images in any order: give a folder, hfds/… or "
                 "torch/…"
             )
-        used = len(images) if arguments.limit is None else min(arguments.limit, len(images))
-        readable = ReadableImages(images, [number * len(images) // used for number in range(used)], mode)
+        readable = ReadableImages(images, evenly(len(images), arguments.limit), mode)
         readable.transform = augmentation(recipe, config)
         parts.append(readable)
     joined: Dataset[Any] = parts[0] if len(parts) == 1 else ConcatDataset(parts)

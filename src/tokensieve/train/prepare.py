@@ -14,9 +14,10 @@ from torch import nn
 import tokensieve as ts
 from tokensieve.errors import TokensieveError
 from tokensieve.identity import probe_input
-from tokensieve.measure.data import DataArguments, ImageStream, open_images
+from tokensieve.measure.data import DataArguments, open_images
 from tokensieve.measure.macs import count
 from tokensieve.measure.model import create
+from tokensieve.measure.stream import ImageStream
 from tokensieve.train.arguments import TrainArguments
 from tokensieve.train.data import TrainingImages, folders_of, open_training_images
 from tokensieve.train.devices import accelerator_for

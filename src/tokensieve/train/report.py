@@ -11,8 +11,8 @@ from torch import nn
 import tokensieve as ts
 from tokensieve.files import replacing
 from tokensieve.measure.bench import bench
-from tokensieve.measure.data import ImageStream
 from tokensieve.measure.results import Results
+from tokensieve.measure.stream import ImageStream
 from tokensieve.measure.timing import Progress
 
 BATCHES = (1, 16)  # batch sizes that the result is timed at

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from tokensieve.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_weights, save
 from tokensieve.errors import TokensieveError
 from tokensieve.files import replacing
-from tokensieve.measure.data import ImageStream
 from tokensieve.measure.fidelity import compare, predict
 from tokensieve.measure.results import Results
+from tokensieve.measure.stream import ImageStream
 from tokensieve.measure.timing import Progress
 from tokensieve.train import report
 from tokensieve.train.arguments import TrainArguments
