@@ -56,12 +56,7 @@ class Method(ABC):
             cls.name = cls.__name__.lower()
 
     def __post_init__(self) -> None:
-        for name, kind in self.option_types().items():
-            given = getattr(self, name)
-            try:
-                object.__setattr__(self, name, option.fit(given, kind))
-            except TypeError as error:
-                raise TokensieveError(f"{self.name}: {name} must be {error}, got {given!r}") from None
+        option.fit_fields(self, self.option_types(), self.name)
 
     @abstractmethod
     def blocks(self, depth: int) -> tuple[int, ...]:

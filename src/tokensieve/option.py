@@ -10,8 +10,10 @@ import ast
 import numbers
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from tokensieve.errors import TokensieveError
 
 SAID = {
     float: ("a number", "numbers"),
@@ -35,6 +37,25 @@ def fit(value: Any, kind: Any) -> Any:
         except TypeError:
             continue
     raise TypeError(describe(kind))
+
+
+def fit_fields(config: Any, kinds: Mapping[str, Any], named: str) -> None:
+    """Let every field of a frozen dataclass hold its value as ``fit`` gives it.
+
+    Args:
+        config: the dataclass, changed in place while it is made.
+        kinds: the type of each field.
+        named: what errors call it.
+
+    Raises:
+        TokensieveError: a value that does not fit; names the field, what was expected and what was given.
+    """
+    for name, kind in kinds.items():
+        given = getattr(config, name)
+        try:
+            object.__setattr__(config, name, fit(given, kind))
+        except TypeError as error:
+            raise TokensieveError(f"{named}: {name} must be {error}, got {given!r}") from None
 
 
 def read(word: str, kind: Any) -> Any:

@@ -87,11 +87,7 @@ class Recipe:
     rows: int = 0
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
-            try:
-                object.__setattr__(self, name, option.fit(getattr(self, name), kind))
-            except TypeError as error:
-                raise TokensieveError(f"recipe: {name} must be {error}, got {getattr(self, name)!r}") from None
+        option.fit_fields(self, get_type_hints(type(self)), "recipe")
         self._check("epochs batch_size grad_accum_steps lr_base_size", lambda value: value >= 1, "1 or more")
         weights = "task distill_logits distill_features weight_decay momentum min_lr warmup_lr warmup_epochs rows"
         self._check(weights + " ease_start ease_epochs mixup cutmix", lambda value: value >= 0, "0 or more")
