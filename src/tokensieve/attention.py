@@ -117,7 +117,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale
 
 def attends_faster(x: Tensor) -> bool:
     """Whether a kernel of ours would compute the attention of a block on ``x`` (B, L, C) faster than torch's."""
-    if x.dtype != torch.bfloat16 or torch.compiler.is_compiling():
+    if x.dtype != torch.bfloat16 or torch.compiler.is_exporting():
         return False
     from tokensieve.ops import native  # here, because kernels use the types of this file
 

@@ -1,7 +1,7 @@
 """The door to the fused operators: a plain-torch function, and kernels that give the same answer in one pass.
 
-The plain function defines the answer. It is what runs under autograd, in float64, while a model is compiled or
-exported (where the compiler fuses it), and wherever no kernel is at hand.
+The plain function defines the answer. It is what runs under autograd, in float64, while a model is exported, and
+wherever no kernel is at hand. A compiler puts the CPU kernels into its graph; on CUDA it fuses the plain function.
 """
 
 from __future__ import annotations
@@ -24,14 +24,28 @@ def fused(reference: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(reference)
     def door(*args: P.args, **kwargs: P.kwargs) -> R:
-        if not torch.compiler.is_compiling():
-            for kernel in _kernels(reference.__name__):
-                answer = kernel(*args, **kwargs)
-                if answer is not NotImplemented:
-                    return answer  # type: ignore[no-any-return]
+        if torch.compiler.is_compiling():
+            return _compiled(reference, *args, **kwargs)
+        for kernel in _kernels(reference.__name__):
+            answer = kernel(*args, **kwargs)
+            if answer is not NotImplemented:
+                return answer  # type: ignore[no-any-return]
         return reference(*args, **kwargs)
 
     return door
+
+
+def _compiled(reference: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """What ``door`` does, in words that TorchDynamo traces."""
+    if not torch.compiler.is_exporting():
+        from tokensieve.ops import native
+
+        kernel = getattr(native, reference.__name__, None)
+        if kernel is not None:
+            answer = kernel(*args, **kwargs)
+            if answer is not NotImplemented:
+                return answer  # type: ignore[no-any-return]
+    return reference(*args, **kwargs)
 
 
 @cache

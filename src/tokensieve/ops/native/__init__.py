@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.errors import TokensieveWarning
+from tokensieve.ops.native import shapes
 from tokensieve.ops.native.build import library_path
 
 if TYPE_CHECKING:
@@ -25,15 +26,21 @@ PLAIN = frozenset({Tensor, torch.nn.Parameter})
 MOST_HEADS = 64
 
 
-@cache
+@torch.compiler.assume_constant_result
 def available() -> bool:
     """Whether the kernels are built and load here; says once, as a warning, when they do not."""
+    return _loaded()
+
+
+@cache
+def _loaded() -> bool:
     path = library_path()
     if not path.exists():
         reason = "are not built"
     else:
         try:
             torch.ops.load_library(str(path))
+            shapes.register()
             return True
         except OSError as error:
             reason = f"do not load ({error})"
@@ -41,7 +48,7 @@ def available() -> bool:
         f"tokensieve's CPU kernels {reason}: the plain torch operators run instead, with the same answers, slower; "
         "build them with `python -m tokensieve.ops.native` (needs a C++ compiler and the package ninja)",
         TokensieveWarning,
-        stacklevel=4,
+        stacklevel=5,
     )
     return False
 
@@ -56,13 +63,19 @@ def _serves(*tensors: Tensor | None) -> bool:
             return False
         if tensor.dtype not in SERVED or (tensor.dim() and tensor.stride(-1) != 1):
             return False
-    if torch._C._functorch.maybe_current_level() is not None or torch._C._is_tracing():
-        return False
+    if not torch.compiler.is_compiling():
+        if torch._C._functorch.maybe_current_level() is not None or torch._C._is_tracing():
+            return False
     return available()
 
 
-@cache
+@torch.compiler.assume_constant_result
 def _pairs() -> bool:
+    return _multiplies_pairs()
+
+
+@cache
+def _multiplies_pairs() -> bool:
     return bool(torch.ops.tokensieve.can_attend.default())
 
 
