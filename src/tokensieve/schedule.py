@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
 from typing import TypeVar
 
 from tokensieve.errors import TokensieveError
@@ -67,9 +66,7 @@ def removed(patches: int, r: int) -> int:
     return min(r, patches // 2)
 
 
-@cache
-def inflected(r: int, inflect: float, sites: int) -> tuple[int, ...]:
-    """ToMe's (r, inflect): linear from r·(1 − inflect) at the first site to r·(1 + inflect) at the last."""
+def inflected(r: int, inflect: float, sites: int, site: int) -> int:
+    """ToMe's (r, inflect) at one site: linear from r·(1 − inflect) at the first to r·(1 + inflect) at the last."""
     low, high = r * (1 - inflect), r * (1 + inflect)
-    step = (high - low) / max(sites - 1, 1)
-    return tuple(int(low + step * site) for site in range(sites))
+    return int(low + (high - low) / max(sites - 1, 1) * site)

@@ -379,7 +379,7 @@ def test_without_the_library_the_plain_operators_answer_and_say_so_once() -> Non
     assert "CPU kernels are not built" in done.stdout and "python -m tokensieve.ops.native" in done.stdout
 
 
-def test_the_doors_use_the_kernels_and_not_while_compiling() -> None:
+def test_the_doors_use_the_kernels_and_not_while_exporting() -> None:
     calls = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):

@@ -180,10 +180,10 @@ def test_shares_round_up_and_never_to_nothing() -> None:
 
 
 def test_inflection_keeps_the_mean() -> None:
-    assert inflected(8, 0.0, 12) == (8,) * 12
-    falling = inflected(8, -1.0, 12)
+    assert [inflected(8, 0.0, 12, site) for site in range(12)] == [8] * 12
+    falling = [inflected(8, -1.0, 12, site) for site in range(12)]
     assert falling[0] == 16 and falling[-1] == 0 and list(falling) == sorted(falling, reverse=True)
-    assert inflected(8, 1.0, 1) == (0,)
+    assert inflected(8, 1.0, 1, 0) == 0
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ class ToMe(Method):
     def _asked(self, site: int, layout: Layout) -> int:
         if isinstance(self.r, tuple):
             return self.r[site] if site < len(self.r) else 0
-        return inflected(self.r, self.inflect, len(self.blocks(layout.depth)))[site]
+        return inflected(self.r, self.inflect, len(self.blocks(layout.depth)), site)
 
     def assign(self, view: View) -> Assignment:
         metric = view.keys if self.metric == "keys" else view.x

@@ -26,7 +26,7 @@ PLAIN = frozenset({Tensor, torch.nn.Parameter})
 MOST_HEADS = 64
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def available() -> bool:
     """Whether the kernels are built and load here; says once, as a warning, when they do not."""
     return _loaded()
@@ -63,13 +63,14 @@ def _serves(*tensors: Tensor | None) -> bool:
             return False
         if tensor.dtype not in SERVED or (tensor.dim() and tensor.stride(-1) != 1):
             return False
-    if not torch.compiler.is_compiling():
-        if torch._C._functorch.maybe_current_level() is not None or torch._C._is_tracing():
-            return False
-    return available()
+    return (torch.compiler.is_compiling() or not _transformed()) and available()
 
 
-@torch.compiler.assume_constant_result
+def _transformed() -> bool:
+    return torch._C._functorch.maybe_current_level() is not None or torch._C._is_tracing()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _pairs() -> bool:
     return _multiplies_pairs()
 
