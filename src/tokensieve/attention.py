@@ -34,6 +34,7 @@ class Attended:
         queries, keys, values: (B, H, L, D), L = prefix + patch tokens. Parallel attentions lie side by side in H.
         scale: factor of the logits, 1 / sqrt(D) unless the model says otherwise.
         bias: (B, 1, 1, L) added to the logits of every key, or None.
+        class_row: (B, L) what ``class_attention`` gives, where the kernel of the attention had it on its way; or None.
     """
 
     queries: Tensor
@@ -41,21 +42,25 @@ class Attended:
     values: Tensor
     scale: float
     bias: Tensor | None = None
+    class_row: Tensor | None = None
 
 
 class Tap(TorchFunctionMode):
     """Records the attention calls made inside ``with tap:`` and adds ``bias`` (B, 1, 1, L) to their logits.
 
-    With ``own`` a kernel of ours may compute the attention where it is the faster one (see ``attend``); without, the
-    call that the model makes is the call that runs, bit for bit.
+    With ``own`` a kernel of ours may compute the attention where it is the faster one (see ``attend``), and with
+    ``class_row`` it gives class attention too; without, the call that the model makes is the call that runs, bit for
+    bit.
 
     Write ``tap = Tap()`` and then ``with tap:``; TorchDynamo does not trace ``with Tap() as tap``.
     """
 
-    def __init__(self, bias: Tensor | None = None, own: bool = False) -> None:
+    def __init__(self, bias: Tensor | None = None, own: bool = False, class_row: bool = False) -> None:
         super().__init__()
         self.bias = bias
         self.own = own
+        self.wants_class_row = class_row
+        self.class_row: Tensor | None = None
         self.calls: list[tuple[Tensor, Tensor, Tensor, float | None]] = []
 
     def __torch_function__(
@@ -84,7 +89,8 @@ class Tap(TorchFunctionMode):
             )
         self.calls.append((query, key, value, scale))
         if self.own and dropout_p == 0.0 and not others:
-            return attend(query, key, value, self.bias, scale)
+            out, self.class_row = attend(query, key, value, self.bias, scale, self.wants_class_row)
+            return out
         if self.bias is None:
             return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, scale=scale, **others)
         return biased_attention(query, key, value, self.bias, scale=scale, dropout_p=dropout_p)
@@ -101,18 +107,28 @@ class Tap(TorchFunctionMode):
             for parts in list(zip(*((q, k, v) for q, k, v, _ in self.calls), strict=True))
         )
         scale = self.calls[0][3]
-        return Attended(queries, keys, values, queries.shape[-1] ** -0.5 if scale is None else scale, self.bias)
+        scale = queries.shape[-1] ** -0.5 if scale is None else scale
+        return Attended(queries, keys, values, scale, self.bias, self.class_row if len(self.calls) == 1 else None)
 
 
 @fused
-def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float | None = None) -> Tensor:
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    scale: float | None = None,
+    class_row: bool = False,
+) -> tuple[Tensor, Tensor | None]:
     """Softmax attention (B, H, L, D), as torch computes it; ``bias`` (B, 1, 1, L) is added to the logits of every key.
 
-    On processors that multiply pairs of bfloat16, torch's kernel does not use them; ours of the same name does.
+    On processors that multiply pairs of bfloat16, torch's kernel does not use them; ours of the same name does, and
+    has the class token's row, mean over heads, (B, L), for nothing: that is what comes second when ``class_row``. None
+    where it would cost as much as ``class_attention``.
     """
     if bias is None:
-        return F.scaled_dot_product_attention(query, key, value, scale=scale)
-    return biased_attention(query, key, value, bias, scale=scale)
+        return F.scaled_dot_product_attention(query, key, value, scale=scale), None
+    return biased_attention(query, key, value, bias, scale=scale), None
 
 
 def attends_faster(x: Tensor) -> bool:
@@ -211,6 +227,11 @@ def row_blocks(length: int, block: int, stride: int = 1) -> list[slice]:
     """Slices that walk the query rows ``0, stride, 2·stride, …`` in blocks of ``block`` rows."""
     step = block * stride
     return [slice(start, min(start + step, length), stride) for start in range(0, length, step)]
+
+
+def cls_row(attended: Attended) -> Tensor:
+    """``class_attention``, from the attention's own kernel where that had it on its way."""
+    return class_attention(attended) if attended.class_row is None else attended.class_row
 
 
 @fused

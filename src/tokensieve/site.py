@@ -72,7 +72,9 @@ class Site(nn.Module):
             part = step.method.module(layout)
             if part is not None:
                 self.learned[step.key] = part
-        self.taps = any(step.method.needs(layout) for step in self.steps)
+        needed = frozenset[str]().union(*(step.method.needs(layout) for step in self.steps))
+        self.taps = bool(needed)
+        self.reads_class_row = "cls_row" in needed
 
     def extra_repr(self) -> str:
         return ", ".join(f"{step.method.point}: {step.method}" for step in self.steps)
@@ -143,7 +145,7 @@ class Site(nn.Module):
         """The attention half of the block, and its signals where a method here reads any."""
         if not self.taps and bias is None and tokens.shares is None and not own:
             return tokens.changed(x=self.family.attention(block, tokens.x, **kwargs)), None
-        tap = Tap(bias, own)
+        tap = Tap(bias, own, self.reads_class_row)
         with tap:
             y = self.family.attention(block, tokens.x, **kwargs)
         tokens = tokens.changed(x=y)

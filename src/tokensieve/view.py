@@ -218,7 +218,7 @@ class View:
     @property
     def cls_row(self) -> Tensor:
         """(B, M) class attention, mean over heads, in float32 or better; sums to at most 1 over the patches."""
-        return self.score(attention.class_attention(self._read("cls_row")[1]))
+        return self.score(attention.cls_row(self._read("cls_row")[1]))
 
     @property
     def received(self) -> Tensor:

@@ -123,7 +123,7 @@ def examples() -> dict[str, tuple[Any, ...]]:
     size, score = torch.ones(batch, patches), torch.randn(batch, patches)
     symmetric = torch.cdist(features, features)
     return {
-        "attend": (queries.bfloat16(), keys.bfloat16(), values.bfloat16(), 0.25, None),
+        "attend": (queries.bfloat16(), keys.bfloat16(), values.bfloat16(), 0.25, None, True),
         "class_attention": (queries, keys, 0.25, None),
         "column_sums": (queries, keys, 0.25, None, None, 2, None, None, None, None, False),
         "split_top": (score, 5),

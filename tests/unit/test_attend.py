@@ -28,9 +28,14 @@ def three(seed: int, batch: int, heads: int, length: int, dim: int, rows: int | 
     return whole[0][:, :, :rows], whole[1], whole[2]
 
 
-def exact(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:
+def attention_map(query: Tensor, key: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:
     logits = query.double() @ key.double().transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    return (logits if bias is None else logits + bias.double()).softmax(dim=-1) @ value.double()
+    return (logits if bias is None else logits + bias.double()).softmax(dim=-1)
+
+
+def answered(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
+    out, _ = native.attend(query, key, value, None, scale)
+    return out
 
 
 @here
@@ -53,26 +58,32 @@ def test_the_kernel_is_as_exact_as_bfloat16_allows(
         bias = torch.randn(batch, 1, 1, length, generator=torch.Generator().manual_seed(seed))
     if bias is not None and biased == "padding":
         bias[..., (length + 1) // 2 :] = -torch.inf
-    answer = native.attend(query, key, value, bias, scale)
+    answer, row = native.attend(query, key, value, bias, scale, class_row=True)
     assert answer.shape == query.shape and answer.dtype == torch.bfloat16
     # Shares are rounded to 8 bits before they meet the values, and the answer once more.
-    torch.testing.assert_close(answer.double(), exact(query, key, value, bias, scale), rtol=0.02, atol=0.02)
+    whole = attention_map(query, key, bias, scale)
+    torch.testing.assert_close(answer.double(), whole @ value.double(), rtol=0.02, atol=0.02)
+    assert row.shape == (batch, length) and row.dtype == torch.float32
+    torch.testing.assert_close(row.double(), whole[:, :, 0].mean(dim=1), rtol=1e-4, atol=1e-6)
+    alone, nothing = native.attend(query, key, value, bias, scale)
+    assert nothing is None and torch.equal(alone, answer)
 
 
 @here
 def test_large_logits_neither_overflow_nor_lose_the_largest() -> None:
     query, key, value = three(0, 1, 2, 1500, 64)
-    answer = native.attend(query * 40, key * 40, value, None, 1.0)
-    torch.testing.assert_close(answer.double(), exact(query * 40, key * 40, value, None, 1.0), rtol=0.02, atol=0.02)
+    answer = answered(query * 40, key * 40, value, 1.0)
+    exact = attention_map(query * 40, key * 40, None, 1.0) @ value.double()
+    torch.testing.assert_close(answer.double(), exact, rtol=0.02, atol=0.02)
 
 
 @here
 def test_other_counts_of_queries_and_every_row_alone() -> None:
     query, key, value = three(1, 2, 3, 90, 16, rows=41)
-    answer = native.attend(query, key, value, None)
+    answer = answered(query, key, value)
     for row in (0, 7, 31, 32, 40):
-        assert torch.equal(native.attend(query[:, :, row : row + 1], key, value, None), answer[:, :, row : row + 1])
-    assert torch.equal(native.attend(query[1:], key[1:], value[1:], None), answer[1:])
+        assert torch.equal(answered(query[:, :, row : row + 1], key, value), answer[:, :, row : row + 1])
+    assert torch.equal(answered(query[1:], key[1:], value[1:]), answer[1:])
 
 
 def test_the_kernel_stands_aside_for_other_dtypes_and_gradients() -> None:
@@ -89,14 +100,15 @@ def test_the_kernel_stands_aside_for_other_dtypes_and_gradients() -> None:
 
 
 class Spy(TorchDispatchMode):
-    """Counts the calls of the kernel."""
+    """Counts the calls of a kernel."""
 
-    def __init__(self) -> None:
+    def __init__(self, kernel: str = "attend") -> None:
         super().__init__()
+        self.kernel = kernel
         self.calls = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls += str(func) == "tokensieve.attend.default"
+        self.calls += str(func) == f"tokensieve.{self.kernel}.default"
         return func(*args, **(kwargs or {}))
 
 
@@ -123,3 +135,18 @@ def test_it_runs_from_the_first_block_that_removes_tokens_in_model_and_oracle_al
         with Spy() as spy:
             oracle(model, report)(images)
         assert spy.calls == calls
+
+
+@here
+@pytest.mark.parametrize("spec", ["evit:keep=0.5", "bat", "ats"])
+def test_class_attention_comes_from_the_attention_itself(spec: str) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=64, pretrained=False).eval().bfloat16()
+    ts.apply(model, spec)
+    images = torch.randn(2, 3, 64, 64).bfloat16()
+    with torch.inference_mode(), Spy("class_attention") as apart, Spy() as ours:
+        model(images)
+    assert apart.calls == 0 and ours.calls > 0
+    model.float()
+    with torch.inference_mode(), Spy("class_attention") as apart:
+        model(images.float())
+    assert apart.calls > 0

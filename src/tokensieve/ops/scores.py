@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokensieve.attention import Attended, attention_rows, class_attention, received, row_blocks
+from tokensieve.attention import Attended, attention_rows, cls_row, received, row_blocks
 from tokensieve.ops.matching import similarity
 from tokensieve.ops.rows import at_least_float32
 
@@ -23,7 +23,7 @@ def value_weighted(attended: Attended, class_token: bool, voters: Tensor | None 
         class_token: whether token 0 is a class token; attention received takes the place of its row where not.
         voters: (B, L) bool, the query rows that count in attention received, or None for all.
     """
-    attention = class_attention(attended) if class_token else received(attended, voters).mean(dim=1)
+    attention = cls_row(attended) if class_token else received(attended, voters).mean(dim=1)
     return attention * value_norms(attended)
 
 

@@ -85,13 +85,21 @@ def attends(x: Tensor) -> bool:
     return x.dtype == torch.bfloat16 and _serves(x) and _pairs()
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float | None = None) -> Tensor | Any:
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    scale: float | None = None,
+    class_row: bool = False,
+) -> tuple[Tensor, Tensor | None] | Any:
     """See ``tokensieve.attention.attend``."""
     alike = query.dtype == key.dtype == value.dtype and query.shape[:2] == key.shape[:2] == value.shape[:2]
     if not alike or value.shape[2:] != key.shape[2:] or not attends(query) or not _serves(key, value, bias):
         return NotImplemented
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return torch.ops.tokensieve.attend.default(query, key, value, scale, _flat(bias, key))
+    out, row = torch.ops.tokensieve.attend.default(query, key, value, scale, _flat(bias, key), class_row)
+    return out, row if class_row else None
 
 
 def class_attention(attended: Attended) -> Tensor | Any:

@@ -59,6 +59,22 @@ FOR_PAIRS float soften(float* row, const float* bias, int64_t width, float scale
   return fade;
 }
 
+// Numerators of a softmax from a row of logits, in float32; `row` has `width` places.
+FOR_PAIRS void numerators(const float* logits, float highest, int64_t width, float* row) {
+  const __m512 shift = _mm512_set1_ps(highest > -INFINITE ? highest : 0.0f);
+  for (int64_t j = 0; j < width; j += LANES) {
+    const __mmask16 inside = width - j < LANES ? static_cast<__mmask16>((1u << (width - j)) - 1) : 0xFFFF;
+    _mm512_mask_storeu_ps(row + j, inside, exponential(_mm512_sub_ps(_mm512_load_ps(logits + j), shift)));
+  }
+}
+
+FOR_PAIRS void mean_of_rows(const float* rows, int64_t count, int64_t width, float* mean) {
+  for (int64_t j = 0; j < width; ++j) mean[j] = 0.0f;
+  for (int64_t r = 0; r < count; ++r) {
+    for (int64_t j = 0; j < width; ++j) mean[j] += rows[r * width + j] * (1.0f / static_cast<float>(count));
+  }
+}
+
 FOR_PAIRS void fade_and_add(float* sums, const float* tile, int64_t width, float fade) {
   const __m512 factor = _mm512_set1_ps(fade);
   for (int64_t d = 0; d < width; d += LANES) {
@@ -99,8 +115,9 @@ class Head {
   }
 
   // Rows [first, last) of the answer, `out_step` apart. `bias` (round_up(length, WIDTH)) is minus infinity behind the end.
+  // The attention of query 0 goes into `class_row` (length) where that is not null and the rows begin with it.
   void rows(const c10::BFloat16* queries, int64_t query_step, float scale, const float* bias, int64_t first, int64_t last,
-            c10::BFloat16* out, int64_t out_step) {
+            c10::BFloat16* out, int64_t out_step, float* class_row) {
     const Cells<c10::BFloat16> kind(dim_);
     float* cells = query_cells_.room(BLOCK * kind.count);
     float* logits = logits_.room(ROWS * CHUNK);
@@ -110,6 +127,7 @@ class Head {
     float highest[BLOCK], total[BLOCK], fade[ROWS];
     for (; first < last; first += BLOCK) {
       const int64_t count = std::min(BLOCK, last - first);
+      float* const row = first == 0 ? class_row : nullptr;
       for (int64_t r = 0; r < BLOCK; ++r) {
         kind.fill(queries + (first + std::min(r, count - 1)) * query_step, cells + r * kind.count);
         highest[r] = -INFINITE, total[r] = 0.0f;
@@ -124,11 +142,16 @@ class Head {
             fade[r] = soften(logits + r * width, bias + start, width, scale, &highest[group + r], &total[group + r],
                              shares + r * width);
           }
+          if (row && group == 0) {
+            for (int64_t j = 0; j < start; ++j) row[j] *= fade[0];
+            numerators(logits, highest[0], std::min(width, length_ - start), row + start);
+          }
           pair_rows(reinterpret_cast<const float*>(shares), width / 2, values, width / 2, wide_ / WIDTH, tile, wide_);
           for (int64_t r = 0; r < ROWS; ++r) fade_and_add(sums + (group + r) * wide_, tile + r * wide_, wide_, fade[r]);
         }
       }
       for (int64_t r = 0; r < count; ++r) store_row(sums + r * wide_, total[r], dim_, out + (first + r) * out_step);
+      for (int64_t j = 0; row && j < length_; ++j) row[j] /= total[0];
     }
   }
 
@@ -146,16 +169,20 @@ class Head {
 // Whether `attend` runs on this processor.
 bool can_attend() { return has_pairs(); }
 
-// queries, keys and values (B, H, L, D) in bfloat16, bias (B, L) or none, to softmax(scale · q kᵀ + bias) v, (B, H, L, D).
-Tensor attend(const Tensor& queries, const Tensor& keys, const Tensor& values, double scale, const Maybe& bias) {
+// queries, keys and values (B, H, L, D) in bfloat16, bias (B, L) or none, to softmax(scale · q kᵀ + bias) v, (B, H, L, D),
+// and when `class_row` the attention of the first query, mean over heads, (B, L) in float32; else (B, 0).
+std::tuple<Tensor, Tensor> attend(const Tensor& queries, const Tensor& keys, const Tensor& values, double scale,
+                                  const Maybe& bias, bool class_row) {
   const int64_t batch = keys.size(0), heads = keys.size(1), length = keys.size(2), dim = keys.size(3);
   const int64_t rows = queries.size(2);
   STD_TORCH_CHECK(has_pairs(), "this processor does not multiply pairs of bfloat16");
   // Laid out as (B, L, H, D), which is how the heads are put side by side next.
   Tensor out = torch::stable::new_empty(queries, {batch, rows, heads, dim});
+  Tensor firsts = new_float(queries, {batch, class_row ? length : 0});
 #ifdef HAS_BFLOAT16_PAIRS
   c10::BFloat16* result = out_data<c10::BFloat16>(out);
   const int64_t width = round_up(length, WIDTH);
+  std::vector<float> first(class_row ? batch * heads * length : 0);  // of every head
   // Few heads are cut into stripes of rows, so that every thread has work.
   const int64_t stripes = batch * heads >= 32 ? 1 : std::max<int64_t>(1, std::min<int64_t>(4, rows / 64));
   in_parallel(batch * heads * stripes, 1, [&](int64_t begin, int64_t end) {
@@ -176,11 +203,15 @@ Tensor attend(const Tensor& queries, const Tensor& keys, const Tensor& values, d
       }
       head.rows(data<c10::BFloat16>(queries) + b * queries.stride(0) + h * queries.stride(1), queries.stride(2),
                 static_cast<float>(scale), biases, rows * stripe / stripes, rows * (stripe + 1) / stripes,
-                result + (b * rows * heads + h) * dim, heads * dim);
+                result + (b * rows * heads + h) * dim, heads * dim, class_row ? first.data() + place * length : nullptr);
     }
   });
+  if (class_row) {
+    float* mean = out_data<float>(firsts);
+    for (int64_t b = 0; b < batch; ++b) mean_of_rows(first.data() + b * heads * length, heads, length, mean + b * length);
+  }
 #endif
-  return torch::stable::transpose(out, 1, 2);
+  return {torch::stable::transpose(out, 1, 2), firsts};
 }
 
 }  // namespace tokensieve

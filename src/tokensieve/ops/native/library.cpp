@@ -17,7 +17,7 @@ Tensor agglomerate(const Tensor&, int64_t, int64_t);
 Tensor distances_between(const Tensor&);
 Tensor put_back(const Tensor&, const Tensor&, const Maybe&, int64_t, bool);
 bool can_attend();
-Tensor attend(const Tensor&, const Tensor&, const Tensor&, double, const Maybe&);
+std::tuple<Tensor, Tensor> attend(const Tensor&, const Tensor&, const Tensor&, double, const Maybe&, bool);
 Tensor column_sums(const Tensor&, const Tensor&, double, const Maybe&, const Maybe&, int64_t, const Maybe&,
                    const Maybe&, const Maybe&, const Maybe&, bool);
 
@@ -36,7 +36,8 @@ STABLE_TORCH_LIBRARY(tokensieve, library) {
   library.def("distances_between(Tensor similarities) -> Tensor");
   library.def("put_back(Tensor x, Tensor index, Tensor? other, int prefix, bool with_prefix) -> Tensor");
   library.def("can_attend() -> bool");
-  library.def("attend(Tensor queries, Tensor keys, Tensor values, float scale, Tensor? bias) -> Tensor");
+  library.def(
+      "attend(Tensor queries, Tensor keys, Tensor values, float scale, Tensor? bias, bool class_row) -> (Tensor, Tensor)");
   library.def(
       "column_sums(Tensor queries, Tensor keys, float scale, Tensor? bias, Tensor? votes, int stride, "
       "Tensor? expand, Tensor? expand_bias, Tensor? reduce, Tensor? reduce_bias, bool logarithm) -> Tensor");

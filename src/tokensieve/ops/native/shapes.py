@@ -8,9 +8,12 @@ from torch import Tensor
 Triple = tuple[Tensor, Tensor, Tensor]
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, scale: float, bias: Tensor | None) -> Tensor:
+def attend(
+    queries: Tensor, keys: Tensor, values: Tensor, scale: float, bias: Tensor | None, class_row: bool
+) -> tuple[Tensor, Tensor]:
     batch, heads, rows, dim = queries.shape
-    return queries.new_empty(batch, rows, heads, dim).transpose(1, 2)
+    row = queries.new_empty(batch, keys.shape[2] if class_row else 0, dtype=torch.float32)
+    return queries.new_empty(batch, rows, heads, dim).transpose(1, 2), row
 
 
 def class_attention(queries: Tensor, keys: Tensor, scale: float, bias: Tensor | None) -> Tensor:
