@@ -136,7 +136,7 @@ def families_table() -> str:
     """One row a family, for the README."""
     rows = []
     for name, family in registry.families().items():
-        blocks = ", ".join(f"`{cls.__name__}`" for cls in family.block_types)
+        blocks = ", ".join(f"`{block}`" for block in family.block_names())
         rows.append([f"`{name}`", family.description, blocks])
     return table(["family", "models", "blocks"], rows)
 

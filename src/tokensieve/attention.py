@@ -100,7 +100,8 @@ class Tap(TorchFunctionMode):
         if not self.calls:
             raise RefusedError(
                 "the block's attention never called the fused kernel (F.scaled_dot_product_attention): build the model "
-                "with fused attention on, timm.layers.set_fused_attn(True), so that its signals can be read"
+                "with fused attention on, so that its signals can be read: timm.layers.set_fused_attn(True), or in "
+                "transformers model.set_attn_implementation('sdpa')"
             )
         queries, keys, values = (
             torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]

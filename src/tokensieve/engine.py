@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokensieve import reading
 from tokensieve.errors import RefusedError, TokensieveError
 from tokensieve.identity import check_identity
 from tokensieve.method import Method
@@ -50,7 +51,8 @@ def apply(
     come out as N went in. Before anything changes, every block is run on a probe input both as it is and in two halves.
 
     Args:
-        model: a model of a known family, or one that contains such a model. Not yet compiled or wrapped.
+        model: a model of a known family, or one that contains such a model, of timm or of Hugging Face's transformers.
+            Not yet compiled or wrapped.
         methods: a method, a composition in the order in which it acts, or its spec ("tome:r=4+tosa:keep=0.5").
         fill: what stands at the place of tokens that are gone for good when all are given back: "last" (their last
             value), "mean" (the mean of those present) or "auto": "mean" for heads that pool over patches, else "last".
@@ -86,7 +88,7 @@ def apply(
             "masked=True is for methods that leave the same number of tokens in every image; a ragged one masks its "
             "tokens itself while training: leave masked out"
         )
-    pools = getattr(located.owner, "global_pool", "") in ("avg", "avgmax", "max", "map")
+    pools = located.family.pools(model, located.owner)
     chosen_fill: Fill = ("mean" if pools else "last") if fill == "auto" else fill
     taps = any(m.needs(layout) or m.log_size_attention for m in chosen)
     check_identity(model, probe, taps=taps)
@@ -102,6 +104,8 @@ def apply(
         block.__class__ = sieved_class(SievedBlock, type(block))  # type: ignore[arg-type]
     if hasattr(located.owner, "forward_intermediates"):
         located.owner.__class__ = sieved_class(SievedOwner, type(located.owner))  # type: ignore[arg-type]
+    for entry in located.family.readings(model, located.owner):
+        reading.attach(entry)
     return model
 
 
@@ -127,6 +131,7 @@ def _rounding(
 def remove(model: nn.Module) -> nn.Module:
     """Take all methods off ``model``, in place: the exact original again. Learned parts of methods go with them."""
     for module in list(model.modules()):
+        reading.detach(module)
         if isinstance(module, (SievedBlock, SievedOwner)):
             if isinstance(module, SievedBlock):
                 del module._modules[SITE]

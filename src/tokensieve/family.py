@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from tokensieve.reading import Reading
 from tokensieve.view import Layout
+
+POOLS_OVER_PATCHES = ("avg", "avgmax", "max", "map")
 
 
 @dataclass(frozen=True)
@@ -41,19 +45,42 @@ class Family(ABC):
     Class attributes:
         name: what tables and errors call it.
         description: one line for ``tokensieve families``.
-        block_types: the block classes it can run in halves.
+        block_types: the block classes it can run in halves. Those of a package that may not be installed are given by
+            their full names, so that nothing is imported before somebody has such a model.
+        arguments: names of what a block gets by position behind its tokens.
     """
 
     name: ClassVar[str]
     description: ClassVar[str]
-    block_types: ClassVar[tuple[type[nn.Module], ...]]
+    block_types: ClassVar[tuple[type[nn.Module] | str, ...]]
+    arguments: ClassVar[tuple[str, ...]] = ()
+
+    def is_block(self, module: nn.Module) -> bool:
+        """Whether ``module`` is of one of the ``block_types``."""
+        return any(
+            cls in self.block_types or f"{cls.__module__}.{cls.__qualname__}" in self.block_types
+            for cls in type(module).__mro__
+        )
+
+    def block_names(self) -> tuple[str, ...]:
+        """The names of the ``block_types``, without their modules."""
+        return tuple(kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__ for kind in self.block_types)
+
+    def lacking(self) -> str | None:
+        """The package that models of this family come from where it is not installed, else None."""
+        packages = (kind.partition(".")[0] for kind in self.block_types if isinstance(kind, str))
+        return next((package for package in packages if importlib.util.find_spec(package) is None), None)
 
     def matches(self, module: nn.Module) -> bool:
         """Whether ``module`` owns blocks of this family."""
         blocks = getattr(module, "blocks", None)
         if not isinstance(blocks, (nn.Sequential, nn.ModuleList)) or not len(blocks):
             return False
-        return hasattr(module, "num_prefix_tokens") and all(isinstance(b, self.block_types) for b in blocks)
+        return hasattr(module, "num_prefix_tokens") and all(map(self.is_block, blocks))
+
+    def keywords(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What a block got behind its tokens, all by name."""
+        return {**kwargs, **dict(zip(self.arguments, args, strict=False))}
 
     def blocks(self, owner: nn.Module) -> list[nn.Module]:
         """The blocks of ``owner`` in the order they run."""
@@ -66,6 +93,29 @@ class Family(ABC):
     @abstractmethod
     def layout(self, owner: nn.Module) -> Layout:
         """The token layout of ``owner``."""
+
+    def input_size(self, owner: nn.Module) -> tuple[int, int, int]:
+        """(channels, height, width) of the images that ``owner`` was built for."""
+        model: Any = owner
+        config = getattr(owner, "pretrained_cfg", None) or {}
+        embed = model.patch_embed
+        height, width = getattr(embed, "img_size", None) or config.get("input_size", (3, 224, 224))[1:]
+        channels = getattr(owner, "in_chans", 0) or getattr(getattr(embed, "proj", None), "in_channels", 3)
+        return channels, height, width
+
+    def patch_size(self, owner: nn.Module) -> tuple[int, int]:
+        """(height, width) of a patch in pixels."""
+        model: Any = owner
+        height, width = model.patch_embed.patch_size
+        return int(height), int(width)
+
+    def pools(self, model: nn.Module, owner: nn.Module) -> bool:
+        """Whether the head of ``model`` pools over patches."""
+        return getattr(owner, "global_pool", "") in POOLS_OVER_PATCHES
+
+    def readings(self, model: nn.Module, owner: nn.Module) -> list[Reading]:
+        """Where outputs carry the hidden states between blocks, inner ones first. Default: nowhere."""
+        return []
 
     @abstractmethod
     def attention(self, block: nn.Module, x: Tensor, **kwargs: Any) -> Tensor:

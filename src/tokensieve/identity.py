@@ -29,14 +29,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def probe_input(model: nn.Module) -> Tensor:
     """A fixed random image (1, C, H, W) of the model's input size, on its device and in its dtype."""
-    owner: Any = family_of(model).owner
-    config = getattr(owner, "pretrained_cfg", None) or {}
-    embed = owner.patch_embed
-    size = getattr(embed, "img_size", None) or config.get("input_size", (3, 224, 224))[1:]
-    weight = next(owner.parameters())
-    channels: int = getattr(owner, "in_chans", 0) or getattr(getattr(embed, "proj", None), "in_channels", 3)
+    located = family_of(model)
+    weight = next(located.owner.parameters())
     generator = torch.Generator().manual_seed(0)
-    image = torch.rand(1, channels, *size, generator=generator) * 2 - 1
+    image = torch.rand(1, *located.family.input_size(located.owner), generator=generator) * 2 - 1
     return image.to(device=weight.device, dtype=weight.dtype)
 
 
@@ -58,7 +54,7 @@ def check_identity(model: nn.Module, probe: Tensor | None = None, taps: bool = T
             try:
                 tap = Tap()
                 with tap:
-                    half = family.attention(block, args[0], **kwargs)
+                    half = family.attention(block, args[0], **family.keywords(args[1:], kwargs))
                 if taps:
                     tap.attended()
                 if not torch.equal(family.mlp(block, half), out):

@@ -114,5 +114,5 @@ def family_of(model: nn.Module) -> Located:
 
 
 def _children_named_blocks(module: nn.Module) -> list[nn.Module]:
-    blocks = getattr(module, "blocks", None)
-    return list(blocks) if isinstance(blocks, (nn.Sequential, nn.ModuleList)) else []
+    lists = (getattr(module, name, None) for name in ("blocks", "layers", "layer"))
+    return [block for blocks in lists if isinstance(blocks, (nn.Sequential, nn.ModuleList)) for block in blocks]

@@ -81,10 +81,11 @@ class Site(nn.Module):
 
     def run(self, block: SievedBlock, x: Tensor | Tokens, kwargs: dict[str, Any]) -> Tensor | Tokens:
         """Run ``block`` on ``x``: a plain (B, L, C) tensor at the first site, ``Tokens`` behind it."""
-        if kwargs.pop("attn_mask", None) is not None or kwargs.pop("is_causal", False):
+        masks = [kwargs.pop(name, None) for name in ("attn_mask", "attention_mask")]
+        if any(mask is not None for mask in masks) or kwargs.pop("is_causal", False):
             raise RefusedError(
-                "a model with reduced tokens takes neither attn_mask nor is_causal: its tokens are not where the mask "
-                "expects them; ts.remove(model) gives the dense model back"
+                "a model with reduced tokens takes neither an attention mask nor is_causal: its tokens are not where "
+                "the mask expects them; ts.remove(model) gives the dense model back"
             )
         tokens = x if isinstance(x, Tokens) else Tokens.start(x, self.layout.prefix, self.fill)
         tokens = algebra.returning(tokens, self.block)
@@ -244,9 +245,9 @@ class Site(nn.Module):
 class SievedBlock(nn.Module):
     """Mixed into a block's class while the block has a Site. The block's own forward stays reachable as ``dense``."""
 
-    def forward(self, x: Tensor | Tokens, **kwargs: Any) -> Tensor | Tokens:
+    def forward(self, x: Tensor | Tokens, *args: Any, **kwargs: Any) -> Tensor | Tokens:
         site: Site = self._modules[SITE]  # type: ignore[assignment]
-        return site.run(self, x, kwargs)
+        return site.run(self, x, site.family.keywords(args, kwargs))
 
     def dense(self, x: Tensor, **kwargs: Any) -> Tensor:
         """The block's original forward."""

@@ -12,11 +12,13 @@ from typing import Any
 
 import timm
 import torch
+import transformers
 from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsBlock, ResPostBlock
 from torch import Tensor, nn
 
 import tokensieve as ts
 from tokensieve import registry
+from tokensieve.hugging_face import HuggingFaceModel
 from tokensieve.method import Method
 from tokensieve.view import Layout
 
@@ -31,6 +33,18 @@ def small(name: str, **changes: Any) -> Factory:
     """A timm model shrunk to DEPTH blocks of 48 channels and 3 heads."""
     arguments: dict[str, Any] = {"img_size": SIZE, "patch_size": 16, "depth": DEPTH, "embed_dim": 48, "num_heads": 3}
     return partial(timm.create_model, name, **{**arguments, "num_classes": 10, **changes})
+
+
+def transformer(name: str, config: str, *, image_size: Any = 64, **changes: Any) -> Factory:
+    """A model of transformers as small as those of timm; one built for 64 pixels resizes its position embeddings."""
+
+    def make(depth: int = DEPTH) -> nn.Module:
+        arguments: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": depth, "num_attention_heads": 3}
+        arguments |= {"patch_size": 16, "image_size": image_size, "num_labels": 10, **changes}
+        model = getattr(transformers, name)(getattr(transformers, config)(**arguments))
+        return HuggingFaceModel(model, img_size=SIZE)
+
+    return make
 
 
 # Family name to small models; the first of a family stands for it where running every one would take too long.
@@ -59,7 +73,23 @@ FACTORIES: dict[str, dict[str, Factory]] = {
         "pe-core": small("vit_pe_core_tiny_patch16_384"),
         "grouped-queries": small("vit_base_patch16_sapiens2", num_kv_heads=(3, 1, 1, 3)),
     },
+    "hf-vit": {
+        "vit": transformer("ViTForImageClassification", "ViTConfig", image_size=SIZE, intermediate_size=96),
+        "deit-distilled": transformer(
+            "DeiTForImageClassificationWithTeacher", "DeiTConfig", image_size=SIZE, intermediate_size=96
+        ),
+    },
+    "hf-dinov2": {
+        "registers": transformer(
+            "Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersConfig", use_swiglu_ffn=True
+        ),
+        "model": transformer("Dinov2Model", "Dinov2Config", drop_path_rate=0.1),
+    },
+    "hf-dpt": {"dpt": transformer("DPTModel", "DPTConfig", intermediate_size=96, is_hybrid=False)},
 }
+
+
+NO_WEIGHTS = ("token", "tokens", "pos_embed", "position_embeddings", "latent")
 
 
 def liven(model: nn.Module) -> nn.Module:
@@ -70,7 +100,7 @@ def liven(model: nn.Module) -> nn.Module:
             noise = torch.randn(parameter.shape, generator=generator)
             if "rope" in name:
                 continue
-            if parameter.dim() >= 2 and not name.endswith(("token", "pos_embed", "latent")):
+            if parameter.dim() >= 2 and not name.endswith(NO_WEIGHTS):
                 fan_in = parameter[0].numel()
                 parameter.copy_(noise * fan_in**-0.5)
             elif name.endswith(("weight", "gamma", "gamma_1", "gamma_2")):
@@ -122,6 +152,7 @@ def composition(cls: type[Method]) -> tuple[Method, ...] | None:
 METHODS: tuple[str, ...] = tuple(registry.methods())
 MODELS: tuple[tuple[str, str], ...] = tuple((family, name) for family, models in FACTORIES.items() for name in models)
 FIRST: tuple[tuple[str, str], ...] = tuple((family, next(iter(models))) for family, models in FACTORIES.items())
+FIRST_OF_TIMM = tuple((family, name) for family, name in FIRST if family.startswith("timm"))
 
 DEFAULTS: dict[str, tuple[Method, ...]] = {name: (cls(),) for name, cls in registry.methods().items()}
 COMPOSED: dict[str, tuple[Method, ...]] = {

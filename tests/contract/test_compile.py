@@ -1,4 +1,7 @@
-"""``torch.compile`` and ``torch.export`` of reduced models, on the first small model of every family at two blocks."""
+"""``torch.compile`` and ``torch.export`` of reduced models, on the first small model of every family at two blocks.
+
+Families of transformers differ in what surrounds a block and not in what a method compiles to: two methods stand for all.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,22 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from models import COMPOSED, CONFIGS, DEFAULTS, FACTORIES, FIRST, images, liven
+from models import COMPOSED, CONFIGS, DEFAULTS, FACTORIES, FIRST, FIRST_OF_TIMM, images, liven
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import tokensieve as ts
 from tokensieve.decision import keep_only
 
-first_models = pytest.mark.parametrize(("family", "name"), FIRST)
 RAGGED = {config for config, methods in CONFIGS.items() if any(method.ragged for method in methods)}
 # One composition of each kind is enough here: how methods meet does not depend on which ones they are.
 KINDS = {(methods[0].returns, methods[1].returns): config for config, methods in COMPOSED.items()}
-every_config = pytest.mark.parametrize("config", sorted({*DEFAULTS, *KINDS.values()} - RAGGED))
+STATIC = sorted({*DEFAULTS, *KINDS.values()} - RAGGED)
+every_config = pytest.mark.parametrize("config", STATIC)
+every_case = pytest.mark.parametrize(
+    ("family", "name", "config"),
+    [(*first, config) for first in FIRST for config in (STATIC if first in FIRST_OF_TIMM else ("bat", "tosa"))],
+)
 
 
 def reduced(family: str, name: str, config: str) -> nn.Module:
@@ -37,8 +44,7 @@ def _fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
-@every_config
-@first_models
+@every_case
 def test_compiles_once_per_shape_into_one_graph(family: str, name: str, config: str) -> None:
     model = reduced(family, name, config)
     counter = CompileCounterWithBackend("aot_eager")
@@ -55,8 +61,7 @@ def last_images(batch: int) -> Tensor:
     return images(8, torch.float64)[-batch:].clone()
 
 
-@every_config
-@first_models
+@every_case
 def test_compiles_once_for_every_batch(family: str, name: str, config: str) -> None:
     model = reduced(family, name, config)
     counter = CompileCounterWithBackend("eager")
@@ -123,8 +128,7 @@ def test_inductor_gives_the_same_answers(config: str) -> None:
     assert counter.frame_count == 1
 
 
-@every_config
-@first_models
+@every_case
 def test_export_with_a_dynamic_batch(family: str, name: str, config: str) -> None:
     model = reduced(family, name, config)
     traced, other = images(2, torch.float64), images(8, torch.float64)[3:]

@@ -15,6 +15,7 @@ from models import (
     DEFAULTS,
     FACTORIES,
     FIRST,
+    FIRST_OF_TIMM,
     METHODS,
     MODELS,
     PATCHES,
@@ -133,7 +134,7 @@ def test_forward_intermediates(family: str, name: str, config: str, layout: str,
 
 
 @every_config
-@first_models
+@pytest.mark.parametrize(("family", "name"), FIRST_OF_TIMM)  # transformers has backbones: test_hugging_face.py
 def test_intermediate_layers_and_features_only(family: str, name: str, config: str) -> None:
     dense, x = build(family, name), images(2)
     model = ts.apply(build(family, name), CONFIGS[config])

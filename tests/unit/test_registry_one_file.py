@@ -160,5 +160,5 @@ def test_functions_and_folders_of_one_name_are_both_within_reach() -> None:
 
     assert importlib.import_module("tokensieve.methods").bat is bat
     assert ts.methods()["bat"] is ts.BAT is BAT is bat.BAT
-    assert set(ts.families()) == {"timm-eva", "timm-vit"}
+    assert set(ts.families()) == {"hf-dinov2", "hf-dpt", "hf-vit", "timm-eva", "timm-vit"}
     assert ts.method("bat:keep=0.5") == (BAT(keep=0.5),)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rich.markup import escape
+
 from tokensieve import registry
 from tokensieve.cli.options import Verbose
 from tokensieve.cli.output import new_table, show_table
@@ -13,5 +15,7 @@ def families(verbose: Verbose = False) -> None:
     for column in ("family", "models", "blocks"):
         table.add_column(column, overflow="fold")
     for name, family in registry.families().items():
-        table.add_row(name, family.description, ", ".join(block.__name__ for block in family.block_types))
+        lacking = family.lacking()
+        hint = "" if lacking is None else f" ({lacking} is not installed: pip install 'tokensieve[{lacking}]')"
+        table.add_row(name, escape(family.description + hint), ", ".join(family.block_names()))
     show_table(table)

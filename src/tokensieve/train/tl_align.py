@@ -88,8 +88,8 @@ def patch_shares(own: Tensor, model: nn.Module) -> Tensor:
         own: (B, H, W), the share of the first label in each pixel, in [0, 1].
         model: whose patches count.
     """
-    embed: Any = family_of(model).owner.patch_embed
-    return F.avg_pool2d(own.unsqueeze(1), embed.patch_size, ceil_mode=True).flatten(1)
+    located = family_of(model)
+    return F.avg_pool2d(own.unsqueeze(1), located.family.patch_size(located.owner), ceil_mode=True).flatten(1)
 
 
 class LabelTracker:
@@ -100,7 +100,7 @@ class LabelTracker:
         owner: Any = located.owner
         self.layout = located.family.layout(owner)
         self.blocks = located.family.blocks(owner)
-        self.pools = not self.layout.class_token or getattr(owner, "global_pool", "") in ("avg", "avgmax", "max", "map")
+        self.pools = not self.layout.class_token or located.family.pools(model, owner)
         if shares.dim() != 2:
             raise TokensieveError(f"shares must be (images, patches), got {tuple(shares.shape)}")
         self._start = at_least_float32(shares.detach()).unsqueeze(2)
