@@ -34,6 +34,7 @@ class Attended:
         queries, keys, values: (B, H, L, D), L = prefix + patch tokens. Parallel attentions lie side by side in H.
         scale: factor of the logits, 1 / sqrt(D) unless the model says otherwise.
         bias: (B, 1, 1, L) added to the logits of every key, or None.
+        outputs: (B, H, L, D) what every head gave, A·V, or None where nobody asked for it.
     """
 
     queries: Tensor
@@ -41,22 +42,25 @@ class Attended:
     values: Tensor
     scale: float
     bias: Tensor | None = None
+    outputs: Tensor | None = None
 
 
 class Tap(TorchFunctionMode):
     """Records the attention calls made inside ``with tap:`` and adds ``bias`` (B, 1, 1, L) to their logits.
 
     With ``own`` a kernel of ours may compute the attention where it is the faster one (see ``attend``); without, the
-    call that the model makes is the call that runs, bit for bit.
+    call that the model makes is the call that runs, bit for bit. With ``keep_outputs`` what it gave is recorded too.
 
     Write ``tap = Tap()`` and then ``with tap:``; TorchDynamo does not trace ``with Tap() as tap``.
     """
 
-    def __init__(self, bias: Tensor | None = None, own: bool = False) -> None:
+    def __init__(self, bias: Tensor | None = None, own: bool = False, keep_outputs: bool = False) -> None:
         super().__init__()
         self.bias = bias
         self.own = own
+        self.keep_outputs = keep_outputs
         self.calls: list[tuple[Tensor, Tensor, Tensor, float | None]] = []
+        self.outputs: list[Tensor] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -64,7 +68,10 @@ class Tap(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        return self._attend(*args, **kwargs)
+        output = self._attend(*args, **kwargs)
+        if self.keep_outputs:
+            self.outputs.append(output)
+        return output
 
     def _attend(
         self,
@@ -101,7 +108,9 @@ class Tap(TorchFunctionMode):
             for parts in list(zip(*((q, k, v) for q, k, v, _ in self.calls), strict=True))
         )
         scale = self.calls[0][3]
-        return Attended(queries, keys, values, queries.shape[-1] ** -0.5 if scale is None else scale, self.bias)
+        scale = queries.shape[-1] ** -0.5 if scale is None else scale
+        outputs = torch.cat(self.outputs, dim=1) if self.outputs else None
+        return Attended(queries, keys, values, scale, self.bias, outputs)
 
 
 @fused
@@ -188,7 +197,8 @@ def first_keys(attended: Attended, length: int) -> Attended:
     """What an attention over the first ``length`` tokens alone would be computed from."""
     bias = None if attended.bias is None else attended.bias[..., :length].contiguous()
     queries, keys, values = (part[:, :, :length] for part in (attended.queries, attended.keys, attended.values))
-    return Attended(queries, keys, values, attended.scale, bias)
+    outputs = None if attended.outputs is None else attended.outputs[:, :, :length]
+    return Attended(queries, keys, values, attended.scale, bias, outputs)
 
 
 def logits(attended: Attended, rows: slice = slice(None), scaled: bool = True) -> Tensor:

@@ -7,7 +7,7 @@ import inspect
 import typing
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -16,6 +16,9 @@ from tokensieve.attention import Attended
 from tokensieve.decision import Decision, Until
 from tokensieve.errors import TokensieveError
 from tokensieve.view import Layout, Signal, View
+
+if TYPE_CHECKING:
+    from tokensieve.tokens import Tokens
 
 Point = Literal["before", "middle", "after"]
 POINTS: tuple[Point, ...] = ("before", "middle", "after")
@@ -38,6 +41,8 @@ class Method(ABC):
         trained: True when it has learned parts that must be fitted before it beats its controls.
         ragged: True when images may keep different numbers of tokens.
         undisturbed: True when no other method may act between one of its sites and the return of its tokens.
+        auxiliary: True when it adds to the loss while training (``View.add_loss``, ``View.add_answer``).
+        mixes: True when it may answer with a SoftAssignment, now or while training: no token may be away then.
     """
 
     name: ClassVar[str] = ""
@@ -49,6 +54,8 @@ class Method(ABC):
     trained: ClassVar[bool] = False
     ragged: ClassVar[bool] = False
     undisturbed: ClassVar[bool] = False
+    auxiliary: ClassVar[bool] = False
+    mixes: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -104,6 +111,14 @@ class Method(ABC):
         values while the model runs is copied from the host every time, and no CUDA graph can hold it.
         """
         return None
+
+    def behind(self, tokens: Tokens, block: int, layout: Layout, training: bool) -> Tokens:
+        """What becomes of the state behind the MLP of every block from the first site on, before anybody acts there.
+
+        For a ragged method that carries something beside each token (``Tokens.carried``) or answers with other values
+        than the last block's. It moves no token. Default: ``tokens`` itself.
+        """
+        return tokens
 
     @property
     def log_size_attention(self) -> bool:

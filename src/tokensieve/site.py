@@ -24,7 +24,7 @@ from tokensieve.history import Stage
 from tokensieve.method import Method, Point
 from tokensieve.restoring import visible
 from tokensieve.tokens import Fill, Tokens
-from tokensieve.view import BlockSignals, Layout, View
+from tokensieve.view import BlockSignals, Layout, Signal, View
 
 if TYPE_CHECKING:
     from tokensieve.placement import Rounding
@@ -72,7 +72,9 @@ class Site(nn.Module):
             part = step.method.module(layout)
             if part is not None:
                 self.learned[step.key] = part
-        self.taps = any(step.method.needs(layout) for step in self.steps)
+        needs: set[Signal] = {signal for step in self.steps for signal in step.method.needs(layout)}
+        self.taps = bool(needs)
+        self.keeps_outputs = "outputs" in needs
 
     def extra_repr(self) -> str:
         return ", ".join(f"{step.method.point}: {step.method}" for step in self.steps)
@@ -95,7 +97,7 @@ class Site(nn.Module):
         own = attends_faster(tokens.x) and (tokens.version > 0 or self._acts(visible(tokens)))
         plain = bias is None and tokens.shares is None and not own
         if plain and not self.steps and not any(entry.after_attention for entry in tokens.parked):
-            return self._finish(self._stage(tokens, block.dense(tokens.x, **kwargs), attended, seen))
+            return self._finish(self._stage(tokens, block.dense(tokens.x, **kwargs), attended, seen, block.training))
         tokens, signals = self._attend(tokens, block, bias, own, kwargs)
         observed = self._observe(visible(tokens), signals)
         tokens = self._act(tokens, "middle", signals, block.training)
@@ -109,7 +111,7 @@ class Site(nn.Module):
             signals = None
         elif signals is not None and all(step.key in observed for step in behind if step.method.needs(self.layout)):
             signals.attended = None
-        tokens = self._stage(tokens, self.family.mlp(block, tokens.x), attended, seen)
+        tokens = self._stage(tokens, self.family.mlp(block, tokens.x), attended, seen, block.training)
         return self._finish(self._act(tokens, "after", signals, block.training, observed))
 
     def _acts(self, tokens: Tokens) -> bool:
@@ -143,7 +145,7 @@ class Site(nn.Module):
         """The attention half of the block, and its signals where a method here reads any."""
         if not self.taps and bias is None and tokens.shares is None and not own:
             return tokens.changed(x=self.family.attention(block, tokens.x, **kwargs)), None
-        tap = Tap(bias, own)
+        tap = Tap(bias, own, self.keeps_outputs)
         with tap:
             y = self.family.attention(block, tokens.x, **kwargs)
         tokens = tokens.changed(x=y)
@@ -158,10 +160,13 @@ class Site(nn.Module):
             attended = first_keys(attended, tokens.x.shape[1] - tokens.hidden)
         return tokens, BlockSignals(attended, visible(tokens).alive)
 
-    def _stage(self, tokens: Tokens, x: Tensor, attended: int, seen: Tensor | None) -> Tokens:
+    def _stage(self, tokens: Tokens, x: Tensor, attended: int, seen: Tensor | None, training: bool) -> Tokens:
         """The state after the block's MLP, which gave ``x``."""
         stage = Stage(self.block, attended, x.shape[1], tokens.alive, seen, tokens.mask)
-        return tokens.changed(x=x, stages=(*tokens.stages, stage))
+        tokens = tokens.changed(x=x, stages=(*tokens.stages, stage))
+        for method in self.methods:
+            tokens = method.behind(tokens, self.block, self.layout, training)
+        return tokens
 
     def _finish(self, tokens: Tokens) -> Tensor | Tokens:
         out: Tensor | Tokens = self(tokens)
@@ -202,8 +207,8 @@ class Site(nn.Module):
             else:
                 whole = masking.among_hidden(tokens, decision)
                 tokens = algebra.apply(tokens, whole, self.block, point, step.label)
-            if view.losses:
-                tokens = tokens.changed(losses=(*tokens.losses, *view.losses))
+            if view.losses or view.answers:
+                tokens = tokens.changed(losses=(*tokens.losses, *view.losses), answers=(*tokens.answers, *view.answers))
             if signals is not None:
                 signals.follow(decision)
         return tokens
