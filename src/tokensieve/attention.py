@@ -8,7 +8,7 @@ just what a method asked for, in memory that grows with the number of tokens and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ class Attended:
         scale: factor of the logits, 1 / sqrt(D) unless the model says otherwise.
         bias: (B, 1, 1, L) added to the logits of every key, or None.
         class_row: (B, L) what ``class_attention`` gives, where the kernel of the attention had it on its way; or None.
+        outputs: (B, H, L, D) what every head gave, A·V, or None where nobody asked for it.
     """
 
     queries: Tensor
@@ -43,25 +44,27 @@ class Attended:
     scale: float
     bias: Tensor | None = None
     class_row: Tensor | None = None
+    outputs: Tensor | None = None
 
 
 class Tap(TorchFunctionMode):
     """Records the attention calls made inside ``with tap:`` and adds ``bias`` (B, 1, 1, L) to their logits.
 
-    With ``own`` a kernel of ours may compute the attention where it is the faster one (see ``attend``), and with
-    ``class_row`` it gives class attention too; without, the call that the model makes is the call that runs, bit for
-    bit.
+    With ``own`` a kernel of ours may compute the attention where it is the faster one (see ``attend``); without, the
+    call that the model makes is the call that runs, bit for bit. Of the signals ``wanted``, "outputs" are recorded too,
+    and "cls_row" is taken from our kernel where that runs.
 
     Write ``tap = Tap()`` and then ``with tap:``; TorchDynamo does not trace ``with Tap() as tap``.
     """
 
-    def __init__(self, bias: Tensor | None = None, own: bool = False, class_row: bool = False) -> None:
+    def __init__(self, bias: Tensor | None = None, own: bool = False, wanted: Collection[str] = frozenset()) -> None:
         super().__init__()
         self.bias = bias
         self.own = own
-        self.wants_class_row = class_row
+        self.wanted = wanted
         self.class_row: Tensor | None = None
         self.calls: list[tuple[Tensor, Tensor, Tensor, float | None]] = []
+        self.outputs: list[Tensor] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -69,7 +72,10 @@ class Tap(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        return self._attend(*args, **kwargs)
+        output = self._attend(*args, **kwargs)
+        if "outputs" in self.wanted:
+            self.outputs.append(output)
+        return output
 
     def _attend(
         self,
@@ -89,7 +95,7 @@ class Tap(TorchFunctionMode):
             )
         self.calls.append((query, key, value, scale))
         if self.own and dropout_p == 0.0 and not others:
-            out, self.class_row = attend(query, key, value, self.bias, scale, self.wants_class_row)
+            out, self.class_row = attend(query, key, value, self.bias, scale, "cls_row" in self.wanted)
             return out
         if self.bias is None:
             return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, scale=scale, **others)
@@ -109,7 +115,9 @@ class Tap(TorchFunctionMode):
         )
         scale = self.calls[0][3]
         scale = queries.shape[-1] ** -0.5 if scale is None else scale
-        return Attended(queries, keys, values, scale, self.bias, self.class_row if len(self.calls) == 1 else None)
+        outputs = torch.cat(self.outputs, dim=1) if self.outputs else None
+        class_row = self.class_row if len(self.calls) == 1 else None
+        return Attended(queries, keys, values, scale, self.bias, class_row, outputs)
 
 
 @fused
@@ -205,7 +213,8 @@ def first_keys(attended: Attended, length: int) -> Attended:
     """What an attention over the first ``length`` tokens alone would be computed from."""
     bias = None if attended.bias is None else attended.bias[..., :length].contiguous()
     queries, keys, values = (part[:, :, :length] for part in (attended.queries, attended.keys, attended.values))
-    return Attended(queries, keys, values, attended.scale, bias)
+    outputs = None if attended.outputs is None else attended.outputs[:, :, :length]
+    return Attended(queries, keys, values, attended.scale, bias, outputs)
 
 
 def logits(attended: Attended, rows: slice = slice(None), scaled: bool = True) -> Tensor:

@@ -7,7 +7,7 @@ import inspect
 import typing
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -16,6 +16,9 @@ from tokensieve.attention import Attended
 from tokensieve.decision import Decision, Until
 from tokensieve.errors import TokensieveError
 from tokensieve.view import Layout, Signal, View
+
+if TYPE_CHECKING:
+    from tokensieve.tokens import Tokens
 
 Point = Literal["before", "middle", "after"]
 POINTS: tuple[Point, ...] = ("before", "middle", "after")
@@ -40,6 +43,8 @@ class Method(ABC):
         undisturbed: True when no other method may act between one of its sites and the return of its tokens.
         undivided: True when it acts on the grid of all patches: nobody may have removed any before.
         gridded: True when the tokens it leaves are a grid too, so that their number cannot be rounded.
+        auxiliary: True when it adds to the loss while training (``View.add_loss``, ``View.add_answer``).
+        mixes: True when it may answer with a SoftAssignment, now or while training: no token may be away then.
     """
 
     name: ClassVar[str] = ""
@@ -53,6 +58,8 @@ class Method(ABC):
     undisturbed: ClassVar[bool] = False
     undivided: ClassVar[bool] = False
     gridded: ClassVar[bool] = False
+    auxiliary: ClassVar[bool] = False
+    mixes: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -108,6 +115,14 @@ class Method(ABC):
         values while the model runs is copied from the host every time, and no CUDA graph can hold it.
         """
         return None
+
+    def behind(self, tokens: Tokens, block: int, layout: Layout, training: bool) -> Tokens:
+        """What becomes of the state behind the MLP of every block from the first site on, before anybody acts there.
+
+        For a ragged method that carries something beside each token (``Tokens.carried``) or answers with other values
+        than the last block's. It moves no token. Default: ``tokens`` itself.
+        """
+        return tokens
 
     @property
     def log_size_attention(self) -> bool:

@@ -51,6 +51,7 @@ def schedule(methods: Sequence[Method], layout: Layout) -> dict[int, tuple[Step,
                 skipped[number] = method
     _check_undisturbed(plan, layout)
     _check_skippers(plan, skipped, layout)
+    _check_mixers(plan, skipped)
     placed = {block: tuple(steps) for block, steps in sorted(plan.items())}
     _check_undivided(placed, counts(placed, layout), layout)
     return placed
@@ -77,6 +78,19 @@ def _check_skippers(plan: dict[int, list[Step]], skipped: dict[int, Method], lay
                 raise TokensieveError(
                     f"{step.method.name} chooses in block {block} which tokens skip, and {other.name} makes tokens "
                     "skip that block: give them sites that are not neighbours"
+                )
+
+
+def _check_mixers(plan: dict[int, list[Step]], skipped: dict[int, Method]) -> None:
+    """Nobody mixes all tokens while some are away: they would come back to places that are no more."""
+    for block, steps in plan.items():
+        for step in steps:
+            # Behind a block, what counts is who is away in the next one.
+            other = skipped.get(block + 1 if step.method.point == "after" else block)
+            if step.method.mixes and other is not None:
+                raise TokensieveError(
+                    f"{step.method.name} mixes all tokens in block {block}, and {other.name} makes tokens skip that "
+                    "block: give them other sites"
                 )
 
 

@@ -72,9 +72,7 @@ class Site(nn.Module):
             part = step.method.module(layout)
             if part is not None:
                 self.learned[step.key] = part
-        needed = frozenset[str]().union(*(step.method.needs(layout) for step in self.steps))
-        self.taps = bool(needed)
-        self.reads_class_row = "cls_row" in needed
+        self.needs = frozenset(signal for step in self.steps for signal in step.method.needs(layout))
 
     def extra_repr(self) -> str:
         return ", ".join(f"{step.method.point}: {step.method}" for step in self.steps)
@@ -98,7 +96,7 @@ class Site(nn.Module):
         own = attends_faster(tokens.x) and (tokens.version > 0 or self._acts(visible(tokens)))
         plain = bias is None and tokens.shares is None and not own
         if plain and not self.steps and not any(entry.after_attention for entry in tokens.parked):
-            return self._finish(self._stage(tokens, block.dense(tokens.x, **kwargs), attended, seen))
+            return self._finish(self._stage(tokens, block.dense(tokens.x, **kwargs), attended, seen, block.training))
         tokens, signals = self._attend(tokens, block, bias, own, kwargs)
         observed = self._observe(visible(tokens), signals)
         tokens = self._act(tokens, "middle", signals, block.training)
@@ -112,7 +110,7 @@ class Site(nn.Module):
             signals = None
         elif signals is not None and all(step.key in observed for step in behind if step.method.needs(self.layout)):
             signals.attended = None
-        tokens = self._stage(tokens, self.family.mlp(block, tokens.x), attended, seen)
+        tokens = self._stage(tokens, self.family.mlp(block, tokens.x), attended, seen, block.training)
         return self._finish(self._act(tokens, "after", signals, block.training, observed))
 
     def _acts(self, tokens: Tokens) -> bool:
@@ -144,9 +142,9 @@ class Site(nn.Module):
         self, tokens: Tokens, block: SievedBlock, bias: Tensor | None, own: bool, kwargs: dict[str, Any]
     ) -> tuple[Tokens, BlockSignals | None]:
         """The attention half of the block, and its signals where a method here reads any."""
-        if not self.taps and bias is None and tokens.shares is None and not own:
+        if not self.needs and bias is None and tokens.shares is None and not own:
             return tokens.changed(x=self.family.attention(block, tokens.x, **kwargs)), None
-        tap = Tap(bias, own, self.reads_class_row)
+        tap = Tap(bias, own, self.needs)
         with tap:
             y = self.family.attention(block, tokens.x, **kwargs)
         tokens = tokens.changed(x=y)
@@ -154,17 +152,20 @@ class Site(nn.Module):
             with torch.no_grad():
                 spread = spread_shares(tap.attended(), tokens.shares.x)
             tokens = tokens.changed(shares=tokens.shares.changed(x=spread))
-        if not self.taps:
+        if not self.needs:
             return tokens, None
         attended = tap.attended()
         if tokens.hidden:
             attended = first_keys(attended, tokens.x.shape[1] - tokens.hidden)
         return tokens, BlockSignals(attended, visible(tokens).alive)
 
-    def _stage(self, tokens: Tokens, x: Tensor, attended: int, seen: Tensor | None) -> Tokens:
+    def _stage(self, tokens: Tokens, x: Tensor, attended: int, seen: Tensor | None, training: bool) -> Tokens:
         """The state after the block's MLP, which gave ``x``."""
         stage = Stage(self.block, attended, x.shape[1], tokens.alive, seen, tokens.mask)
-        return tokens.changed(x=x, stages=(*tokens.stages, stage))
+        tokens = tokens.changed(x=x, stages=(*tokens.stages, stage))
+        for method in self.methods:
+            tokens = method.behind(tokens, self.block, self.layout, training)
+        return tokens
 
     def _finish(self, tokens: Tokens) -> Tensor | Tokens:
         out: Tensor | Tokens = self(tokens)
@@ -205,8 +206,8 @@ class Site(nn.Module):
             else:
                 whole = masking.among_hidden(tokens, decision)
                 tokens = algebra.apply(tokens, whole, self.block, point, step.label)
-            if view.losses:
-                tokens = tokens.changed(losses=(*tokens.losses, *view.losses))
+            if view.losses or view.answers:
+                tokens = tokens.changed(losses=(*tokens.losses, *view.losses), answers=(*tokens.answers, *view.answers))
             if signals is not None:
                 signals.follow(decision)
         return tokens

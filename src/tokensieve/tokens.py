@@ -36,7 +36,8 @@ from tokensieve.decision import (
 from tokensieve.errors import TokensieveError
 from tokensieve.history import Event, Stage
 from tokensieve.mixing import Blend
-from tokensieve.moving import add_spread, move_tokens, put_back
+from tokensieve.moving import add_spread, behind_prefix, move_tokens, put_back
+from tokensieve.ops.rows import take_rows
 from tokensieve.restoring import patches_at_originals
 from tokensieve.restoring import restore as restore
 from tokensieve.restoring import returning as returning
@@ -50,6 +51,15 @@ class Loss:
 
     name: str
     value: Tensor
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer (B, K) that a method's own head gave while training; see ``View.add_answer``."""
+
+    name: str
+    logits: Tensor
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,8 @@ class Tokens:
         events, stages: the record that pictures and MAC counts read.
         shares: a state with label shares (B, P + M, 1) as features that goes where these tokens go, see ``tl_align``.
         losses: what methods added to the loss so far, while training.
+        answers: what their own heads answered so far, while training.
+        carried: (B, P + M, D) what a ragged method carries beside each token, see ``Method.behind``; None otherwise.
     """
 
     x: Tensor
@@ -118,6 +130,8 @@ class Tokens:
     stages: tuple[Stage, ...] = ()
     shares: Tokens | None = None
     losses: tuple[Loss, ...] = ()
+    answers: tuple[Answer, ...] = ()
+    carried: Tensor | None = None
 
     @staticmethod
     def start(x: Tensor, prefix: int, fill: Fill = "last") -> Tokens:
@@ -212,7 +226,11 @@ def _register(cls: type, tensors: tuple[str, ...]) -> None:
 
 
 _register(
-    Tokens, ("x", "group", "rep", "size", "alive", "mask", "canvas", "parked", "outer", "events", "stages", "shares")
+    Tokens,
+    (
+        *("x", "group", "rep", "size", "alive", "mask", "canvas", "parked", "outer", "events", "stages", "shares"),
+        "carried",
+    ),
 )
 _register(Parked, ("before", "index", "dropped", "start"))
 _register(Outer, ("before", "restore"))
@@ -220,6 +238,7 @@ _register(Blend, ("index", "weight"))
 _register(Event, ("group",))
 _register(Stage, ("alive", "seen", "mask"))
 _register(Loss, ("value",))
+_register(Answer, ("logits",))
 
 
 def apply(tokens: Tokens, decision: Decision, block: int = 0, point: str = "middle", method: str = "") -> Tokens:
@@ -278,6 +297,7 @@ def _moved(tokens: Tokens, assignment: Assignment, block: int, point: str) -> di
         "size": size,
         "alive": alive,
         "mask": None if tokens.mask is None else tokens.mask.gather(1, keep),
+        "carried": None if tokens.carried is None else take_rows(tokens.carried, behind_prefix(keep, tokens.prefix)),
         "canvas": canvas,
         "parked": parked,
     }

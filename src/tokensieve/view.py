@@ -13,12 +13,12 @@ from tokensieve.attention import Attended
 from tokensieve.decision import Assignment, Decision, SoftAssignment, mixed, shared_out
 from tokensieve.errors import TokensieveError
 from tokensieve.ops.rows import head_mean, one_hot, take_rows
-from tokensieve.tokens import Loss, Tokens
+from tokensieve.tokens import Answer, Loss, Tokens
 
 if TYPE_CHECKING:
     from tokensieve.method import Method
 
-Signal = Literal["queries", "keys", "values", "cls_row", "received", "logits"]
+Signal = Literal["queries", "keys", "values", "cls_row", "received", "logits", "outputs"]
 SIGNALS: dict[Signal, str] = {
     "queries": "queries of this block's attention, after norms and rotary embedding",
     "keys": "keys of this block's attention, after norms and rotary embedding",
@@ -26,6 +26,7 @@ SIGNALS: dict[Signal, str] = {
     "cls_row": "class attention: the class token's row of the attention map",
     "received": "attention received: the column means of the attention map, streamed",
     "logits": "blocks of rows of the attention logits, streamed",
+    "outputs": "what every head's attention gave, before the heads are joined",
 }
 
 
@@ -113,6 +114,7 @@ class View:
         signals: the block's attention, None before the attention ran or when the method declared no signal.
         observed: what the method's ``observe`` made of the attention, None where it makes nothing.
         losses: what ``add_loss`` added.
+        answers: what ``add_answer`` added.
     """
 
     tokens: Tokens
@@ -126,6 +128,7 @@ class View:
     signals: BlockSignals | None
     observed: Tensor | None = None
     losses: list[Loss] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
 
     def add_loss(self, name: str, value: Tensor) -> None:
         """Add a scalar to the loss of a training step, weighted as the method wants it; of no effect in eval mode.
@@ -134,6 +137,14 @@ class View:
         """
         if self.training:
             self.losses.append(Loss(name, value))
+
+    def add_answer(self, name: str, logits: Tensor, weight: float = 1.0) -> None:
+        """Add a head's answer (B, K) to a training step, which adds ``weight`` · the task's loss on it; else no effect.
+
+        For auxiliary heads, which need labels that no method is shown. See ``tokensieve.train.auxiliary.added_loss``.
+        """
+        if self.training:
+            self.answers.append(Answer(name, logits, weight))
 
     @property
     def x(self) -> Tensor:

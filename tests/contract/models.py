@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import tokensieve as ts
 from tokensieve import registry
+from tokensieve.composition import REFERENCE
 from tokensieve.hugging_face import HuggingFaceModel
 from tokensieve.method import Method
 from tokensieve.view import Layout
@@ -144,7 +145,7 @@ def composition(cls: type[Method]) -> tuple[Method, ...] | None:
     """The method at its defaults together with one of the other kind, or None for methods that refuse company."""
     if cls.ragged or cls.undisturbed:
         return None
-    if cls.until == "end":
+    if cls().returns_at(0, REFERENCE) == "end":
         return (cls(), ts.ToSA(keep=0.5, score="own"))
     return (ts.ToMe(r=2), cls())
 
@@ -154,7 +155,11 @@ MODELS: tuple[tuple[str, str], ...] = tuple((family, name) for family, models in
 FIRST: tuple[tuple[str, str], ...] = tuple((family, next(iter(models))) for family, models in FACTORIES.items())
 FIRST_OF_TIMM = tuple((family, name) for family, name in FIRST if family.startswith("timm"))
 
-DEFAULTS: dict[str, tuple[Method, ...]] = {name: (cls(),) for name, cls in registry.methods().items()}
+# Methods whose untrained thresholds remove next to nothing of a small model.
+BITING: dict[str, dict[str, Any]] = {"as-vit": {"start": 0.005}, "a-vit": {"scale": 2.0, "shift": -3.0}}
+DEFAULTS: dict[str, tuple[Method, ...]] = {
+    name: (cls(**BITING.get(name, {})),) for name, cls in registry.methods().items()
+}
 COMPOSED: dict[str, tuple[Method, ...]] = {
     ts.spell(both): both for cls in registry.methods().values() if (both := composition(cls)) is not None
 }

@@ -44,6 +44,7 @@ class DynamicViT(Pruning):
 
     point = "before"
     trained = True
+    auxiliary = True
     paper = (
         "DynamicViT: Efficient Vision Transformers with Dynamic Token Sparsification",
         "Rao et al.",

@@ -64,3 +64,20 @@ def inverse_samples(score: Tensor, levels: int) -> Tensor:
     # Compared with the levels of the whole sum and not divided by it: what it is does not depend on any padding.
     place = torch.searchsorted(summed, grid * summed[:, -1:]).clamp(max=score.shape[1] - 1)
     return torch.zeros_like(score, dtype=torch.bool).scatter(1, order.gather(1, place), True)
+
+
+def head_weighted(attended: Attended, class_token: bool, voters: Tensor | None = None) -> Tensor:
+    """Class attention with heads weighted by how long their output is (Liu et al. 2022, arXiv 2209.13802): (B, L).
+
+    With O = A·V the outputs of the heads, a token's score is Σ_h A[h, cls, j] · ‖O[h, j]‖ / Σ_g ‖O[g, j]‖.
+
+    Args:
+        attended: what the attention was computed from, with its outputs.
+        class_token: whether token 0 is a class token; attention received takes the place of its row where not.
+        voters: (B, L) bool, the query rows that count in attention received, or None for all.
+    """
+    assert attended.outputs is not None
+    length: Tensor = torch.linalg.vector_norm(at_least_float32(attended.outputs), dim=3)
+    share = length / length.sum(dim=1, keepdim=True).clamp(min=torch.finfo(length.dtype).tiny)
+    attention = attention_rows(attended, slice(0, 1)).squeeze(2) if class_token else received(attended, voters)
+    return (attention * share).sum(dim=1)

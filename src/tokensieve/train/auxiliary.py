@@ -4,9 +4,10 @@
 
     with recording(model) as record:
         logits = model(images)
-    loss = cross_entropy(logits, labels) + record.loss() + macs_loss(record, share=0.6)
+    loss = cross_entropy(logits, labels) + record.loss(labels) + macs_loss(record, share=0.6)
 
-A method calls ``view.add_loss(name, value)``; the value travels with the tokens, so nothing stays on the model.
+A method calls ``view.add_loss(name, value)`` or, from an auxiliary head, ``view.add_answer(name, logits)``; both travel
+with the tokens, so nothing stays on the model.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokensieve.errors import TokensieveError
@@ -22,6 +24,38 @@ from tokensieve.history import Stage
 from tokensieve.registry import family_of
 from tokensieve.site import Site
 from tokensieve.tokens import Tokens
+
+
+def added_losses(tokens: Tokens, targets: Tensor | None = None, smoothing: float = 0.0) -> dict[str, Tensor]:
+    """What methods added to the loss: scalars by name, in the order first met; those of several sites are summed.
+
+    Args:
+        tokens: the state behind the last block.
+        targets: (B,) int64 classes or (B, K) shares of classes that the answers of auxiliary heads are held against, by
+            cross-entropy; None leaves the answers out.
+        smoothing: of the labels, in that cross-entropy.
+
+    Raises:
+        TokensieveError: an auxiliary head tells another number of classes apart than the targets have.
+    """
+    found: dict[str, Tensor] = {}
+
+    def add(name: str, value: Tensor) -> None:
+        found[name] = found[name] + value if name in found else value
+
+    for loss in tokens.losses:
+        add(loss.name, loss.value)
+    for answer in tokens.answers if targets is not None else ():
+        assert targets is not None
+        classes = answer.logits.shape[1]
+        if targets.shape[1] != classes if targets.dim() == 2 else int(targets.max()) >= classes:
+            raise TokensieveError(
+                f"the auxiliary heads of {answer.name} tell {classes} classes apart and the labels name more or fewer: "
+                f"set its option classes to the number there are"
+            )
+        value = F.cross_entropy(answer.logits.float(), targets, label_smoothing=smoothing)
+        add(answer.name, answer.weight * value)
+    return found
 
 
 class Record:
@@ -46,17 +80,14 @@ class Record:
             )
         return self._last
 
-    def losses(self) -> dict[str, Tensor]:
-        """Scalars by name, in the order first met; those of several sites are summed."""
-        found: dict[str, Tensor] = {}
-        for loss in self.tokens.losses:
-            found[loss.name] = found[loss.name] + loss.value if loss.name in found else loss.value
-        return found
+    def losses(self, targets: Tensor | None = None) -> dict[str, Tensor]:
+        """Scalars by name, see ``added_losses``."""
+        return added_losses(self.tokens, targets)
 
-    def loss(self) -> Tensor:
+    def loss(self, targets: Tensor | None = None) -> Tensor:
         """The sum of all, zero where no method added any."""
         zero = torch.zeros((), device=self.tokens.x.device)
-        return torch.stack([zero, *(value.to(zero.dtype) for value in self.losses().values())]).sum()
+        return torch.stack([zero, *(value.to(zero.dtype) for value in self.losses(targets).values())]).sum()
 
     def macs(self) -> tuple[Tensor, float]:
         """Multiply-accumulates of the blocks: (B,) of every image, and those of the dense model.

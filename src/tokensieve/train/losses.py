@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokensieve.tokens import Tokens
+from tokensieve.train.auxiliary import added_losses
 from tokensieve.train.recipe import Recipe
 
 
@@ -117,6 +119,26 @@ class DistilFeatures:
         distance = (step.outputs.features.float() - theirs).square().mean(dim=(1, 2))
         # Image by image, so that the gradients of a batch are the mean of those of its parts.
         return (distance / theirs.var(dim=(1, 2))).mean()
+
+
+@dataclass(frozen=True)
+class Added:
+    """What the methods add of their own, weighted as they weigh it; auxiliary heads are held against the targets, and
+    where there are none against the model's own answer."""
+
+    weight: float = 1.0
+    smoothing: float = 0.0
+    name = "methods"
+    teacher = False
+    features = False
+
+    def __call__(self, step: Step) -> Tensor:
+        assert step.outputs.tokens is not None
+        logits, targets = step.outputs.logits, step.targets
+        if targets is None:
+            targets = logits.detach().float().softmax(dim=1)
+        values = added_losses(step.outputs.tokens, targets, self.smoothing).values()
+        return torch.stack([logits.new_zeros((), dtype=torch.float32), *(value.float() for value in values)]).sum()
 
 
 def terms_of(recipe: Recipe, labelled: bool) -> list[Term]:

@@ -1,0 +1,190 @@
+"""The methods with learned parts, each against plain loops on a whole tiny ViT in float64, and their training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import reference_trained as reference
+import torch
+from harness import DEPTH, PATCHES, compare, tiny
+from torch import Tensor, nn
+
+import tokensieve as ts
+from tokensieve.methods.cropr import Router
+from tokensieve.ops.threshold import Threshold
+from tokensieve.site import Site
+from tokensieve.train.auxiliary import recording
+
+LABELS = torch.tensor([1, 2, 3])
+
+
+def compare_each(model: nn.Module, images: Tensor, **reduction: Any) -> None:
+    """Every image alone and in the batch, for methods that keep another number of tokens in each."""
+    with torch.no_grad():
+        logits, tokens = model(images), model.forward_features(images)
+    for number, image in enumerate(images.split(1)):
+        compare(model, image, **reduction)
+        with torch.no_grad():
+            torch.testing.assert_close(model(image)[0], logits[number], rtol=0, atol=1e-9)
+            torch.testing.assert_close(model.forward_features(image)[0], tokens[number], rtol=0, atol=1e-9)
+
+
+def learned(model: nn.Module) -> list[Any]:
+    """The learned parts of all sites, in order."""
+    return [part for site in model.modules() if isinstance(site, Site) for part in site.learned.values()]
+
+
+def different_numbers(model: nn.Module, images: Tensor) -> bool:
+    """Whether the images of a batch keep different numbers of tokens."""
+    state = ts.trace(model, images).tokens
+    assert state is not None and state.alive is not None
+    return len(set(state.alive.sum(dim=1).tolist())) > 1
+
+
+@pytest.mark.parametrize(("r", "queries", "fusion"), [(5, 1, True), (5, 3, False), (20, 2, True)])
+def test_cropr(images: Tensor, r: int, queries: int, fusion: bool) -> None:
+    model = ts.apply(tiny(), ts.Cropr(r=r, queries=queries, fusion=fusion, classes=10))
+    own = [part.queries.detach() for part in learned(model)]
+    assert len(own) == DEPTH - 2
+    compare(model, images, before=reference.cropr(DEPTH, range(DEPTH - 2), r, own, fusion))
+
+
+def test_croprs_heads_learn_and_leave_the_model_alone(images: Tensor) -> None:
+    model = ts.apply(tiny(), ts.Cropr(r=5, classes=10)).train()
+    with recording(model) as record:
+        model(images)
+    answers = [answer.logits for answer in record.tokens.answers]
+    wanted = sum(nn.functional.cross_entropy(logits.float(), LABELS) for logits in answers)
+    assert len(answers) == DEPTH - 2
+    torch.testing.assert_close(record.losses(LABELS)["cropr"], wanted)
+    record.loss(LABELS).backward()
+    for name, parameter in model.named_parameters():
+        if ".learned." in name:
+            assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0
+        else:
+            assert parameter.grad is None
+    with pytest.raises(ts.TokensieveError, match=r"cropr tell 10 classes apart .* set its option classes"):
+        record.loss(torch.tensor([1, 2, 10]))
+
+
+def test_croprs_query_learns_where_the_answer_is(images: Tensor) -> None:
+    """Only one kind of token says which class it is; its score ends above that of all others."""
+    torch.manual_seed(0)
+    router = Router(16, 1, 3)
+    optimizer = torch.optim.Adam(router.parameters(), lr=1e-2)
+    kinds = torch.randn(3, 16)
+    for _ in range(150):
+        labels = torch.randint(0, 3, (16,))
+        x = 0.3 * torch.randn(16, 12, 16)
+        x[:, 4] = kinds[labels]
+        x[:, 4, 0] = x[:, 4, 0] + 4
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(router.answer(x), labels).backward()
+        optimizer.step()
+    assert (router(x).argmax(dim=1) == 4).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("start", [(0.0009, 0.0012, 0.001), (0.0,), (1.0,)])
+def test_as_vit(images: Tensor, start: tuple[float, ...]) -> None:
+    sites, shift = (1, 3, 5), 1e-5
+    model = ts.apply(tiny(), ts.ASViT(start=start, sites=sites))
+    for part in learned(model):
+        assert isinstance(part, Threshold)
+        part.value.data.fill_(shift)
+    thresholds = [start[min(place, len(start) - 1)] + shift for place in range(3)]
+    compare_each(model, images, before=reference.as_vit(sites, thresholds))
+
+
+def as_vit(**options: Any) -> nn.Module:
+    return ts.apply(tiny(), ts.ASViT(start=0.001, sites=(1, 3, 5), **options))
+
+
+def test_as_vit_keeps_another_number_in_every_image(images: Tensor) -> None:
+    assert different_numbers(as_vit(), images)
+
+
+def test_as_vit_trains_on_the_answer_that_removal_gives(images: Tensor) -> None:
+    model = as_vit(target=0.3, temperature=1e-3)
+    with torch.no_grad():
+        removed = model(images)
+    left = [stage.alive for stage in ts.trace(model, images).stages]
+    model.train()
+    with recording(model) as record:
+        masked = model(images)
+    torch.testing.assert_close(masked, removed, rtol=1e-6, atol=1e-6)
+    width, tokens = 32, []
+    for alive in left:
+        tokens.append((torch.full((3,), PATCHES) if alive is None else alive.sum(1)) + 1.0)
+    cost = [12 * n * width**2 + 2 * n * n * width for n in tokens]
+    macs, dense = record.macs()
+    torch.testing.assert_close(macs.float(), sum(cost), rtol=1e-6, atol=0)
+    loss = record.losses()["macs"]
+    torch.testing.assert_close(loss.float(), 2 * (macs.mean() / dense - 0.3).abs().float(), rtol=1e-6, atol=0)
+    (nn.functional.cross_entropy(masked, LABELS) + loss).backward()
+    for part in learned(model):
+        assert part.value.grad is not None and part.value.grad.isfinite() and part.value.grad.abs() > 0
+
+
+def test_as_vits_threshold_rises_while_too_much_is_kept(images: Tensor) -> None:
+    model = ts.apply(tiny(), ts.ASViT(start=0.0, sites=(2,), target=0.05, temperature=1e-3)).train()
+    optimizer = torch.optim.Adam([part.value for part in learned(model)], lr=1e-4)
+    costs = []
+    for _ in range(20):
+        with recording(model) as record:
+            model(images)
+        optimizer.zero_grad()
+        record.loss().backward()
+        optimizer.step()
+        macs, dense = record.macs()
+        costs.append(float(macs.detach().mean() / dense))
+    assert costs[-1] < costs[0] - 0.05, costs
+
+
+A_VIT = {"scale": 2.0, "shift": 3.0}
+
+
+@pytest.mark.parametrize("options", [A_VIT, {"scale": 1.0, "shift": 0.0, "full": 0.6}, {"scale": 1.0, "shift": -9.0}])
+def test_a_vit(images: Tensor, options: dict[str, float]) -> None:
+    model = ts.apply(tiny(), ts.AViT(**options))
+    before = reference.a_vit(DEPTH, **{"full": 0.99} | options)
+    compare_each(model, images, before=before, last=before)
+
+
+def test_a_vit_keeps_another_number_in_every_image(images: Tensor) -> None:
+    assert different_numbers(ts.apply(tiny(), ts.AViT(**A_VIT)), images)
+
+
+def test_a_vit_trains_on_the_answer_that_removal_gives(images: Tensor) -> None:
+    model = ts.apply(tiny(), ts.AViT(**A_VIT, ponder=1.0, prior=1.0))
+    with torch.no_grad():
+        removed, tokens = model(images), model.forward_features(images)
+    stages = ts.trace(model, images).stages
+    model.train()
+    torch.testing.assert_close(model.forward_features(images), tokens, rtol=1e-6, atol=1e-6)
+    with recording(model) as record:
+        masked = model(images)
+    torch.testing.assert_close(masked, removed, rtol=1e-6, atol=1e-6)
+    state = record.tokens
+    assert state.carried is not None
+    torch.testing.assert_close(state.carried[..., -1], torch.ones_like(state.carried[..., -1]))
+    # Weights of a mean sum to one, so the blocks run and the remainder can be counted from what is left of each.
+    losses = {name: loss.detach() for name, loss in record.losses().items()}
+    run = sum(PATCHES if stage.alive is None else stage.alive.sum(dim=1).double().mean() for stage in stages)
+    assert float(run) / PATCHES < float(losses["ponder"]) < float(run) / PATCHES + 1.2
+    assert float(losses["prior"]) > 0
+    (nn.functional.cross_entropy(masked, LABELS) + record.loss()).backward()
+    gradient = model.patch_embed.proj.weight.grad
+    assert gradient is not None and gradient.isfinite().all() and gradient.abs().sum() > 0
+
+
+def test_a_vits_prior_is_a_divergence(images: Tensor) -> None:
+    """Near zero where the weights follow the Gaussian: even ones, and a Gaussian so wide that it is even."""
+    method = ts.AViT(scale=0.0, shift=float(-torch.tensor(1 / DEPTH).logit()), width=1e3, prior=1.0)
+    model = ts.apply(tiny(), method).train()
+    with recording(model) as record:
+        model(images)
+    torch.testing.assert_close(record.losses()["prior"].float(), torch.zeros(()), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        record.losses()["ponder"].float(), torch.tensor(5e-4 * (DEPTH + 1 / DEPTH)), atol=1e-7, rtol=0
+    )
