@@ -18,14 +18,17 @@ from torch import Tensor, nn
 import tokensieve as ts
 from tokensieve.backbones.lemevit import DualCrossAttention
 
+SIZE = (64, 96)
+
 # Small versions; the second is what features_only gives for images of 64 × 96: (channels, reduction) of each map.
 SMALL: dict[str, dict[str, Any]] = {
     "lemevit_tiny": {"dims": (32, 32, 64, 64, 96), "depths": (1, 1, 1, 2, 1)},
+    "imagepiece_tiny": {"img_size": SIZE, "embed_dim": 48, "depth": 4},
 }
 FEATURES: dict[str, list[tuple[int, int]]] = {
     "lemevit_tiny": [(32, 4), (64, 8), (64, 16), (96, 32)],
+    "imagepiece_tiny": [(48, 16)] * 3,
 }
-SIZE = (64, 96)
 
 
 def create(name: str, **changes: Any) -> Any:
@@ -121,7 +124,8 @@ def test_classifier(name: str) -> None:
 def test_parameter_groups(name: str) -> None:
     model = create(name)
     names = {key for key, _ in model.named_parameters()}
-    assert set(model.no_weight_decay()) <= names
+    tokens = {key for key in names if key.endswith(("token", "tokens", "pos_embed"))}
+    assert tokens and tokens <= set(model.no_weight_decay())
     for coarse in (False, True):
         grouped = group_parameters(model, model.group_matcher(coarse=coarse), reverse=True)
         assert set(grouped) == names
@@ -144,7 +148,8 @@ def test_features(name: str) -> None:
         torch.testing.assert_close(final, whole.forward_features(images()))
         patches = final[:, whole.num_prefix_tokens :].transpose(1, 2).reshape(kept[-1].shape)
         torch.testing.assert_close(kept[-1], patches)
-        (first,) = whole.forward_intermediates(images(), indices=[0], stop_early=True, intermediates_only=True)
+        options = {"norm": True, "stop_early": True, "intermediates_only": True}
+        (first,) = whole.forward_intermediates(images(), indices=[0], **options)
         torch.testing.assert_close(first, kept[0])
 
 
@@ -222,6 +227,30 @@ def test_dual_attention_follows_the_formula() -> None:
     scale = dim**-0.5 * math.log(meta) / math.log(patches)
     torch.testing.assert_close(out, layer.proj(attended(queries, meta_keys, meta_values, scale)))
     torch.testing.assert_close(meta_out, layer.meta_proj(attended(meta_queries, keys, values, dim**-0.5)))
+
+
+def test_imagepiece_stem() -> None:
+    """Four 3×3 convolutions that halve and a 1×1: patches overlap, and the ViT behind is DeiT's."""
+    model: Any = timm.create_model("imagepiece_small")
+    convolutions = [layer for layer in model.patch_embed.modules() if isinstance(layer, nn.Conv2d)]
+    assert [layer.kernel_size for layer in convolutions] == [(3, 3)] * 4 + [(1, 1)]
+    assert [layer.out_channels for layer in convolutions] == [48, 96, 192, 384, 384]
+    deit = timm.create_model("deit_small_patch16_224").state_dict()
+    behind = {key: value.shape for key, value in model.state_dict().items() if not key.startswith("patch_embed")}
+    assert behind == {key: value.shape for key, value in deit.items() if not key.startswith("patch_embed")}
+
+
+@pytest.mark.parametrize("spec", ["imagepiece:keep=0.6:sites=[1,2]", "tome:r=4", "bat:keep=0.7", "tosa:score=class"])
+def test_methods_run_behind_the_stem(spec: str) -> None:
+    model = build("imagepiece_tiny")
+    with torch.no_grad():
+        dense = model(images())
+        ts.apply(model, spec)
+        reduced = model(images())
+        assert reduced.shape == dense.shape and not torch.equal(reduced, dense)
+        if spec.startswith("imagepiece"):
+            assert [stage.processed for stage in ts.trace(model, images()).stages] == [25, 15, 9, 9]
+        assert torch.equal(ts.remove(model)(images()), dense)
 
 
 def test_lemevit_says_why_it_cannot_be_reduced() -> None:
