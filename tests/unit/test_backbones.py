@@ -23,10 +23,12 @@ SIZE = (64, 96)
 # Small versions; the second is what features_only gives for images of 64 × 96: (channels, reduction) of each map.
 SMALL: dict[str, dict[str, Any]] = {
     "lemevit_tiny": {"dims": (32, 32, 64, 64, 96), "depths": (1, 1, 1, 2, 1)},
+    "psvit_tiny": {"img_size": SIZE, "dims": (32, 48, 64), "depths": (3, 2, 1), "heads": (2, 3, 4)},
     "imagepiece_tiny": {"img_size": SIZE, "embed_dim": 48, "depth": 4},
 }
 FEATURES: dict[str, list[tuple[int, int]]] = {
     "lemevit_tiny": [(32, 4), (64, 8), (64, 16), (96, 32)],
+    "psvit_tiny": [(32, 16), (48, 32), (64, 64)],
     "imagepiece_tiny": [(48, 16)] * 3,
 }
 
@@ -60,7 +62,7 @@ NAMES = pytest.mark.parametrize("name", SMALL)
 
 def test_every_backbone_is_tested() -> None:
     families = {name.split("_")[0] for name in SMALL}
-    modules = {path.stem for path in Path(ts.backbones.__path__[0]).glob("*.py")} - {"__init__"}
+    modules = {path.stem for path in Path(ts.backbones.__path__[0]).glob("*.py")} - {"__init__", "staged"}
     assert families == modules
     for module in modules:
         assert timm.list_models(f"{module}_*")
@@ -136,7 +138,7 @@ def test_parameter_groups(name: str) -> None:
 def test_features(name: str) -> None:
     model = create(name, features_only=True).eval()
     maps = model(images())
-    shapes = [(2, channels, SIZE[0] // stride, SIZE[1] // stride) for channels, stride in FEATURES[name]]
+    shapes = [(2, channels, *(math.ceil(side / stride) for side in SIZE)) for channels, stride in FEATURES[name]]
     assert [tuple(one.shape) for one in maps] == shapes
     assert list(zip(model.feature_info.channels(), model.feature_info.reduction(), strict=True)) == FEATURES[name]
     early = create(name, features_only=True, out_indices=(0,)).eval()
@@ -253,6 +255,46 @@ def test_methods_run_behind_the_stem(spec: str) -> None:
         assert torch.equal(ts.remove(model)(images()), dense)
 
 
-def test_lemevit_says_why_it_cannot_be_reduced() -> None:
-    with pytest.raises(ts.RefusedError, match="LeMeViT cannot be reduced: its image tokens lie on a grid"):
-        ts.apply(build("lemevit_tiny"), ts.ToMe(r=1))
+def test_psvit_shares_maps_and_pools() -> None:
+    """Against plain loops in float64: a layer that shares computes V and the projection alone."""
+    model = build("psvit_tiny").double()
+    keys = set(model.state_dict())
+    for stage, depth in enumerate((3, 2, 1)):
+        owners = [layer for layer in range(depth) if f"stages.{stage}.blocks.{layer}.attn.qk.weight" in keys]
+        assert owners == list(range(0, depth, 2))
+
+    image, prefix = torch.randn(1, 32, 3, 5).double(), torch.randn(1, 1, 32).double()
+    stage = model.stages[1]
+    pooled = torch.empty(1, 32, 2, 3).double()
+    for row in range(2):
+        for column in range(3):
+            window = image[..., max(2 * row - 1, 0) : 2 * row + 2, max(2 * column - 1, 0) : 2 * column + 2]
+            pooled[..., row, column] = window.amax(dim=(2, 3))
+    x = stage.widen(torch.cat([prefix, pooled.flatten(2).mT], dim=1))[0]
+    maps: list[Tensor] = []
+    for block in stage.blocks:
+        hidden, update = block.norm1(x), torch.empty_like(x)
+        for head in range(3):
+            part = slice(16 * head, 16 * head + 16)
+            if block.attn.qk is not None:
+                queries, keyed = block.attn.qk(hidden).split(48, dim=1)
+                maps.append((queries[:, part] @ keyed[:, part].T / 4).softmax(dim=1))
+            update[:, part] = maps[head] @ block.attn.v(hidden)[:, part]
+        x = x + block.attn.proj(update)
+        x = x + block.mlp(block.norm2(x))
+    out, out_prefix = stage(image, prefix)
+    torch.testing.assert_close(torch.cat([out_prefix[0], out[0].flatten(1).T]), x)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("lemevit_tiny", "its image tokens lie on a grid"), ("psvit_tiny", "it pools its tokens")]
+)
+def test_who_cannot_be_reduced_says_why(name: str, reason: str) -> None:
+    with pytest.raises(ts.RefusedError, match=rf"ViT cannot be reduced: {reason}"):
+        ts.apply(build(name), ts.ToMe(r=1))
+
+
+@pytest.mark.parametrize("name", ["lemevit_tiny", "psvit_tiny"])
+def test_wrong_pooling(name: str) -> None:
+    with pytest.raises(ValueError, match=r"global_pool must be .* or '', got 'max'"):
+        create(name, global_pool="max")

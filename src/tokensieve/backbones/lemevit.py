@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, Mlp, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from tokensieve.backbones.staged import Stage, StagedBackbone, drop_path_rates
 
 Mixing = Literal["cross", "dual", "self"]
 MIXING: tuple[Mixing, ...] = ("cross", "dual", "dual", "self", "self")
@@ -115,12 +115,11 @@ class LeMeBlock(nn.Module):
         return out
 
 
-class LeMeStage(nn.Module):
+class LeMeStage(Stage):
     """Blocks of one resolution, behind what brings image and meta tokens to it."""
 
     def __init__(self, dim_in: int, dim: int, mixing: Mixing, downsample: bool, drop_paths: Sequence[float]) -> None:
         super().__init__()
-        self.grad_checkpointing = False
         self.downsample = _halve(dim_in, dim) if downsample else nn.Identity()
         self.meta = nn.Sequential(
             nn.Linear(dim_in, 4 * dim_in),
@@ -134,10 +133,7 @@ class LeMeStage(nn.Module):
     def forward(self, x: Tensor, meta: Tensor) -> tuple[Tensor, Tensor]:
         x, meta = self.downsample(x), self.meta(meta)
         for block in self.blocks:
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x, meta = checkpoint(block, x, meta, use_reentrant=False)
-            else:
-                x, meta = block(x, meta)
+            x, meta = self.run(block, x, meta)
         return x, meta
 
 
@@ -145,7 +141,7 @@ def _halve(dim_in: int, dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(dim_in, dim, 3, stride=2, padding=1), nn.BatchNorm2d(dim))
 
 
-class LeMeViT(nn.Module):
+class LeMeViT(StagedBackbone):
     """Learnable meta tokens: 16 tokens that gather the image, and through which image tokens exchange information.
 
     Five stages at strides 4, 4, 8, 16, 32. In the first the meta tokens gather from the image (cross-attention, the
@@ -171,7 +167,8 @@ class LeMeViT(nn.Module):
         "other in the early stages: no token can leave"
     )
 
-    global_pool: str
+    pools = ("avg",)
+    untapped = 1  # it gathers meta tokens and convolves the image once
 
     def __init__(
         self,
@@ -184,23 +181,15 @@ class LeMeViT(nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.in_chans = in_chans
-        self.num_classes = num_classes
-        self.num_features = self.head_hidden_size = dims[-1]
-        self.num_prefix_tokens = meta_tokens
-        self.feature_info = [
-            {"num_chs": dims[i], "reduction": STRIDES[i], "module": f"stages.{i}"} for i in range(1, len(dims))
-        ]
+        super().__init__(dims, STRIDES, in_chans, meta_tokens, drop_rate)
         self.stem = nn.Sequential(_halve(in_chans, dims[0] // 2), nn.GELU(), _halve(dims[0] // 2, dims[0]))
         self.meta_tokens = nn.Parameter(torch.zeros(1, meta_tokens, dims[0]))
-        rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))
+        rates = drop_path_rates(drop_path_rate, depths)
         self.stages = nn.ModuleList(
-            LeMeStage(dims[max(i - 1, 0)], dims[i], MIXING[i], i > 1, rates[i].tolist()) for i in range(len(dims))
+            [LeMeStage(dims[max(i - 1, 0)], dims[i], MIXING[i], i > 1, rates[i]) for i in range(len(dims))]
         )
         self.norm: nn.Module = nn.BatchNorm2d(dims[-1])
         self.meta_norm: nn.Module = nn.LayerNorm(dims[-1])
-        self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
         self.apply(_initialise)
         trunc_normal_(self.meta_tokens, std=0.02)
@@ -215,92 +204,18 @@ class LeMeViT(nn.Module):
         blocks = r"^stages\.(\d+)" if coarse else [*fine, (r"^norm|^meta_norm", (99999,))]
         return {"stem": r"^stem|^meta_tokens", "blocks": blocks}
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute the blocks again in the backward pass instead of keeping what they computed."""
-        for stage in self.stages:
-            stage.grad_checkpointing = enable  # type: ignore[assignment]
+    def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.stem(x), self.meta_tokens.expand(x.shape[0], -1, -1)
 
-    def get_classifier(self) -> nn.Module:
-        """The last layer."""
-        return self.head
+    def normalise(self, image: Tensor, prefix: Tensor) -> Tensor:
+        return torch.cat([self.meta_norm(prefix), self.norm(image).flatten(2).transpose(1, 2)], dim=1)
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Another number of classes (0 for none), another pooling where one is given."""
-        if global_pool not in (None, "avg", ""):
-            raise ValueError(f"global_pool must be 'avg' or '', got {global_pool!r}")
-        self.num_classes = num_classes
-        self.global_pool = self.global_pool if global_pool is None else global_pool
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        like = self.meta_tokens
-        self.head.to(device=like.device, dtype=like.dtype).train(self.training)
+    def pool(self, tokens: Tensor) -> Tensor:
+        meta = self.num_prefix_tokens
+        return tokens[:, meta:].mean(dim=1) + tokens[:, :meta].mean(dim=1)
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """The image after the stages ``indices`` of strides 4, 8, 16, 32, each (B, C, H, W), as timm's models give it.
-
-        Args:
-            x: (B, 3, H, W).
-            indices: the last so many, or which, of the four; None for all.
-            norm: whether the last stage's is normalised.
-            stop_early: leave out the stages behind the last index.
-            output_fmt: "NCHW".
-            intermediates_only: without it, ``forward_features(x)`` comes first.
-        """
-        if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
-        take, last = feature_take_indices(len(self.stages) - 1, indices)
-        stages = self.stages[: last + 2] if stop_early else self.stages
-        x, meta = self.stem(x), self.meta_tokens.expand(x.shape[0], -1, -1)
-        kept: list[Tensor] = []
-        for number, stage in enumerate(stages, start=-1):  # the first gathers meta tokens and is none of the four
-            x, meta = stage(x, meta)
-            if number in take:
-                final = norm and number == len(self.feature_info) - 1
-                kept.append(self.norm(x) if final else x)
-        return kept if intermediates_only else (self._normalised(x, meta), kept)
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Leave out what ``forward_intermediates`` does not need for these indices, which it returns."""
-        take, last = feature_take_indices(len(self.stages) - 1, indices)
-        shortened = last + 2 < len(self.stages)
-        self.stages = self.stages[: last + 2]
-        if prune_norm or shortened:
-            self.norm, self.meta_norm = nn.Identity(), nn.Identity()
-        if shortened:
-            self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]  # type: ignore[assignment]
-        if prune_head or shortened:
-            self.reset_classifier(0, "")
-        return list(take)
-
-    def _normalised(self, x: Tensor, meta: Tensor) -> Tensor:
-        return torch.cat([self.meta_norm(meta), self.norm(x).flatten(2).transpose(1, 2)], dim=1)
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(B, M + H·W/1024, C): the meta tokens, then the image tokens row by row, both normalised."""
-        x, meta = self.stem(x), self.meta_tokens.expand(x.shape[0], -1, -1)
-        for stage in self.stages:
-            x, meta = stage(x, meta)
-        return self._normalised(x, meta)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits (B, classes) of what ``forward_features`` gives; before the classifier with ``pre_logits``."""
-        if self.global_pool == "avg":
-            x = x[:, self.num_prefix_tokens :].mean(dim=1) + x[:, : self.num_prefix_tokens].mean(dim=1)
-        x = self.head_drop(x)
-        return x if pre_logits else self.head(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, classes) of images (B, 3, H, W)."""
-        return self.forward_head(self.forward_features(x))
+    def remove_norms(self) -> None:
+        self.norm, self.meta_norm = nn.Identity(), nn.Identity()
 
 
 def _initialise(module: nn.Module) -> None:
