@@ -5,6 +5,7 @@
 >>> ts.apply(model, ts.BAT(keep=0.72))
 """
 
+from tokensieve import backbones as backbones  # their names enter timm's registry
 from tokensieve._version import VERSION as __version__
 from tokensieve.checkpoint import SievedModel, from_pretrained, load, push_to_hub, save
 from tokensieve.decision import Assignment, KeepMask, SoftAssignment

@@ -95,10 +95,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def family_of(model: nn.Module) -> Located:
     """The family of ``model`` and the module inside it that owns the blocks.
 
+    A model that no token can leave says why in a class attribute ``irreducible``.
+
     Raises:
-        RefusedError: no family knows the blocks, or the family refuses this model; says why.
+        RefusedError: no family knows the blocks, or the family or the model itself refuses; says why.
     """
     for module in model.modules():
+        reason = getattr(module, "irreducible", None)
+        if isinstance(reason, str):
+            raise RefusedError(f"{type(module).__name__} cannot be reduced: {reason}")
         for family in families().values():
             if family.matches(module):
                 reason = family.refuse(module)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from reference import Reducer, Run, _rebuild, class_attention, top
+from reference import Reducer, Run, _rebuild, class_attention, greedy_pairs, top
 from torch import Tensor
 
 
@@ -337,5 +337,31 @@ def vote_mix(keep: float, temperature: float) -> Reducer:
             rows.append(mixed / (1 + sum(share[i, j] for i in gone)))
         drop(run, chosen)
         run.x = torch.stack(rows)
+
+    return middle
+
+
+def imagepiece(sites: tuple[int, ...], keep: float) -> Reducer:
+    """ImagePiece: of the inattentive tokens, those joined before are dropped and the others joined in pairs."""
+
+    def middle(run: Run, block: int) -> None:
+        if block not in sites:
+            return
+        score, length = class_attention(run), len(run.members)
+        leaving = min(length - max(1, round(keep * length)), length // 2)
+        inattentive = sorted(range(length), key=lambda i: score[i])[: 2 * leaving]
+        dropped = [i for i in inattentive if len(run.members[i]) > 1][:leaving]
+        young = sorted(i for i in inattentive if len(run.members[i]) == 1)
+        metric = unit(run.keys.mean(0))[1:]
+        alike = [[float(metric[a] @ metric[b]) for b in young] for a in young]
+        groups = {i: [i] for i in range(length) if i not in dropped}
+        for a, b in greedy_pairs(alike, leaving - len(dropped)):
+            low, high = sorted((young[a], young[b]), key=lambda i: score[i])
+            groups[high].append(low)
+            del groups[low]
+        for i in dropped:
+            for m in run.members[i]:
+                run.gone[m] = run.x[i + 1]
+        _rebuild(run, list(groups.values()), None)
 
     return middle

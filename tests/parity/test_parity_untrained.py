@@ -133,6 +133,20 @@ def test_jmp(images: Tensor, keep: float, threshold: float, proportional: bool) 
     compare(model, images, middle=reference.jmp(SITES, keep, threshold), log_size=proportional)
 
 
+@pytest.mark.parametrize("keep", [0.9, 0.6, 0.3])
+@pytest.mark.parametrize("proportional", [True, False])
+def test_imagepiece(images: Tensor, keep: float, proportional: bool) -> None:
+    model = ts.apply(tiny(), ts.ImagePiece(keep=keep, sites=SITES, proportional=proportional))
+    compare(model, images, middle=reference.imagepiece(SITES, keep), log_size=proportional)
+
+
+def test_imagepiece_joins_first_and_drops_later(images: Tensor) -> None:
+    for sites, drops in (((1,), False), (SITES, True)):
+        state = ts.trace(ts.apply(tiny(), ts.ImagePiece(keep=0.6, sites=sites)), images).tokens
+        assert state is not None
+        assert bool((state.group < 0).any()) == drops
+
+
 @pytest.mark.parametrize("keep", [0.95, 0.6])
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
 def test_vote_mix(images: Tensor, keep: float, temperature: float) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from rich.markup import escape
 
 from tokensieve import registry
+from tokensieve.backbones import own_backbones
 from tokensieve.cli.options import Verbose
 from tokensieve.cli.output import new_table, show_table
 
 
 def families(verbose: Verbose = False) -> None:
-    """List the model families that can be reduced, with the block classes of each."""
+    """List the model families that can be reduced, with the block classes of each, and tokensieve's own backbones."""
     table = new_table()
     for column in ("family", "models", "blocks"):
         table.add_column(column, overflow="fold")
@@ -19,3 +20,9 @@ def families(verbose: Verbose = False) -> None:
         hint = "" if lacking is None else f" ({lacking} is not installed: pip install 'tokensieve[{lacking}]')"
         table.add_row(name, escape(family.description + hint), ", ".join(family.block_names()))
     show_table(table)
+    backbones = new_table("Backbones of tokensieve's own, by timm's names")
+    for column in ("models", "architecture"):
+        backbones.add_column(column, overflow="fold")
+    for architecture, names in own_backbones().items():
+        backbones.add_row(", ".join(names), architecture)
+    show_table(backbones)
