@@ -13,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokensieve.errors import TokensieveError
+from tokensieve.mixing import Blend, Mixing
 from tokensieve.ops.rows import at_least_float32, complement, invert, one_hot
 
 Until = Literal["end", "block", "attention"] | int
-SoftRestore = Tensor | Callable[[Tensor, Tensor], Tensor]
+SoftRestore = Tensor | Blend | Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +96,20 @@ class SoftAssignment:
     """Every new token is a weighted sum of the M patch tokens present.
 
     Attributes:
-        matrix: (B, S, M). New tokens are ``matrix @ x``.
-        restore: (B, M, S) matrix, or a function ``(y (B, S, C), x_before (B, M, C)) -> (B, M, C)``, or None for the
-            transpose of ``matrix`` with rows normalised to one.
+        matrix: (B, S, M). New tokens are ``matrix @ x``. A ``Mixing`` where most of it is zero, with rows that sum to
+            one; ``restore`` must be given then.
+        restore: (B, M, S) matrix, a ``Blend`` where most of that is zero, or a function
+            ``(y (B, S, C), x_before (B, M, C)) -> (B, M, C)``, or None for the transpose of ``matrix`` with rows
+            normalised to one.
     """
 
-    matrix: Tensor
+    matrix: Tensor | Mixing
     restore: SoftRestore | None = None
+
+    @property
+    def count(self) -> int:
+        """S, the number of new tokens."""
+        return self.matrix.count if isinstance(self.matrix, Mixing) else self.matrix.shape[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,9 +195,45 @@ def averaging(decision: Assignment | SoftAssignment) -> Assignment | SoftAssignm
     """The same decision for values that only ever average: a token made of several gets their weighted mean."""
     if isinstance(decision, Assignment):
         return replace(decision, reduce="mean")
+    if isinstance(decision.matrix, Mixing):
+        if not isinstance(decision.restore, Blend):
+            raise TokensieveError(
+                "a soft assignment by a Mixing needs a Blend as its way back for other values to follow"
+            )
+        return SoftAssignment(matrix=decision.matrix, restore=decision.restore.averaging())
     # A way back that reads features says nothing about other values: those go back the way they came.
     back = rows_to_one(decision.restore) if isinstance(decision.restore, Tensor) else None
     return SoftAssignment(matrix=rows_to_one(decision.matrix), restore=back)
+
+
+def leaders(matrix: Tensor | Mixing) -> Tensor:
+    """(B, S): the old token whose position each new token of a soft assignment carries."""
+    return matrix.leaders if isinstance(matrix, Mixing) else matrix.argmax(dim=2)
+
+
+def mixed(matrix: Tensor | Mixing, values: Tensor) -> Tensor:
+    """``matrix @ values``: (B, M, D) of old tokens to (B, S, D) of new ones, in the dtype of ``values``."""
+    if isinstance(matrix, Mixing):
+        return matrix.mean(values).to(values.dtype)
+    return matrix.to(values.dtype) @ values
+
+
+def shared_out(matrix: Tensor | Mixing, values: Tensor, way_back: Tensor | None = None) -> Tensor:
+    """(B, M, D) to (B, S, D): each old token's value divided among the new ones, so that sums stay.
+
+    It is divided as the columns of ``matrix``, or as the rows of ``way_back`` (B, M, S) where that is given.
+    """
+    if isinstance(matrix, Mixing):
+        return matrix.share(values)
+    share = rows_to_one(matrix.transpose(1, 2)) if way_back is None else way_back
+    return share.transpose(1, 2).to(values.dtype) @ values
+
+
+def given_back(way_back: SoftRestore, new: Tensor, before: Tensor) -> Tensor:
+    """(B, M, C): the old tokens from the new ones (B, S, C), ``before`` (B, M, C) being what the old ones were."""
+    if isinstance(way_back, Tensor):
+        return way_back.to(new.dtype) @ new
+    return way_back(new) if isinstance(way_back, Blend) else way_back(new, before)
 
 
 def check(assignment: Assignment, length: int) -> str | None:

@@ -115,6 +115,12 @@ def _rounding(
         raise TokensieveError(
             f"{ragged[0]} leaves another number of tokens in every image, which cannot be rounded: leave multiple out"
         )
+    gridded = [method.name for method in methods if method.gridded]
+    if gridded:
+        raise TokensieveError(
+            f"{gridded[0]} leaves a grid of tokens, whose number cannot be rounded: leave multiple out and choose "
+            "keep so that rows times columns is the number wanted"
+        )
     return Rounding(plan, layout, multiple)
 
 

@@ -38,6 +38,8 @@ class Method(ABC):
         trained: True when it has learned parts that must be fitted before it beats its controls.
         ragged: True when images may keep different numbers of tokens.
         undisturbed: True when no other method may act between one of its sites and the return of its tokens.
+        undivided: True when it acts on the grid of all patches: nobody may have removed any before.
+        gridded: True when the tokens it leaves are a grid too, so that their number cannot be rounded.
     """
 
     name: ClassVar[str] = ""
@@ -49,6 +51,8 @@ class Method(ABC):
     trained: ClassVar[bool] = False
     ragged: ClassVar[bool] = False
     undisturbed: ClassVar[bool] = False
+    undivided: ClassVar[bool] = False
+    gridded: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

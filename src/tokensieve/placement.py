@@ -52,7 +52,7 @@ def schedule(methods: Sequence[Method], layout: Layout) -> dict[int, tuple[Step,
     _check_undisturbed(plan, layout)
     _check_skippers(plan, skipped, layout)
     placed = {block: tuple(steps) for block, steps in sorted(plan.items())}
-    counts(placed, layout)
+    _check_undivided(placed, counts(placed, layout), layout)
     return placed
 
 
@@ -95,6 +95,24 @@ def _check_undisturbed(plan: dict[int, list[Step]], layout: Layout) -> None:
                             f"{span[-1]}, and {other.method.name} would move them in block {number}: give "
                             f"{other.method.name} sites outside blocks {span[0]} to {span[-1]}"
                         )
+
+
+def _check_undivided(placed: dict[int, tuple[Step, ...]], walked: Counts, layout: Layout) -> None:
+    """Who acts on the grid of all patches finds all of them there."""
+    every = layout.grid[0] * layout.grid[1]
+    earlier: Step | None = None
+    for block, steps in placed.items():
+        for step in sorted(steps, key=lambda step: POINTS.index(step.method.point)):
+            before, after = walked.steps[block, step.key]
+            if step.method.undivided and before < every and after < before:
+                assert earlier is not None
+                raise TokensieveError(
+                    f"{step.method.name} acts on the grid of all {every} patches, and {earlier.method.name} leaves "
+                    f"{before} of them to block {block}: give {step.method.name} sites before those of "
+                    f"{earlier.method.name}"
+                )
+            if after < before:
+                earlier = step
 
 
 def _skipping(method: Method, block: int, site: int, layout: Layout) -> range:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokensieve.decision import given_back
 from tokensieve.moving import put_back, regroup
 from tokensieve.ops.rows import invert, one_hot, take_rows
 
@@ -169,7 +170,6 @@ def restore(tokens: Tokens, fill: Fill = "last") -> Tensor:
     if tokens.outer is None:
         return tokens.with_patches(patches).x
     before = tokens.outer.before
-    way_back = tokens.outer.restore
-    whole = way_back.to(patches.dtype) @ patches if isinstance(way_back, Tensor) else way_back(patches, before.patches)
+    whole = given_back(tokens.outer.restore, patches, before.patches)
     prefix = tokens.x[:, : tokens.prefix]
     return restore(before.changed(x=torch.cat([prefix, whole], dim=1) if tokens.prefix else whole), fill)

@@ -218,7 +218,7 @@ class Site(nn.Module):
         if isinstance(decision, Assignment):
             left = decision.keep.shape[1]
         elif isinstance(decision, SoftAssignment):
-            left = decision.matrix.shape[1]
+            left = decision.count
         else:
             return
         if left != keep and self.rounding is not None:

@@ -27,10 +27,15 @@ from tokensieve.decision import (
     SoftAssignment,
     SoftRestore,
     averaging,
+    leaders,
+    mixed,
     return_point,
     rows_to_one,
+    shared_out,
 )
+from tokensieve.errors import TokensieveError
 from tokensieve.history import Event, Stage
+from tokensieve.mixing import Blend
 from tokensieve.moving import add_spread, move_tokens, put_back
 from tokensieve.restoring import patches_at_originals
 from tokensieve.restoring import restore as restore
@@ -211,6 +216,7 @@ _register(
 )
 _register(Parked, ("before", "index", "dropped", "start"))
 _register(Outer, ("before", "restore"))
+_register(Blend, ("index", "weight"))
 _register(Event, ("group",))
 _register(Stage, ("alive", "seen", "mask"))
 _register(Loss, ("value",))
@@ -279,18 +285,20 @@ def _moved(tokens: Tokens, assignment: Assignment, block: int, point: str) -> di
 
 def _mixed(tokens: Tokens, soft: SoftAssignment) -> dict[str, Any]:
     """What a soft assignment changes in the state."""
-    matrix = soft.matrix
-    way_back = soft.restore
+    matrix, way_back = soft.matrix, soft.restore
     if way_back is None:
+        if not isinstance(matrix, Tensor):
+            raise TokensieveError("a soft assignment by a Mixing names its way back: give restore, for example a Blend")
         way_back = rows_to_one(matrix.transpose(1, 2))
-    mixed = matrix.to(tokens.x.dtype) @ tokens.patches
-    share = way_back if isinstance(way_back, Tensor) else rows_to_one(matrix.transpose(1, 2))
-    positions = torch.arange(matrix.shape[1], device=matrix.device).expand(matrix.shape[0], -1)
+    patches = mixed(matrix, tokens.patches)
+    dense_back = way_back if isinstance(way_back, Tensor) else None
+    first = leaders(matrix)
+    positions = torch.arange(first.shape[1], device=first.device).expand(first.shape[0], -1)
     return {
-        "x": torch.cat([tokens.x[:, : tokens.prefix], mixed], dim=1) if tokens.prefix else mixed,
+        "x": torch.cat([tokens.x[:, : tokens.prefix], patches], dim=1) if tokens.prefix else patches,
         "group": positions,
-        "rep": tokens.rep.gather(1, matrix.argmax(dim=2)),
-        "size": (tokens.sizes.unsqueeze(1).to(share.dtype) @ share).squeeze(1),
+        "rep": tokens.rep.gather(1, first),
+        "size": shared_out(matrix, tokens.sizes.unsqueeze(2), dense_back).squeeze(2),
         "alive": None,
         "mask": None,
         "canvas": None,

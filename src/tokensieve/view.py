@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tokensieve import attention
 from tokensieve.attention import Attended
-from tokensieve.decision import Assignment, Decision, SoftAssignment, rows_to_one
+from tokensieve.decision import Assignment, Decision, SoftAssignment, mixed, shared_out
 from tokensieve.errors import TokensieveError
 from tokensieve.ops.rows import head_mean, one_hot, take_rows
 from tokensieve.tokens import Loss, Tokens
@@ -75,8 +75,7 @@ class BlockSignals:
         flat = score if score.dim() == 3 else score.unsqueeze(2)
         for move in self.moves:
             if isinstance(move, SoftAssignment):
-                mixing = move.matrix if how == "mean" else rows_to_one(move.matrix.transpose(1, 2)).transpose(1, 2)
-                flat = mixing.to(flat.dtype) @ flat
+                flat = mixed(move.matrix, flat) if how == "mean" else shared_out(move.matrix, flat)
             elif isinstance(move, Assignment):
                 flat = _join(flat, move, how)
             else:

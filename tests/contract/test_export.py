@@ -63,7 +63,9 @@ def same_tokens_and_answers(model: nn.Module, run: Outputs) -> None:
             logits, *groups = WithTokens(model)(x)
         answer, *chosen = run(x)
         torch.testing.assert_close(answer, logits, rtol=0, atol=1e-4)
-        assert len(chosen) == len(groups) > 0
+        assert len(chosen) == len(groups)
+        events = ts.trace(model, x).events
+        assert events and len(groups) == sum(event.group is not None for event in events)
         for theirs, ours in zip(chosen, groups, strict=True):
             assert torch.equal(theirs, ours)
 
