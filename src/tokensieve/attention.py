@@ -214,7 +214,7 @@ def first_keys(attended: Attended, length: int) -> Attended:
     bias = None if attended.bias is None else attended.bias[..., :length].contiguous()
     queries, keys, values = (part[:, :, :length] for part in (attended.queries, attended.keys, attended.values))
     outputs = None if attended.outputs is None else attended.outputs[:, :, :length]
-    return Attended(queries, keys, values, attended.scale, bias, outputs)
+    return Attended(queries, keys, values, attended.scale, bias, outputs=outputs)
 
 
 def logits(attended: Attended, rows: slice = slice(None), scaled: bool = True) -> Tensor:

@@ -1,7 +1,7 @@
 """Saving a reduced model as a folder, and loading it where only tokensieve is installed.
 
-The folder holds ``model.safetensors`` and ``tokensieve.json``: the timm name and arguments of the base model, and every
-method with its version and options. Nothing is pickled.
+The folder holds ``model.safetensors`` and ``tokensieve.json``: the timm name and arguments of the base model, task and
+head where it is a dense model, and every method with its version and options. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from tokensieve._version import VERSION
 from tokensieve.errors import TokensieveError
 from tokensieve.method import Method
 from tokensieve.registry import family_of, method_class, nearest
+from tokensieve.tasks.model import DenseModel, dense_config
+from tokensieve.tasks.model import from_config as dense_from_config
 
 CONFIG_NAME = "tokensieve.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -58,6 +60,9 @@ def base_of(model: nn.Module) -> tuple[str, dict[str, Any]]:
     Raises:
         TokensieveError: the model was not made by ``timm.create_model``.
     """
+    dense = isinstance(model, DenseModel)
+    if isinstance(model, DenseModel):
+        model = model.backbone
     config = getattr(model, "pretrained_cfg", None) or {}
     name = config.get("architecture")
     if not name:
@@ -66,6 +71,8 @@ def base_of(model: nn.Module) -> tuple[str, dict[str, Any]]:
         )
     arguments = dict(getattr(model, "_model_args", None) or {})
     arguments.setdefault("num_classes", getattr(model, "num_classes", 1000))
+    if dense:
+        arguments["num_classes"] = 0
     embed: Any = family_of(model).owner.patch_embed
     if getattr(embed, "img_size", None) is not None:
         arguments["img_size"] = list(embed.img_size)
@@ -119,7 +126,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, force: bool = Fals
         "methods": [m.to_dict() for m in engine.applied(model)],
         "fill": fills[0] if fills else "last",
         "multiple": engine.multiple_of(model),
-    }
+    } | ({"dense": dense_config(model)} if isinstance(model, DenseModel) else {})
     beside = target.with_name(f".{target.name}.writing")
     try:
         shutil.rmtree(beside, ignore_errors=True)
@@ -198,6 +205,8 @@ def load(folder: str | os.PathLike[str]) -> nn.Module:
     if not timm.is_model(name):
         raise TokensieveError(f"{source} needs the timm model {name!r}, which timm {timm.__version__} does not have")
     model: nn.Module = timm.create_model(name, pretrained=False, **config["model"]["args"])
+    if "dense" in config:
+        model = dense_from_config(model, config["dense"])
     methods = [method_from_dict(saved) for saved in config["methods"]]
     if methods:
         engine.apply(model, methods, fill=config["fill"], multiple=config.get("multiple"))

@@ -22,6 +22,19 @@ def channels(given: str) -> tuple[float, ...]:
         ) from None
 
 
+def image_size(given: str) -> int | tuple[int, int]:
+    """``224``, or ``240,320`` as height and width."""
+    try:
+        numbers = [int(number) for number in str(given).split(",")]
+        if min(numbers) < 1 or len(numbers) > 2:
+            raise ValueError
+    except ValueError:
+        raise typer.BadParameter(
+            f"expected one number, or height and width with a comma between, got {given!r}"
+        ) from None
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
 Model = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="A timm model name, hf-hub:owner/model, or a folder written by ts.save."),
@@ -57,7 +70,12 @@ ClassMap = Annotated[
         help="Class names in the order of the model's answers. Default: class_map.txt in the data folder or above it.",
     ),
 ]
-ImgSize = Annotated[int | None, typer.Option("--img-size", min=1, help="Image size. Default: the model's.")]
+ImgSize = Annotated[
+    Any,
+    typer.Option(
+        "--img-size", metavar="N[,N]", parser=image_size, help="Image size, or height and width. Default: the model's."
+    ),
+]
 CropPct = Annotated[
     float | None, typer.Option("--crop-pct", help="Share of the image the crop takes. Default: the model's.")
 ]
@@ -77,7 +95,10 @@ Std = Annotated[
         "--std", metavar="S[,S,S]", parser=channels, help="Normalisation deviation, as --mean. Default: the model's."
     ),
 ]
-BatchSize = Annotated[int, typer.Option("-b", "--batch-size", min=1, help="Images at a time for accuracy.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option("-b", "--batch-size", min=1, help="Images at a time for accuracy. Default: 64, of dense tasks 8."),
+]
 Workers = Annotated[int, typer.Option("-j", "--workers", min=0, help="Processes that read images.")]
 NumClasses = Annotated[
     int | None, typer.Option("--num-classes", min=1, help="Classes of the head. Default: the model's.")
@@ -97,6 +118,61 @@ Macs = Annotated[
         "--macs",
         metavar="SHARE",
         help="Turn the knob (keep or r) of every method until it costs this share of the dense MACs. Repeatable.",
+    ),
+]
+TASK_PANEL = "Dense tasks"
+Task = Annotated[
+    str | None,
+    typer.Option(
+        "--task", help="classification, segmentation or depth. Default: the saved model's, else classification."
+    ),
+]
+Head = Annotated[
+    str | None,
+    typer.Option("--head", help="linear, dpt or segmenter. Default: linear.", rich_help_panel=TASK_PANEL),
+]
+IgnoreIndex = Annotated[
+    int | None,
+    typer.Option(
+        "--ignore-index", help="Mask value of pixels that do not count. Default: 255.", rich_help_panel=TASK_PANEL
+    ),
+]
+ReduceZeroLabel = Annotated[
+    bool,
+    typer.Option(
+        "--reduce-zero-label", help="0 in masks does not count, 1 is the first class.", rich_help_panel=TASK_PANEL
+    ),
+]
+MaxDepth = Annotated[float | None, typer.Option("--max-depth", help="Metres. Default: 10.", rich_help_panel=TASK_PANEL)]
+DepthScale = Annotated[
+    float | None,
+    typer.Option(
+        "--depth-scale",
+        help="Stored values per metre. Default: 1000 for whole numbers, 1 for others.",
+        rich_help_panel=TASK_PANEL,
+    ),
+]
+MedianScaling = Annotated[
+    bool,
+    typer.Option("--median-scaling", help="Scale predictions to the target's median.", rich_help_panel=TASK_PANEL),
+]
+EigenCrop = Annotated[
+    bool, typer.Option("--eigen-crop", help="Measure NYU inside Eigen's crop.", rich_help_panel=TASK_PANEL)
+]
+Slide = Annotated[
+    int | None,
+    typer.Option(
+        "--slide",
+        min=1,
+        metavar="N",
+        help="Slide windows of the model's size over images whose short side is N pixels.",
+        rich_help_panel=TASK_PANEL,
+    ),
+]
+Stride = Annotated[
+    int | None,
+    typer.Option(
+        "--stride", min=1, help="Pixels between windows. Default: two thirds of one.", rich_help_panel=TASK_PANEL
     ),
 ]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, …")]

@@ -66,10 +66,11 @@ def accuracy_table(rows: Sequence[Row], title: str) -> Table:
     """MACs, accuracy and agreement of every variant."""
     table = new_table(title)
     table.add_column("variant", overflow="fold")
-    for name in ("GMACs", "F", "top-1", "top-5", "agree", "KL"):
+    metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    for name in ("GMACs", "F", *(metrics or ("top-1", "top-5", "agree", "KL"))):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(*_accuracy_cells(row), style="bold" if row.variant == DENSE else None)
+        table.add_row(*_accuracy_cells(row, metrics), style="bold" if row.variant == DENSE else None)
     return table
 
 
@@ -77,7 +78,8 @@ def speed_table(rows: Sequence[Row], batch: int) -> Table:
     """Speed of every variant at one batch size, with its accuracy beside it."""
     table = new_table(f"Speed at batch {batch}")
     table.add_column("variant", overflow="fold")
-    for name in ("top-1", "images/s", "S", "F", "O", "S/F", "S/O", "peak MB"):
+    lead = next((name for row in rows for name in row.metrics), None)
+    for name in (lead or "top-1", "images/s", "S", "F", "O", "S/F", "S/O", "peak MB"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         speed = next((s for s in row.speed if s.batch == batch), None)
@@ -85,7 +87,7 @@ def speed_table(rows: Sequence[Row], batch: int) -> Table:
             continue
         table.add_row(
             escape(row.variant),
-            _number(row.top1, 1),
+            _number(row.top1, 1) if lead is None else metric_cell(row.metrics.get(lead)),
             f"{speed.images_per_second:.1f}" + (" ~" if speed.noisy else ""),
             f"{speed.S:.2f}",
             f"{row.F:.2f}",
@@ -105,16 +107,22 @@ def speed_table(rows: Sequence[Row], batch: int) -> Table:
     return table
 
 
-def _accuracy_cells(row: Row) -> list[str]:
+def _accuracy_cells(row: Row, metrics: Sequence[str]) -> list[str]:
+    cost = [escape(row.variant), f"{row.gmacs:.3f}", f"{row.F:.2f}"]
+    if metrics:
+        return cost + [metric_cell(row.metrics.get(name)) for name in metrics]
     return [
-        escape(row.variant),
-        f"{row.gmacs:.3f}",
-        f"{row.F:.2f}",
+        *cost,
         _number(row.top1, 2),
         _number(row.top5, 2),
         _number(row.agreement, 2),
         _number(row.kl, 4),
     ]
+
+
+def metric_cell(value: float | None) -> str:
+    """A figure of a dense task, with four digits or more: percent, metres or a share."""
+    return "–" if value is None else f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
 
 
 def _number(value: float | None, digits: int) -> str:

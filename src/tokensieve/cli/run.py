@@ -18,13 +18,20 @@ from tokensieve.cli.output import Bars, note, progress_bars
 from tokensieve.errors import TokensieveError
 from tokensieve.measure import bench as measuring
 from tokensieve.measure.data import DataArguments, open_images
+from tokensieve.measure.fidelity import judge_of
+from tokensieve.measure.judge import Judge
 from tokensieve.measure.macs import count
-from tokensieve.measure.model import create, has_weights, share_weights
+from tokensieve.measure.model import has_weights, is_saved, share_weights
 from tokensieve.measure.results import Results, environment, open_results
 from tokensieve.measure.runtime import Runtime
 from tokensieve.measure.solve import check_share, solve
 from tokensieve.measure.stream import ImageStream
 from tokensieve.processes import join
+from tokensieve.tasks.arguments import CLASSIFICATION, TaskArguments, create_model
+from tokensieve.tasks.data import open_pairs
+from tokensieve.tasks.model import DenseModel
+from tokensieve.tasks.sliding import sliding
+from tokensieve.tasks.task import DenseJudge
 
 NEAR = 0.03  # how far from the asked share of the MACs a method of "all" may lie to be compared
 ALL = "all"  # as a spec: every method that needs no training
@@ -52,7 +59,7 @@ class Request:
     interpolation: o.Interpolation = None
     mean: o.Mean = None
     std: o.Std = None
-    batch_size: o.BatchSize = 64
+    batch_size: o.BatchSize = None
     workers: o.Workers = o.DEFAULT_WORKERS
     device: o.Device = "cpu"
     amp: o.Amp = False
@@ -60,6 +67,16 @@ class Request:
     model_dtype: o.ModelDtype = None
     channels_last: o.ChannelsLast = False
     torchcompile: o.TorchCompile = None
+    task: o.Task = None
+    head: o.Head = None
+    ignore_index: o.IgnoreIndex = None
+    reduce_zero_label: o.ReduceZeroLabel = False
+    max_depth: o.MaxDepth = None
+    depth_scale: o.DepthScale = None
+    median_scaling: o.MedianScaling = False
+    eigen_crop: o.EigenCrop = False
+    slide: o.Slide = None
+    stride: o.Stride = None
     results_file: o.ResultsFile = None
     resume: o.Resume = False
     force: o.Force = False
@@ -69,23 +86,32 @@ class Request:
         names = {field.name for field in fields(kind)} & {field.name for field in fields(self)}  # type: ignore[arg-type]
         return kind(**{name: getattr(self, name) for name in names})
 
+    def images(self, dense: bool) -> DataArguments:
+        """Where the images are and how they are prepared, for a dense task or for classification."""
+        return replace(self.part(DataArguments), batch_size=self.batch_size or (8 if dense else 64))
+
     @property
-    def images(self) -> DataArguments:
-        """Where the images are and how they are prepared."""
-        return self.part(DataArguments)
+    def tasks(self) -> TaskArguments:
+        """The task and its options."""
+        return self.part(TaskArguments)
 
     @property
     def runtime(self) -> Runtime:
         """Device and precision."""
         return self.part(Runtime)
 
-    def settings(self) -> dict[str, Any]:
-        """What the figures depend on, apart from the variants and what is timed."""
-        data = asdict(self.images)
+    def settings(self, model: nn.Module) -> dict[str, Any]:
+        """What the figures of ``model`` depend on, apart from the variants and what is timed."""
+        dense = isinstance(model, DenseModel)
+        data = asdict(self.images(dense))
         del data["workers"]
         names = ("model", "pretrained", "checkpoint", "num_classes", "in_chans")
         runtime = asdict(self.runtime) | {"dtype": self.runtime.dtype}
-        return {name: getattr(self, name) for name in names} | data | runtime
+        settings = {name: getattr(self, name) for name in names} | data | runtime
+        if isinstance(model, DenseModel):
+            settings |= {"task": model.task.to_dict(), "head": model.head.name}
+            settings |= {"slide": self.slide, "stride": self.stride}
+        return settings
 
 
 def measure(request: Request, *, batches: Sequence[int] = (), rounds: int = 0, cuda_graph: bool = False) -> Results:
@@ -103,7 +129,8 @@ def measure(request: Request, *, batches: Sequence[int] = (), rounds: int = 0, c
     others, left_out = measuring.everyone() if ALL in specs else ([], {})
     runtime = replace(request.runtime, cuda_graph=cuda_graph, device=processes.device(request.device))
     _check(request, runtime)
-    settings = request.settings() | {"rounds": rounds, "cuda_graph": cuda_graph}
+    dense, variants = _models(request)
+    settings = request.settings(dense) | {"rounds": rounds, "cuda_graph": cuda_graph}
     results = Results(settings)
     if processes.main:
         results = open_results(
@@ -116,8 +143,7 @@ def measure(request: Request, *, batches: Sequence[int] = (), rounds: int = 0, c
         results.environment = environment(runtime.device)
     results.rows = processes.from_main(lambda: results.rows)
     results.left_out |= left_out
-    dense, variants = _models(request)
-    images = open_images(request.images, dense)
+    images, judge = _images(request, dense)
     for line in images.notes:
         note(line)
     with progress_bars() as bars:
@@ -136,6 +162,7 @@ def measure(request: Request, *, batches: Sequence[int] = (), rounds: int = 0, c
                 rounds=rounds,
                 progress=bars,
                 processes=processes,
+                judge=judge,
             )
         except KeyboardInterrupt:
             if not results.rows:
@@ -164,13 +191,29 @@ def _check(request: Request, runtime: Runtime) -> None:
         raise TokensieveError("--macs says what methods may cost, and there is none: give at least one --method")
     for share in request.macs or ():
         check_share(share)
+    request.tasks.check()
     runtime.check()
+
+
+def _images(request: Request, dense: nn.Module) -> tuple[ImageStream, Judge]:
+    """What to measure on, and how answers are compared."""
+    if not isinstance(dense, DenseModel):
+        return open_images(request.images(False), dense), judge_of(dense)
+    if request.stride is not None and request.slide is None:
+        raise TokensieveError("--stride is between sliding windows: give --slide N, the images' short side")
+    images = open_pairs(request.images(True), dense, slide=request.slide)
+    if images.window is None:
+        return images, dense.judge()
+    window, batch = images.window, request.images(True).batch_size
+    stride = None if request.stride is None else (request.stride, request.stride)
+    return images, DenseJudge(dense.task, lambda model: sliding(model, window, stride, batch))
 
 
 def _models(request: Request) -> tuple[nn.Module, dict[str, nn.Module]]:
     """The dense model, and the saved reduced one where the model is a folder written by ``ts.save``."""
-    model = create(
+    model = create_model(
         request.model,
+        request.tasks,
         pretrained=request.pretrained,
         checkpoint=request.checkpoint,
         num_classes=request.num_classes,
@@ -180,6 +223,8 @@ def _models(request: Request) -> tuple[nn.Module, dict[str, nn.Module]]:
     saved = ts.is_applied(model)
     if not has_weights(request.model, request.pretrained, request.checkpoint):
         note("the weights are random: give --pretrained or --checkpoint FILE; speed and MACs hold, accuracy does not")
+    elif isinstance(model, DenseModel) and request.task not in (None, CLASSIFICATION) and not is_saved(request.model):
+        note("the head is random: give a folder that tokensieve train wrote; speed and MACs hold, the figures do not")
     if not saved:
         return model, {}
     return ts.remove(share_weights(model)).eval(), {ts.spell(ts.applied(model)): model}

@@ -11,13 +11,15 @@ import typer
 from tokensieve.cli import options as o
 from tokensieve.cli.output import note, progress_bars
 from tokensieve.errors import TokensieveError
-from tokensieve.measure.model import create, has_weights
+from tokensieve.measure.model import has_weights, is_saved
 from tokensieve.measure.runtime import check_device
 from tokensieve.measure.transform import data_config
 from tokensieve.show.images import read_image
 from tokensieve.show.run import class_names, show_rows
 from tokensieve.show.write import check_output, write_rows
 from tokensieve.spec import sweep
+from tokensieve.tasks.arguments import TaskArguments, create_model
+from tokensieve.tasks.model import DenseModel
 
 
 def show(
@@ -35,6 +37,9 @@ def show(
         Path | None,
         typer.Option("--class-map", metavar="FILE", help="Class names in the order of the model's answers."),
     ] = None,
+    task: o.Task = None,
+    head: o.Head = None,
+    max_depth: o.MaxDepth = None,
     pretrained: o.Pretrained = False,
     checkpoint: o.Checkpoint = None,
     num_classes: o.NumClasses = None,
@@ -50,7 +55,8 @@ def show(
     """Draw what methods do to the patches of images, site by site.
 
     One row for each image and method: which patches attend, are merged with which others, are skipped, are pruned,
-    with token counts, and the predicted class of the dense and of the reduced model.
+    with token counts, and the predicted class of the dense and of the reduced model. Of a dense task (segmentation,
+    depth): the image, the dense prediction, the reduced one, where they differ, and the patches.
 
     Example: tokensieve show deit_tiny_patch16_224 cat.jpg --pretrained --method bat:keep=0.7 --method tome:r=13
     """
@@ -59,11 +65,22 @@ def show(
     variants = [variant for spec in method or [] for variant in sweep(spec)]
     wanted = _numbers("--blocks", blocks)
     opened = [(path.name, read_image(path)) for path in images]
-    net = create(model, pretrained=pretrained, checkpoint=checkpoint, num_classes=num_classes, img_size=img_size)
+    net = create_model(
+        model,
+        TaskArguments(task=task, head=head, max_depth=max_depth),
+        pretrained=pretrained,
+        checkpoint=checkpoint,
+        num_classes=num_classes,
+        img_size=img_size,
+    )
     config = data_config(net, img_size=img_size, crop_pct=crop_pct, interpolation=interpolation, mean=mean, std=std)
+    if isinstance(net, DenseModel) and crop_pct is None:  # dense tasks see the whole image, as they are evaluated
+        config |= {"crop_pct": 1.0, "crop_mode": "squash"}
     trained = has_weights(model, pretrained, checkpoint)
     if not trained:
         note("the weights are random: give --pretrained or --checkpoint FILE to see a trained model")
+    elif isinstance(net, DenseModel) and not is_saved(model):
+        note("the head is random: give a folder that tokensieve train wrote to see a trained one")
     classes = int(getattr(net, "num_classes", 0))
     names = None if class_map is None else class_names(class_map, classes)
     with progress_bars() as bars:

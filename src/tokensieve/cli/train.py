@@ -13,6 +13,7 @@ from tokensieve.cli import options as o
 from tokensieve.cli.command import with_options
 from tokensieve.cli.output import accuracy_table, errors, new_table, note, show_table, speed_table
 from tokensieve.errors import TokensieveError
+from tokensieve.tasks.model import TASKS
 
 if TYPE_CHECKING:
     from tokensieve.train.prepare import Prepared
@@ -47,7 +48,7 @@ class RecipeChanges:
     drop_path: Annotated[float | None, _recipe("drop-path", "Stochastic depth of the last block.")] = None
     model_ema: Annotated[bool | None, _recipe("model-ema/--no-model-ema", "Average the weights.")] = None
     model_ema_decay: Annotated[float | None, _recipe("model-ema-decay", "Decay of that average.")] = None
-    task: Annotated[float | None, _recipe("task", "Weight of the task loss.")] = None
+    task_loss: Annotated[float | None, _recipe("task-loss", "Weight of the task loss.")] = None
     distill_logits: Annotated[float | None, _recipe("distill-logits", "Weight of the dense model's answers.")] = None
     distill_features: Annotated[
         float | None, _recipe("distill-features", "Weight of the dense model's features of every restored token.")
@@ -64,12 +65,23 @@ class TrainRequest(RecipeChanges):
     """The options of ``train``."""
 
     model: o.Model
-    stage: Annotated[str, typer.Option("--stage", help="selectors, finetune, recover (no labels) or scratch.")]
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the run and its result.")]
     method: Annotated[
         str | None,
         typer.Option("--method", "-m", metavar="SPEC", help="Methods; default those of a saved MODEL or the recipe's."),
     ] = None
+    stage: Annotated[
+        str | None,
+        typer.Option(
+            "--stage", help="head, selectors, finetune, recover (no labels) or scratch. Default of dense tasks: head."
+        ),
+    ] = None
+    task: o.Task = None
+    head: o.Head = None
+    ignore_index: o.IgnoreIndex = None
+    reduce_zero_label: o.ReduceZeroLabel = False
+    max_depth: o.MaxDepth = None
+    depth_scale: o.DepthScale = None
     data: Annotated[
         list[str] | None,
         typer.Option(
@@ -110,7 +122,10 @@ class TrainRequest(RecipeChanges):
     ] = None
     metric: Annotated[
         str,
-        typer.Option("--metric", help="top1 or agreement: keep the weights that are best by it. Default: the last."),
+        typer.Option(
+            "--metric",
+            help="top1, agreement; of dense tasks mIoU, delta1: keep the weights that are best by it. Default: last.",
+        ),
     ] = ""
     patience: Annotated[
         int, typer.Option("--patience", min=0, help="Stop after this many evaluations without a better metric.")
@@ -142,10 +157,10 @@ def train(
 ) -> None:
     """Train what a method learns, or the model around it; DIR ends with a model that tokensieve.load(DIR) reads.
 
-    selectors: freeze the model, fit ToSA's selectors to attention maps, without labels. finetune: task loss and
-    distillation from the dense model. recover: the dense model teaches the reduced one, without labels. scratch: from
-    random weights. Under accelerate launch on many devices. DIR gets checkpoints, log.csv, log.jsonl, curves.png,
-    bench.json and report.md.
+    head: that of a dense task, on a frozen backbone. selectors: freeze the model, fit ToSA's selectors to attention
+    maps, without labels. finetune: task loss and distillation from the dense model. recover: the dense model teaches
+    the reduced one, without labels. scratch: from random weights. Under accelerate launch on many devices. DIR gets
+    checkpoints, log.csv, log.jsonl, curves.png, bench.json and report.md.
 
     Example: tokensieve train deit_tiny_patch16_224 --pretrained --stage selectors --method tosa --data PHOTOS -o tosa
     """
@@ -153,15 +168,24 @@ def train(
         from tokensieve.train import prepare, report, run
         from tokensieve.train.arguments import TrainArguments
         from tokensieve.train.loop import Told
+        from tokensieve.train.stages import STAGES
     except ModuleNotFoundError as error:
         raise TokensieveError(f"training needs {error.name}: pip install 'tokensieve[train]'") from error
     changes = _given(request, [field.name for field in fields(RecipeChanges)])
-    own = [field.name for field in fields(TrainArguments) if field.name not in ("changes", "output")]
-    arguments = TrainArguments(output=str(request.output), changes=changes, **_given(request, own))
+    if "task_loss" in changes:
+        changes["task"] = changes.pop("task_loss")
+    stage = request.stage
+    if stage is None:
+        if request.task not in TASKS:
+            raise TokensieveError(f"what is to be trained? Give --stage {', '.join(STAGES[:-1])} or {STAGES[-1]}")
+        stage = "head"
+    asked = {field.name for field in fields(request)} - {"output", "stage"}
+    own = [field.name for field in fields(TrainArguments) if field.name in asked]
+    arguments = TrainArguments(output=str(request.output), stage=stage, changes=changes, **_given(request, own))
     if dry_run:
         prepared = prepare.prepare(arguments)
         if prepared.accelerator.is_main_process:
-            _show_plan(prepared, request)
+            _show_plan(prepared, request, stage)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -171,7 +195,7 @@ def train(
         TextColumn("{task.fields[figures]}"),
     )
     with Progress(*columns, console=errors, transient=True) as bar:
-        task = bar.add_task(request.stage, total=None, figures="")
+        task = bar.add_task(stage, total=None, figures="")
 
         def told(state: Told) -> None:
             figures = f"loss {state.loss:.4f}, {state.images_per_second:.1f} images/s"
@@ -180,7 +204,7 @@ def train(
         results = run.train(arguments, on_step=told)
     if results is None:  # not the main process
         return
-    show_table(accuracy_table(results.rows, f"{request.model}, {request.stage}, {results.images} images"))
+    show_table(accuracy_table(results.rows, f"{request.model}, {stage}, {results.images} images"))
     for batch in report.BATCHES if request.rounds else ():
         show_table(speed_table(results.rows, batch))
     note(f"written: {request.output} (tokensieve.load reads it), with report.md, curves.png, log.csv, bench.json")
@@ -194,11 +218,11 @@ def _given(request: TrainRequest, names: list[str]) -> dict[str, Any]:
     }
 
 
-def _show_plan(prepared: Prepared, request: TrainRequest) -> None:
+def _show_plan(prepared: Prepared, request: TrainRequest, stage: str) -> None:
     """The plan, the MACs and the parameter groups on standard output."""
     for line in prepared.notes:
         note(line)
-    table = new_table(f"{request.model}: {request.stage}, to {request.output}")
+    table = new_table(f"{request.model}: {stage}, to {request.output}")
     table.add_column("what")
     table.add_column("plan", overflow="fold")
     for name, value in prepared.summary().items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import tokensieve as ts
 from tokensieve.errors import TokensieveError, TokensieveWarning
-from tokensieve.measure.fidelity import Fidelity, Meters, compare, joined, predict
+from tokensieve.measure.fidelity import judge_of
+from tokensieve.measure.judge import Judge, answers_of, compare
 from tokensieve.measure.macs import count
 from tokensieve.measure.model import share_weights
 from tokensieve.measure.results import DENSE, Results, Row
@@ -55,6 +56,7 @@ def bench(
     rounds: int = 10,
     progress: Progress | None = None,
     processes: Processes | None = None,
+    judge: Judge | None = None,
 ) -> Results:
     """Measure the dense model and every variant; rows are written as soon as they are complete.
 
@@ -72,7 +74,9 @@ def bench(
         progress: is told how far it got.
         processes: those that call this together, each with its share of the images; they must all have the same rows to
             begin with. The main one alone counts, writes and times; the others are done when they have answered.
+        judge: how answers are compared; default as the dense model says, see ``judge_of``.
     """
+    judge = judge_of(dense) if judge is None else judge
     runtime = Runtime() if runtime is None else runtime
     progress = Silent() if progress is None else progress
     processes = Processes() if processes is None else processes
@@ -88,15 +92,17 @@ def bench(
     answered = False
     for name, model in models.items():
         row = results.find(name)
-        if row is not None and row.agreement is not None:
+        if row is not None and row.images is not None:
             continue
         if not answered:
             progress.start(DENSE, share.total)
-            answers, outcome = _dense_answers(runtime.callable(models[DENSE]), _told(share, progress), processes)
+            answers, outcome = answers_of(
+                runtime.callable(models[DENSE]), _told(share, progress), processes, judge=judge
+            )
             answered = True
         if name != DENSE:
             progress.start(name, share.total)
-            outcome = compare(runtime.callable(model), iter(answers), _told(share, progress), processes)
+            outcome = compare(runtime.callable(model), iter(answers), _told(share, progress), processes, judge=judge)
         if processes.main:
             results.put(Row(name, macs[name] / 1e9, macs[DENSE] / macs[name], **asdict(outcome)))
     results.skipped = share.skipped()
@@ -122,24 +128,10 @@ def warn_of_slower(results: Results, batches: Sequence[int]) -> None:
                 )
 
 
-def _told(images: Share, progress: Progress) -> Iterator[tuple[Tensor, Tensor]]:
+def _told(images: Share, progress: Progress) -> Iterator[tuple[Tensor, Any]]:
     for batch, labels in images:
         yield batch, labels
         progress.advance(len(batch))
-
-
-def _dense_answers(
-    run: Callable[[Tensor], Any], batches: Iterable[tuple[Tensor, Tensor]], processes: Processes
-) -> tuple[list[Tensor], Fidelity]:
-    """The logits of the dense model, batch by batch, and its own accuracy."""
-    answers: list[Tensor] = []
-    meters: Meters | None = None
-    for images, labels in batches:
-        logits = predict(run, images)
-        meters = Meters(logits.shape[1]) if meters is None else meters
-        meters.update(logits, logits, labels)
-        answers.append(logits)
-    return answers, joined(meters, processes)
 
 
 def _time(

@@ -42,7 +42,7 @@ class DataArguments:
     dataset: str = ""
     split: str = "validation"
     class_map: str | None = None
-    img_size: int | None = None
+    img_size: int | tuple[int, int] | None = None
     crop_pct: float | None = None
     interpolation: str | None = None
     mean: tuple[float, ...] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from tokensieve.errors import TokensieveError
+from tokensieve.measure import judge as judging
+from tokensieve.measure.judge import Judge, Meters
 from tokensieve.processes import Processes
 
 NO_LABEL = -1
@@ -36,10 +38,27 @@ class Fidelity:
     kl: float
 
 
+class Classification(Judge):
+    """Compares class logits (B, K) with labels (B,)."""
+
+    def answer(self, model: Callable[[Tensor], Any], images: Tensor, labels: Any) -> Tensor:
+        return predict(model, images)
+
+    def meters(self, answers: Tensor) -> Meters:
+        return ClassMeters(answers.shape[-1])
+
+
+def judge_of(model: Any) -> Judge:
+    """How models such as this one are compared: as it says itself, else as classifiers."""
+    own = getattr(model, "judge", None)
+    judge: Judge = Classification() if own is None else own()
+    return judge
+
+
 def compare(
     model: Callable[[Tensor], Any],
-    dense: Callable[[Tensor], Any] | Iterator[Tensor],
-    batches: Iterable[tuple[Tensor, Tensor]],
+    dense: Callable[[Tensor], Any] | Iterator[Any],
+    batches: Iterable[tuple[Tensor, Any]],
     processes: Processes | None = None,
 ) -> Fidelity:
     """Accuracy of ``model`` and its agreement with ``dense``, streamed.
@@ -50,13 +69,8 @@ def compare(
         batches: images and labels (B,), -1 where an image has none.
         processes: those that have a share of the batches each; default this one has all of them.
     """
-    meters: Meters | None = None
-    for images, labels in batches:
-        expected = predict(dense, images) if callable(dense) else next(dense)
-        logits = predict(model, images)
-        meters = Meters(logits.shape[-1]) if meters is None else meters
-        meters.update(logits, expected, labels)
-    return joined(meters, processes)
+    found: Fidelity = judging.compare(model, dense, batches, processes, judge=Classification())
+    return found
 
 
 def predict(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
@@ -72,7 +86,7 @@ def predict(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
     return logits.float().cpu()
 
 
-class Meters:
+class ClassMeters:
     """torchmetrics' accuracies and the divergence, fed batch by batch.
 
     Args:
@@ -104,7 +118,7 @@ class Meters:
         found, wanted = (given.double().log_softmax(dim=1) for given in (logits, dense))
         self.kl += F.kl_div(found, wanted, reduction="none", log_target=True).sum(dim=1).tolist()
 
-    def add(self, other: Meters) -> None:
+    def add(self, other: ClassMeters) -> None:
         """Add the images that another one has seen."""
         self.images += other.images
         self.labelled += other.labelled
@@ -124,22 +138,3 @@ class Meters:
             agreement=share["agreement"],
             kl=math.fsum(self.kl) / self.images,
         )
-
-
-def joined(meters: Meters | None, processes: Processes | None = None) -> Fidelity:
-    """The figures over the images of all processes.
-
-    Args:
-        meters: what this process has seen, None for nothing.
-        processes: those that share the images; default this one alone.
-
-    Raises:
-        TokensieveError: none of them has seen an image.
-    """
-    parts: Sequence[Meters | None] = [meters] if processes is None else processes.gather(meters)
-    seen = [part for part in parts if part is not None]
-    if not seen:
-        raise TokensieveError("there is no image to compare models on")
-    for part in seen[1:]:
-        seen[0].add(part)
-    return seen[0].compute()

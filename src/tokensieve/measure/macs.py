@@ -111,11 +111,14 @@ class _OutsideBlocks(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if not self._inside and func in (F.linear, F.conv2d, F.scaled_dot_product_attention):
+        counted = (F.linear, F.conv2d, F.conv_transpose2d, F.scaled_dot_product_attention)
+        if not self._inside and func in counted:
             first, second, *others = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
             if func is F.scaled_dot_product_attention:
                 key, width = second, first.shape[-1] + others[0].shape[-1]
                 self.macs += first.shape[:-1].numel() * key.shape[-2] * width
+            elif func is F.conv_transpose2d:
+                self.macs += first.numel() * second[0].numel()
             else:
                 self.macs += result.numel() * second[0].numel()
         return result

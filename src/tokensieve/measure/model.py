@@ -20,6 +20,7 @@ from tokensieve.checkpoint import CONFIG_NAME
 from tokensieve.errors import TokensieveError
 from tokensieve.registry import nearest
 
+ImgSize = int | tuple[int, int] | None  # of a square, or (height, width)
 HUB_TIMEOUT = 10.0  # seconds in which a hub must answer
 
 
@@ -30,7 +31,7 @@ def create(
     checkpoint: str | None = None,
     num_classes: int | None = None,
     in_chans: int | None = None,
-    img_size: int | None = None,
+    img_size: ImgSize = None,
 ) -> nn.Module:
     """The model called ``name``, in evaluation mode.
 
@@ -39,7 +40,7 @@ def create(
             whose methods are then applied.
         pretrained: load timm's weights for the name.
         checkpoint: file to load weights from, strictly; safetensors, or what ``torch.load(weights_only=True)`` reads.
-        num_classes, in_chans, img_size: passed to timm where given.
+        num_classes, in_chans, img_size: passed to timm where given; the size is a side or (height, width).
 
     Raises:
         TokensieveError: unknown name, or weights that cannot be loaded into this model.
@@ -48,14 +49,15 @@ def create(
         raise TokensieveError("weights come from --pretrained or from --checkpoint, and both are given: leave one out")
     if checkpoint is not None:
         _check_file(checkpoint)
-    if _is_saved(name):
+    if is_saved(name):
         _refuse_arguments(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, img_size=img_size)
         model = ts.load(name)
     else:
         model = _create(name, pretrained, num_classes=num_classes, in_chans=in_chans, img_size=img_size)
         patch = max(getattr(getattr(model, "patch_embed", None), "patch_size", None) or (1,))
-        if img_size is not None and img_size < patch:
-            raise TokensieveError(f"--img-size {img_size} is smaller than one patch of {name}, {patch} pixels")
+        shorter = min(img_size) if isinstance(img_size, tuple) else img_size
+        if shorter is not None and shorter < patch:
+            raise TokensieveError(f"--img-size {shorter} is smaller than one patch of {name}, {patch} pixels")
     if checkpoint is not None:
         load_weights(model, checkpoint, resample=img_size is not None)
     return model.eval()
@@ -63,10 +65,10 @@ def create(
 
 def has_weights(name: str, pretrained: bool, checkpoint: str | None) -> bool:
     """Whether ``create`` gives a model with weights, and not with random numbers."""
-    return pretrained or checkpoint is not None or _is_saved(name) or _hub_name(name) is not None
+    return pretrained or checkpoint is not None or is_saved(name) or _hub_name(name) is not None
 
 
-def _is_saved(name: str) -> bool:
+def is_saved(name: str) -> bool:
     """Whether ``name`` is meant as a folder written by ``ts.save``; one called like a model of timm must be one."""
     return bool(name) and Path(name).is_dir() and ((Path(name) / CONFIG_NAME).exists() or not _is_model(name))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokensieve.attention import Tap, attends_faster
@@ -26,6 +27,7 @@ class OracleBlock(nn.Module):
         prefix: tokens in front that have no position on the grid.
         reduced: whether tokens are gone by the end of it: from there on a reduced model may use an attention of ours,
             and so does its oracle.
+        whole: tokens of a block that a head reads: what is cut off comes back as zeros; None where nobody reads.
     """
 
     def __init__(
@@ -37,8 +39,10 @@ class OracleBlock(nn.Module):
         left: int,
         prefix: int,
         reduced: bool = False,
+        whole: int | None = None,
     ) -> None:
         super().__init__()
+        self.whole = whole
         self.reduced = reduced
         self.block = block
         self.family = family
@@ -46,6 +50,7 @@ class OracleBlock(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(B, L, C) to (B, left, C)."""
+        x = x[:, : max(self.attended, self.processed, self.left)]  # the block before may have given back the others
         length = x.shape[1]
         own = self.reduced and attends_faster(x)
         if self.attended >= length and self.processed >= length and not args and not own:
@@ -70,14 +75,16 @@ class OracleBlock(nn.Module):
             return self.family.attention(self.block, x, **arguments)
 
     def _cut(self, x: Tensor) -> Tensor:
-        return x[:, : self.left]
+        x = x[:, : self.left]
+        return x if self.whole is None else F.pad(x, (0, 0, 0, self.whole - x.shape[1]))
 
 
 def oracle(model: nn.Module, report: MacReport) -> nn.Module:
     """The dense ``model`` on the token counts of ``report``, selecting ``x[:, :n]``: what any method could reach.
 
     A copy that shares the weights of ``model`` and uses no engine. Its answers mean nothing; only its time does.
-    Tokens that come back later (a skipped block) wait beside it and are concatenated again.
+    Tokens that come back later (a skipped block) wait beside it and are concatenated again. Where a dense head reads a
+    block (``model.taps``), what is gone comes back as zeros.
 
     Args:
         model: the dense model, with no method applied.
@@ -90,6 +97,8 @@ def oracle(model: nn.Module, report: MacReport) -> nn.Module:
     blocks = located.family.blocks(located.owner)
     counts = [(round(block.attended), round(block.processed)) for block in report.blocks]
     whole = counts[0][0] if counts else 0
+    taps = getattr(model, "taps", ())
+    given = max(whole, layout.prefix + layout.grid[0] * layout.grid[1])
     first_cut = next((n for n, pair in enumerate(counts) if min(pair) < whole), len(blocks))
     left = 1
     for number in reversed(range(len(blocks))):
@@ -103,6 +112,7 @@ def oracle(model: nn.Module, report: MacReport) -> nn.Module:
             left,
             layout.prefix,
             reduced=number >= first_cut,
+            whole=given if number in taps else None,
         )
         left = max(left, attended, processed)
     return copied.eval()

@@ -29,6 +29,7 @@ def pareto(rows: Sequence[Row], file: Path, title: str = "", batch: int | None =
         batch: batch size of the speed panel; default the largest measured.
     """
     labelled = any(row.top1 is not None for row in rows)
+    metric = next((name for row in rows for name in row.metrics), None)  # the first leads
     batches = sorted({speed.batch for row in rows for speed in row.speed})
     figure = Figure(figsize=(11 if batches else 8, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
@@ -37,6 +38,8 @@ def pareto(rows: Sequence[Row], file: Path, title: str = "", batch: int | None =
     batch = batch if batch is not None else (batches[-1] if batches else None)
 
     def quality(row: Row) -> float | None:
+        if metric is not None:
+            return row.metrics.get(metric)
         return row.top1 if labelled else row.agreement
 
     def rate(row: Row) -> float | None:
@@ -47,7 +50,7 @@ def pareto(rows: Sequence[Row], file: Path, title: str = "", batch: int | None =
         panels[0].set_xlabel(f"images/s, measured at batch {batch}")
     _panel(macs_panel, rows, lambda row: row.gmacs, quality)
     macs_panel.set_xlabel("GMACs per image")
-    panels[0].set_ylabel("top-1 accuracy (%)" if labelled else "agreement with the dense model (%)")
+    panels[0].set_ylabel(metric or ("top-1 accuracy (%)" if labelled else "agreement with the dense model (%)"))
     handles, labels = macs_panel.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False)
     if title:

@@ -59,6 +59,7 @@ class Row:
         F: dense MACs over these.
         images, top1, top5, agreement, kl: see ``Fidelity``; None until measured.
         speed: one entry a batch size; empty until measured.
+        metrics: the figures of a dense task by name, see ``tokensieve.tasks``; empty for classifiers.
     """
 
     variant: str
@@ -70,10 +71,11 @@ class Row:
     agreement: float | None = None
     kl: float | None = None
     speed: list[Speed] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
 
     def flat(self) -> dict[str, Any]:
         """One level of columns, those of speed named by batch size: ``S_b16``."""
-        columns = {key: value for key, value in asdict(self).items() if key != "speed"}
+        columns = {key: value for key, value in _plain(self).items() if key not in ("speed", "metrics")} | self.metrics
         for speed in self.speed:
             columns |= {f"{key}_b{speed.batch}": value for key, value in asdict(speed).items() if key != "batch"}
         return columns
@@ -102,6 +104,11 @@ class Results:
     stopped: bool = False
     skipped: list[str] = field(default_factory=list)
 
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the figures of a dense task; empty for classifiers."""
+        return list(dict.fromkeys(name for row in self.rows for name in row.metrics))
+
     def find(self, variant: str) -> Row | None:
         """The row of a variant, or None."""
         return next((row for row in self.rows if row.variant == variant), None)
@@ -124,7 +131,7 @@ class Results:
             "command": self.command,
             "environment": self.environment,
             "settings": self.settings,
-            "rows": [asdict(row) for row in self.rows],
+            "rows": [_plain(row) for row in self.rows],
         } | ({"left_out": self.left_out} if self.left_out else {})
         with replacing(self.file) as beside:
             beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -152,6 +159,13 @@ class Results:
     def plot_file(self) -> Path | None:
         """Where the plot goes."""
         return None if self.file is None else self.file.with_suffix(".png")
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    """The row as it is written; one of a classifier has no metrics, one of a dense task no accuracy."""
+    content = asdict(row)
+    absent = ("top1", "top5", "agreement", "kl") if row.metrics else ("metrics",)
+    return {key: value for key, value in content.items() if key not in absent}
 
 
 def open_results(

@@ -17,7 +17,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 def data_config(
     model: nn.Module,
     *,
-    img_size: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
     crop_pct: float | None = None,
     interpolation: str | None = None,
     mean: Sequence[float] | None = None,
@@ -27,7 +27,7 @@ def data_config(
 
     Args:
         model: the model.
-        img_size: height and width of the input; default the size that the model was built for.
+        img_size: height and width of the input, or one number for both; default the size that the model was built for.
         crop_pct: share of the image that the crop takes, in (0, 1].
         interpolation: resampling, in timm's words.
         mean, std: normalisation, one number for all channels or one for each.
@@ -45,7 +45,8 @@ def data_config(
     if std is not None and min(std) <= 0:
         raise TokensieveError(f"std must be above 0, got {min(std)}")
     embed = getattr(model, "patch_embed", None)
-    own = getattr(embed, "img_size", None) if img_size is None else (img_size, img_size)
+    asked_size = (img_size, img_size) if isinstance(img_size, int) else img_size
+    own = getattr(embed, "img_size", None) if asked_size is None else asked_size
     asked = {"crop_pct": crop_pct, "interpolation": interpolation}
     config: dict[str, Any] = resolve_data_config(asked, model=model)
     channels = getattr(getattr(embed, "proj", None), "in_channels", config["input_size"][0])

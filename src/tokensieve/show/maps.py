@@ -70,6 +70,19 @@ class SiteMap:
 
 
 @dataclass(frozen=True, eq=False)
+class Panel:
+    """A picture beside what the model sees, such as a dense prediction.
+
+    Attributes:
+        title: the line above. picture: (height, width, 3) uint8. note: the line below.
+    """
+
+    title: str
+    picture: NDArray[np.uint8]
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
 class Row:
     """All that a picture says about one image under one method.
 
@@ -83,6 +96,7 @@ class Row:
         dense: tokens of the dense model in each block.
         caption: a line below, such as the predicted classes.
         hidden: sites that are not shown.
+        panels: pictures between the image and the sites.
     """
 
     method: str
@@ -94,6 +108,7 @@ class Row:
     dense: int = 0
     caption: str = ""
     hidden: int = 0
+    panels: tuple[Panel, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,9 +181,11 @@ def _site_map(
 
 
 def choose(maps: Sequence[SiteMap], blocks: Sequence[int] | None = None, most: int = MOST_SITES) -> list[SiteMap]:
-    """The sites to show: those in ``blocks``, or up to ``most`` of all, evenly spread with the first and the last."""
+    """The sites to show: those in ``blocks``, or up to ``most``, evenly spread from first to last; one is the last."""
     if blocks is not None:
         return [site for site in maps if site.block in blocks]
+    if most == 1:
+        return list(maps[-1:])
     if len(maps) <= most:
         return list(maps)
     return [maps[round(step * (len(maps) - 1) / (most - 1))] for step in range(most)]

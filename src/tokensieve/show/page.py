@@ -62,6 +62,10 @@ def _section(row: Row) -> str:
     about = " · ".join(part for part in (row.image, text.row_note(row)) if part)
     picture = _image(draw.fit(row.picture, row.grid), row.image)
     figures = [_figure("what the model sees", "", picture, "")]
+    figures += [
+        _figure(panel.title, "", _image(draw.fit(panel.picture, row.grid), panel.title), panel.note)
+        for panel in row.panels
+    ]
     figures += [_site(row, site) for site in row.maps]
     if row.tokens:
         chart = np.asarray(draw.token_chart(row.tokens, row.dense, draw.panel_size(row.grid)))

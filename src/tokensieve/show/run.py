@@ -17,8 +17,10 @@ from tokensieve import applied, apply, is_applied, remove, spell, trace
 from tokensieve.errors import TokensieveError
 from tokensieve.method import Method
 from tokensieve.registry import family_of
+from tokensieve.show.dense import prediction_panels
 from tokensieve.show.images import model_input, model_view
-from tokensieve.show.maps import Row, choose, site_maps
+from tokensieve.show.maps import MOST_SITES, Panel, Row, choose, site_maps
+from tokensieve.tasks.model import DenseModel
 
 WNID = re.compile(r"n\d{8}")
 
@@ -63,8 +65,8 @@ def show_rows(
         variants: compositions of methods; empty for the methods that are applied already.
         config: how images are prepared for the model, see ``measure.transform.data_config``.
         names: what to call the model's classes; None for their numbers.
-        predict: whether to caption rows with the predicted class, dense and reduced.
-        blocks: the blocks to show; default up to six sites, evenly spread.
+        predict: whether to caption rows with the predicted class, dense and reduced; dense tasks get pictures.
+        blocks: the blocks to show; default up to six sites, evenly spread, and the last site of dense tasks.
         step: called after every row.
 
     Raises:
@@ -86,7 +88,10 @@ def show_rows(
     device = next(model.parameters()).device
     inputs = [model_input(image, config).to(device) for _, image in images]
     views = [model_view(image, config) for _, image in images]
+    task = dense.task if isinstance(dense, DenseModel) else None
+    predict = predict and task is None
     before = [f"dense: {_prediction(dense, x, names)}   ·   " if predict else "" for x in inputs]
+    maps_before = [_dense_prediction(dense, x) if task is not None else None for x in inputs]
 
     acting: set[int] = set()
 
@@ -95,7 +100,11 @@ def show_rows(
             traced = trace(model, inputs[index])
         maps = site_maps(traced.events, layout.grid)
         acting.update(site.block for site in maps)
-        shown = choose(maps, blocks)
+        shown = choose(maps, blocks, MOST_SITES if task is None else 1)
+        panels: tuple[Panel, ...] = ()
+        expected = maps_before[index]
+        if task is not None and expected is not None:
+            panels = prediction_panels(task, expected, _dense_prediction(model, inputs[index]))
         return Row(
             method=spell(applied(model)),
             image=images[index][0],
@@ -106,6 +115,7 @@ def show_rows(
             dense=layout.prefix + layout.grid[0] * layout.grid[1],
             caption=f"{before[index]}reduced: {_prediction(model, inputs[index], names)}" if predict else "",
             hidden=len(maps) - len(shown),
+            panels=panels,
         )
 
     def rows_as_applied() -> Iterator[Row]:
@@ -135,6 +145,12 @@ def _check_blocks(blocks: Sequence[int] | None, acting: set[int]) -> None:
             f"--blocks names {', '.join(map(str, idle))}, where no method removes a token: "
             f"choose among {', '.join(map(str, sorted(acting))) or 'none, for nothing is removed anywhere'}"
         )
+
+
+def _dense_prediction(model: Any, x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        prediction: Tensor = model.task.decide(model(x)[0].float().cpu())
+    return prediction
 
 
 def _prediction(model: nn.Module, x: Tensor, names: Sequence[str] | None) -> str:

@@ -67,7 +67,8 @@ def sheet(rows: Sequence[Row]) -> Image.Image:
 def _row_width(row: Row) -> int:
     panel = draw.panel_size(row.grid)[0]
     chart = GUTTER + CHART_WIDTH if row.tokens else 0
-    return (1 + len(row.maps)) * panel + len(row.maps) * GUTTER + chart
+    pictures = len(row.panels) + len(row.maps)
+    return (1 + pictures) * panel + pictures * GUTTER + chart
 
 
 class _Pen:
@@ -116,6 +117,12 @@ def _draw_row(canvas: Image.Image | None, row: Row, top: int, width: int) -> int
     picture_at = y + head
     pen.write(x, picture_at - 8 - round(TITLE * LINE), "what the model sees", TITLE, panel_width)
     pen.paste(Image.fromarray(draw.fit(row.picture, row.grid)), x, picture_at)
+    for panel in row.panels:
+        x += panel_width + GUTTER
+        pen.write(x, picture_at - 8 - round(TITLE * LINE), panel.title, TITLE, panel_width, bold=True)
+        pen.paste(Image.fromarray(draw.fit(panel.picture, row.grid)), x, picture_at)
+        below = picture_at + panel_height + 8
+        bottom = max(bottom, pen.write(x, below, panel.note, BODY, panel_width, GREY))
     for site in row.maps:
         x += panel_width + GUTTER
         bottom = max(bottom, _draw_site(pen, row, site, x, picture_at, stacked))

@@ -6,14 +6,19 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from tokensieve.measure.model import ImgSize
+from tokensieve.tasks.arguments import TaskArguments
+
 
 @dataclass(frozen=True, kw_only=True)
-class TrainArguments:
+class TrainArguments(TaskArguments):
     """What to train, on what, for how long. Names as in timm's training script; None means as the recipe says.
+
+    What is not listed here is of ``TaskArguments``.
 
     Attributes:
         model: a timm name, hf-hub:owner/model, or a folder written by ``ts.save`` or by an earlier stage.
-        stage: "selectors", "finetune", "recover" or "scratch".
+        stage: "head", "selectors", "finetune", "recover" or "scratch".
         output: the folder of the run; at its end ``tokensieve.load`` reads it.
         method: spec of the methods; None takes those of a folder, else the recipe's.
         recipe: a recipe's name or a YAML file; None takes the stage's own.
@@ -25,7 +30,8 @@ class TrainArguments:
         steps: updates in all; None follows the epochs.
         checkpoint_every, log_every: in updates; None for once an epoch, and about a hundred lines.
         evaluate_every: updates between evaluations; None for once an epoch, 0 for the end only.
-        metric: "top1", "agreement" or "": what the result is chosen by and ``patience`` counts on.
+        metric: "top1", "agreement", of dense tasks "mIoU" or "delta1" and the like, or "": what the result is chosen
+            by and ``patience`` counts on.
         patience: evaluations without a better metric that end the run; 0 for never.
         second_pass: fit selectors to the maps of the reduced network itself.
         seed: of everything random.
@@ -47,7 +53,7 @@ class TrainArguments:
     checkpoint: str | None = None
     num_classes: int | None = None
     in_chans: int | None = None
-    img_size: int | None = None
+    img_size: ImgSize = None
     data: tuple[str, ...] = ()
     dataset: str = ""
     split: str = "train"
@@ -80,4 +86,5 @@ class TrainArguments:
     def settings(self) -> dict[str, Any]:
         """What the trained weights depend on."""
         free = ("output", "workers", "log_with", "log_every", "checkpoint_every", "resume", "force", "rounds")
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in free}
+        unset = {field.name for field in dataclasses.fields(TaskArguments) if not getattr(self, field.name)}
+        return {n: value for n, value in dataclasses.asdict(self).items() if n not in free and n not in unset}

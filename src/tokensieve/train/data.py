@@ -24,15 +24,18 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 from tokensieve.errors import TokensieveError
 from tokensieve.measure.data import DataArguments, image_mode, labelled_images, unlabelled_images
 from tokensieve.measure.fidelity import NO_LABEL
+from tokensieve.measure.model import ImgSize
 from tokensieve.measure.stream import ImageStream, ReadableImages, collate, evenly
 from tokensieve.measure.transform import data_config
+from tokensieve.tasks.data import Pairs, open_source, plain_pairs, training_pairs
+from tokensieve.tasks.model import DenseModel
 from tokensieve.train.recipe import Recipe
 
 Place = tuple[int, int]  # epoch and index
 
 
-class TrainingImages(Dataset[tuple[Tensor, int]]):
-    """Augmented images and labels, by (epoch, index); one that cannot be read is replaced by the next that can.
+class TrainingImages(Dataset[tuple[Tensor, Any]]):
+    """Augmented images and labels, or dense targets, by (epoch, index); the next replaces one that cannot be read.
 
     Args:
         images: what to read.
@@ -46,7 +49,7 @@ class TrainingImages(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.images)  # type: ignore[arg-type]
 
-    def __getitem__(self, place: Place) -> tuple[Tensor, int]:
+    def __getitem__(self, place: Place) -> tuple[Tensor, Any]:
         epoch, index = place
         kept = random.getstate(), np.random.get_state(), torch.get_rng_state()
         try:
@@ -60,7 +63,7 @@ class TrainingImages(Dataset[tuple[Tensor, int]]):
             np.random.set_state(kept[1])
             torch.set_rng_state(kept[2])
 
-    def _readable(self, index: int) -> tuple[Tensor, int]:
+    def _readable(self, index: int) -> tuple[Tensor, Any]:
         for shift in range(len(self)):
             image, label = self.images[(index + shift) % len(self)]
             if image is not None:
@@ -146,6 +149,35 @@ def open_training_images(
     return TrainingImages(joined, seed), tuple(notes)
 
 
+def open_training_pairs(
+    arguments: DataArguments, folders: tuple[str, ...], model: DenseModel, recipe: Recipe, labelled: bool, seed: int
+) -> tuple[TrainingImages, tuple[str, ...]]:
+    """Images for a dense model, with targets (H, W) where they are learned from; else as ``open_training_images``.
+
+    Raises:
+        TokensieveError: no such folder, no image with a target, or several folders with targets.
+    """
+    if not labelled and not (arguments.dataset or any(_has_targets(folder, arguments, model) for folder in folders)):
+        return open_training_images(arguments, folders, model, recipe, labelled, seed)
+    if len(folders) > 1:
+        raise TokensieveError("several folders of images and targets cannot be joined: give one --data")
+    asked = dataclasses.replace(arguments, data=folders[0] if folders else None)
+    scale = (recipe.scale[0], recipe.scale[1])
+    options: dict[str, Any] = {"scale": scale, "hflip": recipe.hflip, "color_jitter": recipe.color_jitter}
+    if recipe.no_aug:
+        options = {"scale": None, "hflip": 0.0, "color_jitter": 0.0}
+    pairs, notes = training_pairs(asked, model, **options)
+    return TrainingImages(pairs, seed), notes
+
+
+def _has_targets(folder: str, arguments: DataArguments, model: DenseModel) -> bool:
+    try:
+        open_source(dataclasses.replace(arguments, data=folder), model.task)
+    except TokensieveError:
+        return False
+    return True
+
+
 def _split(arguments: DataArguments, folder: str | None) -> str:
     """The split to read: the folder itself where it has no sub-folder ``train`` and no other split is asked for."""
     if folder is None or arguments.dataset or arguments.split != "train" or (Path(folder) / "train").is_dir():
@@ -196,10 +228,13 @@ def loader(images: TrainingImages, places: Places, workers: int) -> DataLoader[A
     )
 
 
-def plain_sample(images: TrainingImages, model: nn.Module, img_size: int | None, count: int) -> ImageStream:
-    """``count`` of the training images, evenly spread, prepared as for evaluation and without labels."""
-    transform = create_transform(**data_config(model, img_size=img_size), is_training=False)
+def plain_sample(images: TrainingImages, model: nn.Module, img_size: ImgSize, count: int) -> ImageStream:
+    """``count`` of the training images, evenly spread, prepared as for evaluation; classifiers get no labels."""
+    config = data_config(model, img_size=img_size)
     joined: Any = images.images
+    if isinstance(joined, Pairs):
+        return plain_pairs(joined, config, count)
+    transform = create_transform(**config, is_training=False)
     plain = [copy.copy(part) for part in getattr(joined, "datasets", [joined])]
     for part in plain:
         part.transform = transform

@@ -16,10 +16,12 @@ from tokensieve.errors import TokensieveError
 from tokensieve.identity import probe_input
 from tokensieve.measure.data import DataArguments, open_images
 from tokensieve.measure.macs import count
-from tokensieve.measure.model import create
 from tokensieve.measure.stream import ImageStream
+from tokensieve.tasks.arguments import create_model
+from tokensieve.tasks.data import open_pairs
+from tokensieve.tasks.model import DenseModel
 from tokensieve.train.arguments import TrainArguments
-from tokensieve.train.data import TrainingImages, folders_of, open_training_images
+from tokensieve.train.data import TrainingImages, folders_of, open_training_images, open_training_pairs
 from tokensieve.train.devices import accelerator_for
 from tokensieve.train.loop import Plan, make_optimizer
 from tokensieve.train.losses import Term
@@ -91,21 +93,21 @@ def prepare(arguments: TrainArguments, terms: Sequence[Term] = ()) -> Prepared:
     stage = check_stage(arguments.stage)
     if arguments.resume not in (None, "auto"):
         raise TokensieveError(f"--resume must be auto, got {arguments.resume!r}")
-    if arguments.metric not in ("", "top1", "agreement"):
-        raise TokensieveError(f"--metric must be top1 or agreement, got {arguments.metric!r}")
     if arguments.patience and not arguments.metric:
         raise TokensieveError("--patience counts evaluations of a metric: give --metric top1 or --metric agreement")
     folders_of(arguments.data)
     methods = ts.method(arguments.method) if arguments.method else ()
     set_seed(arguments.seed)
-    model = create(
+    model = create_model(
         arguments.model,
+        arguments,
         pretrained=arguments.pretrained,
         checkpoint=arguments.checkpoint,
         num_classes=arguments.num_classes,
         in_chans=arguments.in_chans,
         img_size=arguments.img_size,
     )
+    _check_metric(arguments.metric, model)
     recipe = load_recipe(arguments.recipe or default_recipe(stage, methods or ts.applied(model))).with_changes(
         arguments.changes
     )
@@ -133,19 +135,31 @@ def prepare(arguments: TrainArguments, terms: Sequence[Term] = ()) -> Prepared:
         interpolation=arguments.interpolation,
         mean=arguments.mean,
         std=arguments.std,
-        batch_size=64,
+        batch_size=8 if isinstance(job.dense, DenseModel) else 64,
         workers=arguments.workers,
         limit=arguments.limit,
     )
     if recipe.mixes and recipe.batch_size % 2:
         raise TokensieveError(f"mixup pairs images up: --batch-size must be even, got {recipe.batch_size}")
-    images, notes = open_training_images(source, arguments.data, job.dense, recipe, job.labelled, arguments.seed)
+    given = (recipe, job.labelled, arguments.seed)
+    if isinstance(job.dense, DenseModel):
+        images, notes = open_training_pairs(source, arguments.data, job.dense, *given)
+    else:
+        images, notes = open_training_images(source, arguments.data, job.dense, *given)
     evaluation = _evaluation_images(arguments, source, job.dense)
     if arguments.metric and evaluation is None:
         raise TokensieveError("--metric needs images to evaluate on: give --val-data FOLDER")
     make_optimizer(job.objective, recipe, recipe.batch_size)  # refuses what it cannot train before anything is written
     plan = _plan(arguments, recipe, len(images), accelerator.num_processes, job, evaluation is not None)
     return Prepared(job, recipe, plan, images, notes, evaluation, reduced, accelerator)
+
+
+def _check_metric(metric: str, model: nn.Module) -> None:
+    known: tuple[str, ...] = ("top1", "agreement")
+    if isinstance(model, DenseModel):
+        known = (*model.task.rising, "agreement") if model.task.name == "segmentation" else model.task.rising
+    if metric and metric not in known:
+        raise TokensieveError(f"--metric must be {' or '.join(known)}, got {metric!r}")
 
 
 def replace_methods(model: nn.Module, methods: tuple[ts.Method, ...]) -> None:
@@ -183,4 +197,4 @@ def _evaluation_images(arguments: TrainArguments, source: DataArguments, model: 
     if arguments.val_data is None and not arguments.dataset:
         return None
     asked = dataclasses.replace(source, data=arguments.val_data, split=arguments.val_split, limit=arguments.val_limit)
-    return open_images(asked, model)
+    return open_pairs(asked, model) if isinstance(model, DenseModel) else open_images(asked, model)

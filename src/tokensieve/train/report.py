@@ -11,7 +11,7 @@ from torch import nn
 import tokensieve as ts
 from tokensieve.files import replacing
 from tokensieve.measure.bench import bench
-from tokensieve.measure.results import Results
+from tokensieve.measure.results import Results, Row
 from tokensieve.measure.stream import ImageStream
 from tokensieve.measure.timing import Progress
 
@@ -20,8 +20,8 @@ BATCHES = (1, 16)  # batch sizes that the result is timed at
 
 def measure(
     dense: nn.Module,
-    before: nn.Module,
-    after: nn.Module,
+    before: nn.Module | None,
+    after: nn.Module | None,
     images: ImageStream,
     folder: Path,
     settings: dict[str, Any],
@@ -32,16 +32,18 @@ def measure(
     """The bench table of the dense teacher, the model before training and the result; goes to ``bench.json``.
 
     Args:
-        dense, before, after: the models, in evaluation mode on the CPU.
+        dense, before, after: the models, in evaluation mode on the CPU; the dense one alone where the others are None.
         images: what to measure on.
         folder: of the run.
         settings, command: what the figures depend on.
         rounds: timings of each model; 0 for none.
         progress: is told how far it got.
     """
-    name = ts.spell(ts.applied(after)) if ts.is_applied(after) else "no method"
     results = Results(settings, command, file=folder / "bench.json")
-    variants = {f"{name}, before": before, f"{name}, trained": after}
+    variants = {}
+    if before is not None and after is not None:
+        name = ts.spell(ts.applied(after)) if ts.is_applied(after) else "no method"
+        variants = {f"{name}, before": before, f"{name}, trained": after}
     return bench(dense, variants, images, results, batches=BATCHES if rounds else (), rounds=rounds, progress=progress)
 
 
@@ -75,16 +77,8 @@ def _keys(records: Sequence[dict[str, Any]]) -> list[str]:
 def write_page(path: Path, title: str, results: Results, facts: dict[str, Any], note: str) -> None:
     """The report as Markdown: what was done, the table, the curves."""
     lines = [f"# {title}", "", *(f"- {name}: {value}" for name, value in facts.items()), ""]
-    header = ["variant", "GMACs", "F", "top-1", "top-5", "agreement", "KL"]
-    cells = [
-        [
-            row.variant,
-            _cell(row.gmacs, 3),
-            *(_cell(value) for value in (row.F, row.top1, row.top5, row.agreement)),
-            _cell(row.kl, 4),
-        ]
-        for row in results.rows
-    ]
+    header = ["variant", "GMACs", "F", *(results.metrics or ["top-1", "top-5", "agreement", "KL"])]
+    cells = [[row.variant, _cell(row.gmacs, 3), _cell(row.F), *_figures(row, results.metrics)] for row in results.rows]
     batches = sorted({speed.batch for row in results.rows for speed in row.speed})
     for batch in batches:
         header += [f"images/s at {batch}", f"S at {batch}"]
@@ -95,6 +89,12 @@ def write_page(path: Path, title: str, results: Results, facts: dict[str, Any], 
     lines += ["", "![curves](curves.png)", ""]
     with replacing(path) as beside:
         beside.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _figures(row: Row, metrics: Sequence[str]) -> list[str]:
+    if metrics:
+        return [_cell(row.metrics.get(name), 4) for name in metrics]
+    return [*(_cell(value) for value in (row.top1, row.top5, row.agreement)), _cell(row.kl, 4)]
 
 
 def _cell(value: float | None, digits: int = 2) -> str:

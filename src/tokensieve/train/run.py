@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from tokensieve.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_weights, save
 from tokensieve.errors import TokensieveError
 from tokensieve.files import replacing
-from tokensieve.measure.fidelity import compare, predict
+from tokensieve.measure.fidelity import judge_of
+from tokensieve.measure.judge import answers_of, compare
 from tokensieve.measure.results import Results
 from tokensieve.measure.stream import ImageStream
 from tokensieve.measure.timing import Progress
+from tokensieve.tasks.fit import FitHead
+from tokensieve.tasks.model import DenseModel
 from tokensieve.train import report
 from tokensieve.train.arguments import TrainArguments
 from tokensieve.train.data import plain_sample
@@ -30,6 +33,7 @@ from tokensieve.train.prepare import Prepared, prepare
 from tokensieve.train.stages import Job
 from tokensieve.train.state import Run
 
+OF_DENSE = ("agreement", "vs_dense")  # figures that compare with the dense model
 REPORTED_IMAGES = 200  # of the training images, where there are no others
 
 
@@ -133,15 +137,28 @@ def _check_same(facts: Path, settings: dict[str, Any]) -> None:
 
 def _evaluate(images: ImageStream, job: Job) -> Evaluate:
     """Figures of a model on ``images``; every process measures all of them, so that all decide alike."""
-    answers: list[Tensor] = []
+    answers: list[Any] = []
+    judge = judge_of(job.dense)
+    teaches = not isinstance(job.objective, FitHead)
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         device = next(model.parameters()).device
-        if not answers:
-            answers.extend(predict(job.dense, batch) for batch, _ in images)
-        found = compare(lambda batch: model(batch.to(device)), iter(answers), images)
-        figures = {"val/top1": found.top1, "val/agreement": found.agreement, "val/kl": found.kl}
-        return {name: value for name, value in figures.items() if value is not None}
+
+        def run(batch: Tensor) -> Any:
+            return model(batch.to(device))
+
+        if not teaches:
+            found = answers_of(run, images, judge=judge)[1]
+        else:
+            if not answers:
+                answers.extend(answers_of(job.dense, images, judge=judge)[0])
+            found = compare(run, iter(answers), images, judge=judge)
+        known = found.metrics if isinstance(job.dense, DenseModel) else dataclasses.asdict(found)
+        return {
+            f"val/{n}": v
+            for n, v in known.items()
+            if v is not None and n != "images" and (teaches or n not in OF_DENSE)
+        }
 
     return evaluate
 
@@ -165,9 +182,12 @@ def _finish(
         images = plain_sample(prepared.images, prepared.job.dense, arguments.img_size, REPORTED_IMAGES)
         note = " that it was trained on (no --val-data)"
     settings = arguments.settings() | {"dtype": "float32"}
-    results = report.measure(
-        prepared.job.dense, before, after, images, folder, settings, _command(), arguments.rounds, progress
-    )
+    if isinstance(prepared.job.objective, FitHead):
+        results = report.measure(after, None, None, images, folder, settings, _command(), arguments.rounds, progress)
+    else:
+        results = report.measure(
+            prepared.job.dense, before, after, images, folder, settings, _command(), arguments.rounds, progress
+        )
     if records:
         report.draw_curves(records, folder / "curves.png")
     facts = {"command": f"`{_command()}`", **prepared.summary()}

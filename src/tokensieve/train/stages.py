@@ -1,4 +1,4 @@
-"""The four stages: what is frozen, what teaches, and what the loss is made of."""
+"""The stages: what is frozen, what teaches, and what the loss is made of."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ import tokensieve as ts
 from tokensieve.errors import TokensieveError
 from tokensieve.ops.selector import Selector
 from tokensieve.registry import family_of
+from tokensieve.tasks.fit import FitHead
+from tokensieve.tasks.model import DenseModel
 from tokensieve.train.losses import Added, Term, terms_of
 from tokensieve.train.objective import FineTune, Objective
 from tokensieve.train.recipe import Recipe, recipe_names
 from tokensieve.train.selectors import FitSelectors, selectors_of
 
-Stage = Literal["selectors", "finetune", "recover", "scratch"]
+Stage = Literal["head", "selectors", "finetune", "recover", "scratch"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
@@ -30,7 +32,8 @@ class Job:
 
     Attributes:
         objective: the model with its loss.
-        dense: the dense model it is compared with; for ``scratch`` that is what it would be without its methods.
+        dense: the dense model it is compared with; for ``scratch`` that is what it would be without its methods, for
+            ``head`` itself before it is trained.
         terms: the names of the terms of the loss with their weights.
         labelled: whether it needs labels.
     """
@@ -71,6 +74,10 @@ def build(
     Raises:
         TokensieveError: no method is applied, its selectors are not fitted yet, or the loss would be empty.
     """
+    if stage == "head":
+        return _head(model)
+    if isinstance(model, DenseModel) and stage != "selectors":
+        raise TokensieveError(f"dense models have the stages head and selectors, not {stage}")
     if stage != "scratch" and not ts.is_applied(model):
         raise TokensieveError(f"the stage {stage} needs a method: give --method, or a folder written by ts.save")
     if second_pass and stage != "selectors":
@@ -93,6 +100,20 @@ def build(
         raise TokensieveError("from scratch there is no teacher: set distill_logits and distill_features to 0")
     teacher = copy.deepcopy(dense) if any(term.teacher for term in summed) else None
     return Job(FineTune(model, teacher, summed), dense, {term.name: term.weight for term in summed}, labelled)
+
+
+def _head(model: nn.Module) -> Job:
+    """The head of a dense model learns its task; the backbone is frozen."""
+    if not isinstance(model, DenseModel):
+        raise TokensieveError(
+            "the stage head trains the head of a dense task: give --task segmentation or --task depth"
+        )
+    if ts.is_applied(model):
+        raise TokensieveError(
+            "a head is trained once, on the dense backbone: leave --method out here and give it to eval or bench"
+        )
+    dense = copy.deepcopy(model).eval().requires_grad_(False)
+    return Job(FitHead(model), dense, {model.task.name: 1.0}, labelled=True)
 
 
 def _selectors(model: nn.Module, dense: nn.Module, recipe: Recipe, second_pass: bool) -> Job:
