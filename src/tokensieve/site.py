@@ -6,8 +6,10 @@ methods that act there. State travels from block to block as the argument (``Tok
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from tokensieve.placement import Rounding
 
 SITE = "tokensieve"  # the name of the child module that a block with sites carries
+# The patch grid of the image that runs now, set only while a model runs on one of another size than its own: the block
+# gets a sequence, which does not tell.
+_GRID: ContextVar[tuple[int, int] | None] = ContextVar("tokensieve_grid", default=None)
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ class Site(nn.Module):
                 "a model with reduced tokens takes neither an attention mask nor is_causal: its tokens are not where "
                 "the mask expects them; ts.remove(model) gives the dense model back"
             )
-        tokens = x if isinstance(x, Tokens) else Tokens.start(x, self.layout.prefix, self.fill)
+        tokens = x if isinstance(x, Tokens) else self._start(x)
         tokens = algebra.returning(tokens, self.block)
         tokens = self._act(tokens, "before", None, block.training)
         if tokens.version:
@@ -112,6 +117,13 @@ class Site(nn.Module):
             signals.attended = None
         tokens = self._stage(tokens, self.family.mlp(block, tokens.x), attended, seen, block.training)
         return self._finish(self._act(tokens, "after", signals, block.training, observed))
+
+    def _start(self, x: Tensor) -> Tokens:
+        """The state before the first site: ``x`` (B, L, C) and, where it is known, the grid that its patches are on."""
+        patches = x.shape[1] - self.layout.prefix
+        grid = _GRID.get() or self.layout.grid
+        known = grid if grid[0] * grid[1] == patches else None
+        return Tokens.start(x, self.layout.prefix, self.fill, known)
 
     def _acts(self, tokens: Tokens) -> bool:
         """Whether a method will remove tokens in the middle of this block.
@@ -188,6 +200,7 @@ class Site(nn.Module):
             if method.point != point:
                 continue
             shown = visible(tokens)
+            self._check_grid(method, shown)
             keep = self._budget(step, shown)
             if keep == shown.count and not method.ragged:
                 continue
@@ -215,8 +228,19 @@ class Site(nn.Module):
     def _budget(self, step: Step, tokens: Tokens) -> int:
         """How many patch tokens the schedule leaves at this step: the method's own number, or that number rounded."""
         if self.rounding is None:
-            return step.method.remaining(tokens.count, step.ordinal, self.layout)
+            layout = self.layout
+            if step.method.undivided and tokens.grid is not None and tokens.grid != layout.grid:
+                layout = replace(layout, grid=tokens.grid)
+            return step.method.remaining(tokens.count, step.ordinal, layout)
         return min(tokens.count, self.rounding.left(self.block, step, tokens.shape[1] - tokens.prefix))
+
+    def _check_grid(self, method: Method, tokens: Tokens) -> None:
+        if method.undivided and tokens.grid is None:
+            rows, columns = self.layout.grid
+            raise TokensieveError(
+                f"{method.name} acts on the grid of patches, and {tokens.count} patches are not the {rows} × {columns} "
+                "of this model: give images of its own size, or take ts.remove, model.set_input_size and ts.apply"
+            )
 
     def _check_budget(self, decision: Decision, keep: int, method: Method) -> None:
         if isinstance(decision, Assignment):
@@ -261,12 +285,30 @@ class SievedBlock(nn.Module):
 class SievedOwner(nn.Module):
     """Mixed into the class of the module that owns the blocks, so that callers get tensors and never ``Tokens``."""
 
-    def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
+    def forward_features(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The owner's own method."""
+        with _on_grid_of(self, x):
+            return super().forward_features(x, *args, **kwargs)  # type: ignore[misc]
+
+    def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The owner's own method, with every intermediate restored."""
-        return _whole(super().forward_intermediates(*args, **kwargs))  # type: ignore[misc]
+        with _on_grid_of(self, x):
+            return _whole(super().forward_intermediates(x, *args, **kwargs))  # type: ignore[misc]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _revive, (SievedOwner, type(self).__bases__[1]), self.__getstate__()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _on_grid_of(owner: Any, image: Tensor) -> Iterator[None]:
+    """Let the sites know the grid of an ``image`` (B, C, H, W) of another size than the model's own."""
+    grid = tuple(owner.patch_embed.dynamic_feat_size(tuple(image.shape[-2:])))
+    token = None if grid == tuple(owner.patch_embed.grid_size) else _GRID.set((int(grid[0]), int(grid[1])))
+    try:
+        yield
+    finally:
+        if token is not None:
+            _GRID.reset(token)
 
 
 def _whole(value: Any) -> Any:

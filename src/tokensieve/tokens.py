@@ -104,6 +104,7 @@ class Tokens:
         canvas: (B, N, C) last value of the originals that left; None while none did.
         parked: groups of tokens that will return, oldest first.
         outer: the state before a soft assignment; None outside one.
+        grid: (rows, columns) that the N patches are on, row by row; None where nobody knows.
         fill: what takes the place of originals that are gone: their "last" value or the "mean" of the tokens present.
         version: counts structural changes, so that parked tokens can tell whether they return to the same places.
         events, stages: the record that pictures and MAC counts read.
@@ -125,6 +126,7 @@ class Tokens:
     parked: tuple[Parked, ...] = ()
     outer: Outer | None = None
     fill: Fill = "last"
+    grid: tuple[int, int] | None = None
     version: int = 0
     events: tuple[Event, ...] = ()
     stages: tuple[Stage, ...] = ()
@@ -134,10 +136,10 @@ class Tokens:
     carried: Tensor | None = None
 
     @staticmethod
-    def start(x: Tensor, prefix: int, fill: Fill = "last") -> Tokens:
+    def start(x: Tensor, prefix: int, fill: Fill = "last", grid: tuple[int, int] | None = None) -> Tokens:
         """The state in which nothing has happened yet to ``x`` (B, P + N, C)."""
         positions = torch.arange(x.shape[1] - prefix, device=x.device).expand(x.shape[0], -1)
-        return Tokens(x=x, group=positions, rep=positions, prefix=prefix, fill=fill)
+        return Tokens(x=x, group=positions, rep=positions, prefix=prefix, fill=fill, grid=grid)
 
     @property
     def patches(self) -> Tensor:

@@ -167,6 +167,12 @@ class View:
         return self.tokens.rep
 
     @property
+    def grid(self) -> tuple[int, int] | None:
+        """(rows, columns) that the image's original patches are on, or None where its size is not the model's own and
+        nobody knows. Never None for an ``undivided`` method."""
+        return self.tokens.grid
+
+    @property
     def alive(self) -> Tensor | None:
         """(B, M) bool: which slots hold a token, None when all do."""
         return self.tokens.alive

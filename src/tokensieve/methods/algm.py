@@ -10,7 +10,7 @@ from torch import Tensor
 from tokensieve.decision import Assignment, ragged_merge
 from tokensieve.method import Method, require
 from tokensieve.ops.graph import square_windows
-from tokensieve.ops.matching import similarity
+from tokensieve.ops.matching import similarity, unit_rows
 from tokensieve.schedule import checked_sites
 from tokensieve.view import Layout, View
 
@@ -28,8 +28,8 @@ class ALGM(Method):
 
     Our choice: windows that the grid cuts off do not merge; the deviation is the unbiased one. Images keep different
     numbers of tokens and an image's answer does not depend on its batch (the authors' code takes the fewest merges in
-    a batch): short images are padded and the padding masked out. On inputs of another size than the model's, whose grid
-    is not known here, a window is four tokens in a row.
+    a batch): short images are padded and the padding masked out. Where an image has another size than the model's and
+    nobody knows its grid, a window is four tokens in a row.
 
     Options:
         threshold: mean cosine from which on a window merges; 0.88 to 0.95 in the paper, above 1 merges none.
@@ -66,16 +66,28 @@ class ALGM(Method):
 
     def _windows(self, view: View) -> Tensor:
         """(B, M): the token that each joins, at the first site, where all of them are present and in order."""
-        rows, columns = view.layout.grid
         positions = torch.arange(view.count, device=view.x.device)
-        window = square_windows(positions, rows, columns) if rows * columns == view.count else positions // 4
-        together = window.unsqueeze(0) == window.unsqueeze(1)
-        others = together & (positions.unsqueeze(0) != positions.unsqueeze(1))
-        alike = (similarity(view.x, view.x) * others).sum(dim=2)
-        corner = together.int().argmax(dim=1)
-        mean = (alike @ together.to(alike.dtype) / 12)[:, corner]  # one rounding decides for all four
-        merges = (mean >= self.threshold) & (together.sum(dim=1) == 4)
-        return torch.where(merges, corner, positions)
+        if view.grid is None:
+            corners, steps = positions[: view.count // 4 * 4 : 4], positions[:4]
+        else:
+            rows, columns = view.grid
+            corners = positions.view(rows, columns)[: rows // 2 * 2 : 2, : columns // 2 * 2 : 2].flatten()
+            steps = positions[:2].unsqueeze(1) * columns + positions[:2]
+        if not corners.shape[0]:
+            return positions.expand(view.x.shape[0], -1)
+        members = corners.unsqueeze(1) + steps.flatten()  # (W, 4)
+        four = unit_rows(view.x)[:, members]
+        with torch.autocast(view.x.device.type, enabled=False):
+            mean = torch.triu(four @ four.transpose(2, 3), diagonal=1).sum(dim=(2, 3)) / 6
+        merges = mean >= self.threshold
+        window = self._window_of(positions, view.grid)
+        inside = window < corners.shape[0]
+        window = window.clamp(max=corners.shape[0] - 1)
+        return torch.where(merges[:, window] & inside, corners[window], positions)
+
+    def _window_of(self, positions: Tensor, grid: tuple[int, int] | None) -> Tensor:
+        """(M,): the window that each token lies in, and a number past the last one where it lies in none."""
+        return positions // 4 if grid is None else square_windows(positions, *grid)
 
     def _matches(self, view: View) -> Tensor:
         """(B, M): the token that each joins, by its best cosine with a token of the other side."""

@@ -74,17 +74,18 @@ class Expedite(Method):
     def blocks(self, depth: int) -> tuple[int, ...]:
         return checked_sites(self.sites, (5,), depth, self.name)
 
-    def cells(self, layout: Layout) -> tuple[int, int]:
-        """(rows, columns) of the grid of clusters."""
-        rows, columns = (max(1, round(round(side * math.sqrt(self.keep), 6))) for side in layout.grid)
+    def cells(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """(rows, columns) of the grid of clusters over a ``grid`` of patches."""
+        rows, columns = (max(1, round(round(side * math.sqrt(self.keep), 6))) for side in grid)
         return rows, columns
 
     def remaining(self, patches: int, site: int, layout: Layout) -> int:
-        height, width = self.cells(layout)
+        height, width = self.cells(layout.grid)
         return min(patches, height * width)
 
     def assign(self, view: View) -> SoftAssignment:
-        bands = Bands(*view.layout.grid, *self.cells(view.layout), self.window // 2)
+        assert view.grid is not None
+        bands = Bands(*view.grid, *self.cells(view.grid), self.window // 2)
         everywhere = self.search == "image"
         cells, blend = superpixels(
             view.x, bands, self.rounds, self.sharpness, self.nearest, self.norm, everywhere=everywhere

@@ -77,10 +77,8 @@ class GTP(Method):
 
     def _graph(self, view: View) -> Tensor:
         """(B, M, M) bool: which tokens are joined."""
-        rows, columns = view.layout.grid
-        patches = view.tokens.group.shape[1]
-        if rows * columns != patches:  # another input size: its shape is not known here
-            columns = patches
+        # Where nobody knows the grid, patches are taken to be in a row.
+        columns = view.tokens.group.shape[1] if view.grid is None else view.grid[1]
         near = grid_neighbours(view.rep, columns)
         if self.graph == "spatial":
             return near

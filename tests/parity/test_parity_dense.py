@@ -1,0 +1,63 @@
+"""The methods made for dense prediction against plain loops, on a whole tiny ViT in float64."""
+
+from __future__ import annotations
+
+import pytest
+import reference_dense as reference
+import torch
+from harness import DEPTH, HEADS, PATCHES, compare, tiny
+from reference import vit
+from torch import Tensor
+
+import tokensieve as ts
+
+
+@pytest.mark.parametrize("norm", ["sum", "l2"])
+@pytest.mark.parametrize("search", ["window", "image"])
+@pytest.mark.parametrize(
+    ("keep", "cells", "window", "nearest", "rounds"),
+    [(0.49, (5, 5), 5, 20, 5), (0.3, (4, 4), 3, 4, 1), (0.02, (1, 1), 3, 1, 2)],
+)
+def test_expedite(
+    images: Tensor,
+    keep: float,
+    cells: tuple[int, int],
+    window: int,
+    nearest: int,
+    rounds: int,
+    search: str,
+    norm: str,
+) -> None:
+    method = ts.Expedite(
+        keep=keep, sites=(2,), rounds=rounds, window=window, sharpness=0.1, nearest=nearest, norm=norm, search=search
+    )
+    model = ts.apply(tiny(), method)
+    with torch.no_grad():
+        logits, tokens = model(images), model.forward_features(images)
+    stages = [(s.attended, s.processed) for s in ts.trace(model, images).stages]
+    state = {key: value.detach() for key, value in model.state_dict().items()}
+    for number, image in enumerate(images):
+        before = reference.expedite(
+            (2,), (7, 7), cells, DEPTH, rounds, window, 0.1, nearest, norm, everywhere=search == "image"
+        )
+        wanted, whole, run = vit(state, image, HEADS, DEPTH, before=before, last=before)
+        assert run.counts == stages and len(run.members) == PATCHES
+        torch.testing.assert_close(tokens[number], whole, rtol=0, atol=1e-9)
+        torch.testing.assert_close(logits[number], wanted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("keep", [0.9, 0.5, 0.04])
+@pytest.mark.parametrize(("spatial", "nearest", "neighbours"), [(0.5, 48, 5), (0.0, 9, 2), (0.9, 4, 20)])
+def test_ailurus(images: Tensor, keep: float, spatial: float, nearest: int, neighbours: int) -> None:
+    method = ts.AiluRus(keep=keep, sites=(1,), spatial=spatial, nearest=nearest, neighbours=neighbours)
+    model = ts.apply(tiny(), method)
+    compare(model, images, before=reference.ailurus((1,), (7, 7), keep, spatial, nearest, neighbours))
+
+
+def test_ailurus_keeps_more_where_the_image_is_busy() -> None:
+    x = torch.full((1, 3, 112, 112), 0.1, dtype=torch.float64)
+    x[..., 56:] = torch.randn(1, 3, 112, 56, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    state = ts.trace(ts.apply(tiny(), ts.AiluRus(keep=0.4, sites=(0,))), x).tokens
+    assert state is not None
+    column = state.rep[0] % 7
+    assert int((column >= 4).sum()) > 2 * int((column < 3).sum())
