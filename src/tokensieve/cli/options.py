@@ -24,7 +24,11 @@ def channels(given: str) -> tuple[float, ...]:
 
 Model = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="A timm model name, hf-hub:owner/model, or a folder written by ts.save."),
+    typer.Argument(
+        metavar="MODEL",
+        help="A timm model name, hf-hub:owner/model, hf:owner/model of transformers, or a folder written by ts.save or "
+        "by transformers.",
+    ),
 ]
 Methods = Annotated[
     list[str] | None,
