@@ -1,7 +1,8 @@
 """Saving a reduced model as a folder, and loading it where only tokensieve is installed.
 
-The folder holds ``model.safetensors`` and ``tokensieve.json``: the timm name and arguments of the base model, task and
-head where it is a dense model, and every method with its version and options. Nothing is pickled.
+The folder holds ``model.safetensors`` and ``tokensieve.json``: the timm name and arguments of the base model, or its
+class and config in transformers, task and head where it is a dense model, and every method with its version and
+options. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from tokensieve import engine
 from tokensieve._version import VERSION
 from tokensieve.errors import TokensieveError
+from tokensieve.hugging_face import PREFIX, HuggingFaceModel, describe, is_transformers, rebuild
 from tokensieve.method import Method
 from tokensieve.registry import family_of, method_class, nearest
 from tokensieve.tasks.model import DenseModel, dense_config
@@ -55,19 +57,22 @@ def method_from_dict(saved: dict[str, Any]) -> Method:
 
 
 def base_of(model: nn.Module) -> tuple[str, dict[str, Any]]:
-    """The timm name and arguments that rebuild the dense model.
+    """The name and arguments that rebuild the dense model: timm's, or a class of transformers and its config.
 
     Raises:
-        TokensieveError: the model was not made by ``timm.create_model``.
+        TokensieveError: the model was not made by ``timm.create_model`` and is not of transformers.
     """
     dense = isinstance(model, DenseModel)
     if isinstance(model, DenseModel):
         model = model.backbone
+    if isinstance(model, HuggingFaceModel) or is_transformers(model):
+        return describe(model)
     config = getattr(model, "pretrained_cfg", None) or {}
     name = config.get("architecture")
     if not name:
         raise TokensieveError(
-            f"cannot save {type(model).__name__}: it does not know its timm name; create it with timm.create_model"
+            f"cannot save {type(model).__name__}: it does not know its timm name; create it with timm.create_model, "
+            "or give a model of transformers"
         )
     arguments = dict(getattr(model, "_model_args", None) or {})
     arguments.setdefault("num_classes", getattr(model, "num_classes", 1000))
@@ -99,7 +104,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, force: bool = Fals
     The folder is written beside and then renamed, so an interrupted save leaves what was there.
 
     Args:
-        model: a timm model with methods applied (or dense).
+        model: a model of timm or transformers with methods applied (or dense).
         folder: where to; must not exist unless ``force``.
         force: replace an existing folder that holds a saved model.
 
@@ -107,7 +112,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, force: bool = Fals
         The folder.
 
     Raises:
-        TokensieveError: the folder exists, or the model was not made by timm.
+        TokensieveError: the folder exists, or the model is neither made by timm nor of transformers.
     """
     target = Path(folder)
     if target.exists() and not force:
@@ -200,11 +205,7 @@ def load(folder: str | os.PathLike[str]) -> nn.Module:
         raise TokensieveError(f"{source / CONFIG_NAME} is damaged: it has no {lacking[0]!r}")
     weights = read_weights(source / WEIGHTS_NAME)
     name = config["model"]["name"]
-    if name.startswith("tokensieve_"):
-        import tokensieve.demo.model  # noqa: F401 - registers the demo's model with timm
-    if not timm.is_model(name):
-        raise TokensieveError(f"{source} needs the timm model {name!r}, which timm {timm.__version__} does not have")
-    model: nn.Module = timm.create_model(name, pretrained=False, **config["model"]["args"])
+    model = _dense(name, config["model"]["args"], source)
     if "dense" in config:
         model = dense_from_config(model, config["dense"])
     methods = [method_from_dict(saved) for saved in config["methods"]]
@@ -212,6 +213,18 @@ def load(folder: str | os.PathLike[str]) -> nn.Module:
         engine.apply(model, methods, fill=config["fill"], multiple=config.get("multiple"))
     load_weights(model, weights, source / WEIGHTS_NAME)
     return model.eval()
+
+
+def _dense(name: str, arguments: dict[str, Any], source: Path) -> nn.Module:
+    """The dense model that ``base_of`` described, with random weights."""
+    if name.startswith(PREFIX):
+        return rebuild(name, arguments)
+    if name.startswith("tokensieve_"):
+        import tokensieve.demo.model  # noqa: F401 - registers the demo's model with timm
+    if not timm.is_model(name):
+        raise TokensieveError(f"{source} needs the timm model {name!r}, which timm {timm.__version__} does not have")
+    model: nn.Module = timm.create_model(name, pretrained=False, **arguments)
+    return model
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], origin: str | os.PathLike[str]) -> None:

@@ -6,8 +6,11 @@ and to know what images it is for; ``HuggingFaceModel`` is for that. Nothing her
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -28,6 +31,9 @@ IMAGES: dict[str, Any] = {
     "crop_pct": 1.0,
     "crop_mode": "center",
 }
+
+
+HEADS = ("classifier", "cls_classifier", "distillation_classifier", "neck", "head")
 
 
 def is_transformers(model: nn.Module) -> bool:
@@ -64,6 +70,35 @@ def predicts_metres(model: nn.Module) -> bool:
     """Whether ``predict_depth`` gives metres, and not inverse depth."""
     inner: Any = model.model if isinstance(model, HuggingFaceModel) else model
     return getattr(inner.config, "depth_estimation_type", "relative") == "metric"
+
+
+def need_transformers(what: str) -> Any:
+    """The package transformers.
+
+    Raises:
+        TokensieveError: it is not installed; ``what`` needs it.
+    """
+    try:
+        return importlib.import_module("transformers")
+    except ImportError as error:
+        raise TokensieveError(
+            f"{what} is a model of transformers, which is not installed: pip install 'tokensieve[transformers]'"
+        ) from error
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """What timm's callers read of a patch embedding.
+
+    Attributes:
+        patch_size: (height, width) of a patch in pixels.
+        img_size: (height, width) of the images.
+        strict_img_size: False: images of other sizes are taken.
+    """
+
+    patch_size: tuple[int, int]
+    img_size: tuple[int, int]
+    strict_img_size: bool = False
 
 
 class HuggingFaceModel(nn.Module):
@@ -119,6 +154,12 @@ class HuggingFaceModel(nn.Module):
     def owner(self) -> Any:
         """The encoder inside, which owns the blocks."""
         return self.model.get_submodule(self._owner)
+
+    @property
+    def patch_embed(self) -> PatchGrid:
+        """The patches, as timm's callers ask for them."""
+        _, height, width = self.pretrained_cfg["input_size"]
+        return PatchGrid(self._patch, (height, width))
 
     @property
     def norm(self) -> nn.Module:
@@ -207,6 +248,22 @@ class HuggingFaceModel(nn.Module):
             found.append((patches, prefix) if return_prefix_tokens else patches)
         return found if intermediates_only else (self.norm(states[self._depth]), found)
 
+    def reset_classifier(self, num_classes: int = 0) -> None:
+        """Take the head off: the model then gives features.
+
+        Raises:
+            TokensieveError: another number of classes than 0.
+        """
+        if num_classes:
+            raise TokensieveError(
+                f"a model of transformers gets another classifier when it is loaded, got {num_classes}"
+            )
+        for name in HEADS:
+            if isinstance(getattr(self.model, name, None), nn.Module):
+                setattr(self.model, name, nn.Identity())
+        self.task, self.num_classes = "features", 0
+        self.pretrained_cfg["num_classes"] = 0
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Turn gradient checkpointing on or off."""
         model: Any = self.model
@@ -214,6 +271,39 @@ class HuggingFaceModel(nn.Module):
             model.activation_checkpointing_enable()
         else:
             model.activation_checkpointing_disable()
+
+
+PREFIX = "transformers/"  # in front of the class, where a saved model names what it is
+
+
+def describe(model: nn.Module) -> tuple[str, dict[str, Any]]:
+    """The name and the arguments, plain data, from which ``rebuild`` makes the dense model again."""
+    inner: Any = model.model if isinstance(model, HuggingFaceModel) else model
+    arguments: dict[str, Any] = {"config": json.loads(inner.config.to_json_string(use_diff=False))}
+    if isinstance(model, HuggingFaceModel):
+        settings = {key: value for key, value in model.pretrained_cfg.items() if key in IMAGES}
+        headless = model.task != _task_of(inner)
+        arguments |= {"img_size": model.patch_embed.img_size, "images": settings, "headless": headless}
+    return PREFIX + type(inner).__name__, arguments
+
+
+def rebuild(name: str, arguments: dict[str, Any]) -> nn.Module:
+    """The model that ``describe`` described, with random weights; the ``HuggingFaceModel`` around it if there was one.
+
+    Raises:
+        TokensieveError: transformers is not installed, or has no such class.
+    """
+    transformers = need_transformers(name)
+    kind = getattr(transformers, name.removeprefix(PREFIX), None)
+    if kind is None:
+        raise TokensieveError(f"transformers {transformers.__version__} has no {name.removeprefix(PREFIX)}")
+    model: nn.Module = kind(kind.config_class.from_dict(arguments["config"]))
+    if "images" not in arguments:
+        return model
+    wrapped = HuggingFaceModel(model, img_size=arguments["img_size"], images=arguments["images"])
+    if arguments["headless"]:
+        wrapped.reset_classifier(0)
+    return wrapped
 
 
 def _task_of(model: nn.Module) -> Task:

@@ -1,7 +1,6 @@
 """``torch.compile`` and ``torch.export`` of reduced models, on the first small model of every family at two blocks.
 
-Families of transformers differ in what surrounds a block and not in what a method compiles to: two methods stand
-for all of them.
+Families of transformers differ in what surrounds a block, not in what a method compiles to: two methods stand for all.
 """
 
 from __future__ import annotations

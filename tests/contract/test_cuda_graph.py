@@ -110,12 +110,13 @@ def test_no_value_decides_and_nothing_comes_from_the_host(family: str, name: str
 @pytest.mark.parametrize("config", [config for config in CONFIGS if config not in RAGGED])
 @pytest.mark.parametrize(("family", "name"), FIRST)
 def test_the_same_on_a_pretended_cuda_device(family: str, name: str, config: str) -> None:
-    model = warm(ts.apply(build(family, name), CONFIGS[config]))
+    model = ts.apply(build(family, name), CONFIGS[config])
+    shape = run(model, images(2)).shape  # a run, which a graph needs before it is captured
     with pretended_cuda(model) as send:
         x = send(images(2))
         with torch.no_grad(), Capturing(model) as capturing:
             out = model(x)
-    assert out.device.type == "cuda" and out.shape == (2, 10)
+    assert out.device.type == "cuda" and out.shape == shape
     assert capturing.operators > 100
 
 

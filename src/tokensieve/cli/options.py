@@ -37,7 +37,11 @@ def image_size(given: str) -> int | tuple[int, int]:
 
 Model = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="A timm model name, hf-hub:owner/model, or a folder written by ts.save."),
+    typer.Argument(
+        metavar="MODEL",
+        help="A timm model name, hf-hub:owner/model, hf:owner/model of transformers, or a folder written by ts.save or "
+        "by transformers.",
+    ),
 ]
 Methods = Annotated[
     list[str] | None,

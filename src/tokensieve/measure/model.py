@@ -1,4 +1,4 @@
-"""Models by name: from timm, from a hub, or from a folder that ``ts.save`` wrote; and copies that share weights."""
+"""Models by name: from timm, transformers, a hub, or a folder that ``ts.save`` wrote; and copies that share weights."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from torch import nn
 import tokensieve as ts
 from tokensieve.checkpoint import CONFIG_NAME
 from tokensieve.errors import TokensieveError
+from tokensieve.hugging_face import HuggingFaceModel, is_transformers
+from tokensieve.measure import hugging_face
 from tokensieve.registry import nearest
 
 ImgSize = int | tuple[int, int] | None  # of a square, or (height, width)
@@ -36,9 +38,9 @@ def create(
     """The model called ``name``, in evaluation mode.
 
     Args:
-        name: a timm model name, ``hf-hub:owner/model`` (or ``local-dir:folder``), or a folder written by ``ts.save``,
-            whose methods are then applied.
-        pretrained: load timm's weights for the name.
+        name: a timm model name, ``hf-hub:owner/model`` (or ``local-dir:folder``), a model of transformers as
+            ``measure.hugging_face.source_of`` reads it, or a folder of ``ts.save``, whose methods are then applied.
+        pretrained: load timm's weights for the name. Those of transformers have theirs.
         checkpoint: file to load weights from, strictly; safetensors, or what ``torch.load(weights_only=True)`` reads.
         num_classes, in_chans, img_size: passed to timm where given; the size is a side or (height, width).
 
@@ -52,25 +54,34 @@ def create(
     if is_saved(name):
         _refuse_arguments(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, img_size=img_size)
         model = ts.load(name)
+        if is_transformers(model):
+            model = HuggingFaceModel(model)
+    elif (source := hugging_face.source_of(name)) is not None:
+        model = _from_transformers(name, source, checkpoint, pretrained, num_classes, in_chans, img_size)
     else:
         model = _create(name, pretrained, num_classes=num_classes, in_chans=in_chans, img_size=img_size)
-        patch = max(getattr(getattr(model, "patch_embed", None), "patch_size", None) or (1,))
-        shorter = min(img_size) if isinstance(img_size, tuple) else img_size
-        if shorter is not None and shorter < patch:
-            raise TokensieveError(f"--img-size {shorter} is smaller than one patch of {name}, {patch} pixels")
-    if checkpoint is not None:
+    patch = max(getattr(getattr(model, "patch_embed", None), "patch_size", None) or (1,))
+    shorter = min(img_size) if isinstance(img_size, tuple) else img_size
+    if shorter is not None and shorter < patch:
+        raise TokensieveError(f"--img-size {shorter} is smaller than one patch of {name}, {patch} pixels")
+    if checkpoint is not None and not isinstance(model, HuggingFaceModel):
         load_weights(model, checkpoint, resample=img_size is not None)
     return model.eval()
 
 
 def has_weights(name: str, pretrained: bool, checkpoint: str | None) -> bool:
     """Whether ``create`` gives a model with weights, and not with random numbers."""
-    return pretrained or checkpoint is not None or is_saved(name) or _hub_name(name) is not None
+    if pretrained or checkpoint is not None or is_saved(name) or _hub_name(name) is not None:
+        return True
+    source = hugging_face.source_of(name)
+    return source is not None and not source.random
 
 
 def is_saved(name: str) -> bool:
     """Whether ``name`` is meant as a folder written by ``ts.save``; one called like a model of timm must be one."""
-    return bool(name) and Path(name).is_dir() and ((Path(name) / CONFIG_NAME).exists() or not _is_model(name))
+    if not name or not Path(name).is_dir():
+        return False
+    return (Path(name) / CONFIG_NAME).exists() or not (_is_model(name) or hugging_face.source_of(name))
 
 
 def _is_model(name: str) -> bool:
@@ -98,7 +109,8 @@ def _create(name: str, pretrained: bool, **arguments: Any) -> nn.Module:
     if remote is None and not _is_model(name):
         raise TokensieveError(
             f"unknown model {name!r}{nearest(name, timm.list_models())}; give a timm model name "
-            "(timm.list_models()), hf-hub:owner/model, or a folder written by ts.save"
+            "(timm.list_models()), hf-hub:owner/model, hf:owner/model for one of transformers, or a folder written by "
+            "ts.save or save_pretrained"
         )
     given = {key: value for key, value in arguments.items() if value is not None}
     try:
@@ -115,7 +127,36 @@ def _create(name: str, pretrained: bool, **arguments: Any) -> nn.Module:
         raise TokensieveError(f"cannot create model {name!r}: {_first_sentence(error)}") from error
 
 
-def _check_hub(name: str, repository: str | None) -> None:
+def _from_transformers(
+    name: str,
+    source: hugging_face.Source,
+    checkpoint: str | None,
+    pretrained: bool,
+    num_classes: int | None,
+    in_chans: int | None,
+    img_size: ImgSize,
+) -> nn.Module:
+    if in_chans is not None:
+        raise TokensieveError(f"{name} is a model of transformers, whose channels are fixed: leave --in-chans out")
+    if pretrained and source.random:
+        raise TokensieveError(f"{name} asks for random weights and --pretrained for trained ones: leave one out")
+    if not source.local:
+        repository = source.place if source.revision is None else f"{source.place}@{source.revision}"
+        _check_hub(name, repository, "try again with a network, or give a folder that save_pretrained wrote")
+    try:
+        return hugging_face.load(source, checkpoint=checkpoint, num_classes=num_classes, img_size=img_size)
+    except TokensieveError:
+        raise
+    except Exception as error:
+        if checkpoint is None:
+            raise
+        raise TokensieveError(_why_not_loaded(source.place, checkpoint, error)) from error
+
+
+WITHOUT_HUB = "give the weights with --checkpoint FILE, or try again with a network"
+
+
+def _check_hub(name: str, repository: str | None, advice: str = WITHOUT_HUB) -> None:
     """Raise at once where neither the hub nor its cache can give the model: its client would try again for a minute."""
     if not repository:
         return
@@ -129,8 +170,7 @@ def _check_hub(name: str, repository: str | None) -> None:
         snapshot_download(owner, revision=revision or None, local_files_only=True)
     except Exception as error:
         raise TokensieveError(
-            f"cannot get {name!r}: {constants.ENDPOINT} does not answer and its cache does not have it; "
-            "give the weights with --checkpoint FILE, or try again with a network"
+            f"cannot get {name!r}: {constants.ENDPOINT} does not answer and its cache does not have it; {advice}"
         ) from error
 
 
@@ -159,7 +199,11 @@ def load_weights(model: nn.Module, file: str, resample: bool = False) -> None:
     except PermissionError as error:
         raise TokensieveError(f"checkpoint {file!r} cannot be read: {error.strerror}") from error
     except Exception as error:
-        raise TokensieveError(_why_not_loaded(model, file, error)) from error
+        raise TokensieveError(_why_not_loaded(_name_of(model), file, error)) from error
+
+
+def _name_of(model: nn.Module) -> str:
+    return getattr(model, "default_cfg", {}).get("architecture") or type(model).__name__
 
 
 def _check_file(file: str) -> None:
@@ -167,12 +211,11 @@ def _check_file(file: str) -> None:
         raise TokensieveError(f"checkpoint {file!r} is not a file")
 
 
-def _why_not_loaded(model: nn.Module, file: str, error: Exception) -> str:
+def _why_not_loaded(name: str, file: str, error: Exception) -> str:
     text = str(error)
     if "Error(s) in loading state_dict" in text or "size mismatch" in text:
         details = [line.strip() for line in text.splitlines()[1:] if line.strip()]
         first = f": {_shorten(details[0])}" if details else ""
-        name = getattr(model, "default_cfg", {}).get("architecture") or type(model).__name__
         return f"checkpoint {file!r} is of another model than {name!r}{first}"
     if "weights_only" in text or "Weights only" in text or isinstance(error, pickle.UnpicklingError):
         return (
