@@ -196,7 +196,14 @@ def test_budget_sizes_and_prefix(family: str, name: str, config: str) -> None:
     least = 0 if any(method.ragged for method in methods) else 1
     assert trace.events and all(event.before - event.after >= least for event in trace.events)
     tokens = trace.tokens
-    assert tokens is not None and tokens.outer is None and tokens.x.shape[0] == 2
+    assert tokens is not None and tokens.x.shape[0] == 2
+    assert tokens.prefix == layout.prefix
+    if any(method.mixes for method in methods):  # who stands where is a matter of degree
+        if len(methods) == 1:
+            torch.testing.assert_close(tokens.sizes.sum(dim=1), torch.full((2,), float(PATCHES)))
+        assert torch.equal(run(model, x), model.forward_head(model.norm(tokens.restore())).detach())
+        return
+    assert tokens.outer is None
     # Every original stands in one token, is parked, or is gone: sizes and those who are out add up to N.
     inside = (tokens.group >= 0).sum(dim=1)
     assert torch.equal(tokens.sizes.sum(dim=1).long(), inside)
@@ -204,7 +211,6 @@ def test_budget_sizes_and_prefix(family: str, name: str, config: str) -> None:
     counted = torch.nn.functional.one_hot(tokens.group.clamp(min=0), tokens.count) * (tokens.group >= 0).unsqueeze(2)
     assert torch.equal(counted.sum(dim=1), tokens.sizes.long())
     # The prefix comes out as the last block left it, in its own places; patches start right behind it.
-    assert tokens.prefix == layout.prefix
     options = {
         "norm": False,
         "output_fmt": "NLC",
