@@ -51,7 +51,7 @@ class Products(TorchFunctionMode):
 def run_macs(model: nn.Module, x: Tensor) -> float:
     """MACs per image that running ``model`` on ``x`` takes, without what a method computes to decide."""
     products = Products()
-    deciding = [part for site in model.modules() if isinstance(site, Site) for part in site.learned.values()]
+    deciding = [part for site in model.modules() if isinstance(site, Site) for part in site.learned.modules()]
     handles = [part.register_forward_pre_hook(products.pause(1)) for part in deciding]
     handles += [part.register_forward_hook(products.pause(-1)) for part in deciding]
     with torch.no_grad(), products:

@@ -14,9 +14,15 @@ import tokensieve as ts
 from tokensieve.method import Method
 from tokensieve.site import SievedBlock, Site
 
-# What is drawn while training would not be what is removed.
+
+def quiet(method: Method) -> Method:
+    """The method without what is drawn or relaxed while training, which would not be what is removed."""
+    switches = {"noise", "relaxed"} & set(method.option_types())
+    return dataclasses.replace(method, **dict.fromkeys(switches, False))
+
+
 QUIET: dict[str, tuple[Method, ...]] = {
-    config: tuple(dataclasses.replace(m, noise=False) if "noise" in m.option_types() else m for m in methods)
+    config: tuple(map(quiet, methods))
     for config, methods in {**CONFIGS, "evit:fuse=false": (ts.EViT(fuse=False),)}.items()
 }
 STATIC = {config: methods for config, methods in QUIET.items() if not any(method.ragged for method in methods)}

@@ -208,8 +208,8 @@ def test_budget_sizes_and_prefix(family: str, name: str, config: str) -> None:
         assert torch.equal(counted.sum(dim=1), tokens.sizes.long())
     elif not tokens.parked:  # every original is shared out among the mixed tokens
         torch.testing.assert_close(tokens.sizes.sum(dim=1), torch.full((2,), float(PATCHES)))
-    # The prefix comes out as the last block left it, in its own places; patches start right behind it.
     assert tokens.prefix == layout.prefix
+    # The prefix comes out as the last block left it, in its own places; patches start right behind it.
     options = {
         "norm": False,
         "output_fmt": "NLC",

@@ -54,7 +54,8 @@ def test_what_is_left_is_a_multiple(family: str, name: str, config: str, multipl
             assert own <= stage.attended <= layout.prefix + PATCHES
     tokens = trace.tokens
     assert tokens is not None
-    assert torch.equal(tokens.sizes.sum(dim=1).long(), (tokens.group >= 0).sum(dim=1))
+    if not any(method.mixes for method in STATIC[config]):  # there, who stands where is a matter of degree
+        assert torch.equal(tokens.sizes.sum(dim=1).long(), (tokens.group >= 0).sum(dim=1))
     together = run(model, x)
     torch.testing.assert_close(torch.cat([run(model, image) for image in x.split(1)]), together, rtol=1e-5, atol=1e-5)
 

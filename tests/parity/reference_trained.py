@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from reference import Reducer, Run, top
+from reference import Reducer, Run, _rebuild, top
 from reference_untrained import drop
 from torch import Tensor
 
@@ -76,3 +76,92 @@ def a_vit(depth: int, scale: float, shift: float, full: float) -> Reducer:
         run.gone.update({number: total[number] for number in run.gone})
 
     return before
+
+
+def gelu(x: Tensor) -> Tensor:
+    return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def normed(state: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+    """LayerNorm as torch has it by default, with the weights under ``name``."""
+    centred = x - x.mean(-1, keepdim=True)
+    return (
+        centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * state[name + "weight"]
+        + state[name + "bias"]
+    )
+
+
+def small_mlp(state: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+    hidden = gelu(normed(state, name + "0.", x) @ state[name + "1.weight"].T + state[name + "1.bias"])
+    return hidden @ state[name + "3.weight"].T + state[name + "3.bias"]
+
+
+def convolved(kernel: Tensor, x: Tensor) -> Tensor:
+    """(C, H, W) under a kernel (O, C, 3, 3) with a border of zeros."""
+    _, rows, columns = x.shape
+    out = torch.zeros(kernel.shape[0], rows, columns, dtype=x.dtype)
+    for row in range(rows):
+        for column in range(columns):
+            for i in range(max(row - 1, 0), min(row + 2, rows)):
+                for j in range(max(column - 1, 0), min(column + 2, columns)):
+                    out[:, row, column] += kernel[:, :, i - row + 1, j - column + 1] @ x[:, i, j]
+    return out
+
+
+def token_learner(state: dict[str, Tensor], site: int, side: int, maps: str, fuser: bool) -> tuple[Reducer, Reducer]:
+    """TokenLearner before block ``site`` where all patches are present, and its way back behind the last block."""
+    name = f"blocks.{site}.tokensieve.learned.tokenlearner_0."
+    held: list[tuple[Tensor, Tensor]] = []
+
+    def before(run: Run, block: int) -> None:
+        if block != site:
+            return
+        x = run.x[1:]
+        if maps == "mlp":
+            votes = small_mlp(state, name + "drawn.vote.", x)
+            weights = votes.exp() / votes.exp().sum(0)
+        else:
+            drawn = normed(state, name + "drawn.norm.", x).T.reshape(-1, side, side)
+            for layer in (0, 2, 4, 6):
+                drawn = convolved(state[f"{name}drawn.convolve.{layer}.weight"], drawn if layer == 0 else gelu(drawn))
+            weights = 1 / (1 + (-drawn).exp()).reshape(drawn.shape[0], -1).T / len(x)
+        held.append((x, weights))
+        run.x = torch.cat([run.x[:1], weights.T @ x])
+        run.members = [[place] for place in range(weights.shape[1])]
+
+    def last(run: Run, depth: int) -> None:
+        x, weights = held.pop()
+        if fuser:
+            mixed = normed(state, name + "fuser.before.", run.x[1:])
+            mix = name + "fuser.mix."
+            mixed = normed(state, name + "fuser.after.", state[mix + "weight"] @ mixed + state[mix + "bias"][:, None])
+            gates = 1 / (1 + (-small_mlp(state, name + "fuser.gate.", x)).exp())
+            whole = x + gates @ mixed
+        else:
+            whole = weights / weights.sum(1, keepdim=True) @ run.x[1:]
+        run.x, run.members = torch.cat([run.x[:1], whole]), [[place] for place in range(len(x))]
+
+    return before, last
+
+
+def dtem(state: dict[str, Tensor], r: int) -> Reducer:
+    """DTEM: ToMe's matching on a learned embedding of the tokens."""
+
+    def middle(run: Run, block: int) -> None:
+        name = f"blocks.{block}.tokensieve.learned.dtem_0."
+        metric = normed(state, name + "0.", run.x[1:]) @ state[name + "1.weight"].T + state[name + "1.bias"]
+        metric = metric / metric.norm(dim=-1, keepdim=True)
+        left, right = range(1, len(metric), 2), range(0, len(metric), 2)
+        edges = []
+        for a in left:
+            best = max(right, key=lambda b, a=a: (float(metric[a] @ metric[b]), -b))
+            edges.append((float(metric[a] @ metric[best]), a, best))
+        edges.sort(key=lambda edge: (-edge[0], edge[1]))
+        merging = edges[: min(r, len(metric) // 2)]
+        joins = {b: [b] for b in right}
+        for _, a, b in merging:
+            joins[b].append(a)
+        moved = {a for _, a, _ in merging}
+        _rebuild(run, [[a] for a in left if a not in moved] + [joins[b] for b in right], None)
+
+    return middle

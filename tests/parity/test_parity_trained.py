@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import reference_trained as reference
 import torch
-from harness import DEPTH, PATCHES, compare, tiny
+from harness import DEPTH, HEADS, PATCHES, compare, tiny
+from reference import vit
 from torch import Tensor, nn
 
 import tokensieve as ts
 from tokensieve.methods.cropr import Router
+from tokensieve.ops.matching import bipartite_matching, relaxed_matching
 from tokensieve.ops.threshold import Threshold
 from tokensieve.site import Site
 from tokensieve.train.auxiliary import recording
@@ -188,3 +190,129 @@ def test_a_vits_prior_is_a_divergence(images: Tensor) -> None:
     torch.testing.assert_close(
         record.losses()["ponder"].float(), torch.tensor(5e-4 * (DEPTH + 1 / DEPTH)), atol=1e-7, rtol=0
     )
+
+
+def compare_outputs(model: nn.Module, images: Tensor, **reduction: Any) -> None:
+    """Logits, all tokens and token counts, where no token stands in one place."""
+    with torch.no_grad():
+        logits, tokens = model(images), model.forward_features(images)
+    stages = [(s.attended, s.processed) for s in ts.trace(model, images).stages]
+    state = {key: value.detach() for key, value in model.state_dict().items()}
+    for number, image in enumerate(images):
+        wanted, whole, run = vit(state, image, HEADS, DEPTH, **reduction)
+        assert run.counts == stages
+        torch.testing.assert_close(tokens[number], whole, rtol=0, atol=1e-9)
+        torch.testing.assert_close(logits[number], wanted, rtol=0, atol=1e-9)
+
+
+def enliven(model: nn.Module) -> nn.Module:
+    """Learned parts with weights that matter: fresh ones may add nothing."""
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for part in learned(model):
+            for parameter in part.parameters():
+                parameter.add_(0.5 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize("maps", ["mlp", "conv"])
+@pytest.mark.parametrize("fuser", [True, False])
+def test_token_learner(images: Tensor, maps: str, fuser: bool) -> None:
+    model = enliven(ts.apply(tiny(), ts.TokenLearner(tokens=5, maps=maps, fuser=fuser)))
+    before, last = reference.token_learner(model.state_dict(), DEPTH // 2, 7, maps, fuser)
+    compare_outputs(model, images, before=before, last=last)
+
+
+def test_a_fresh_fuser_gives_every_patch_back_as_it_was(images: Tensor) -> None:
+    dense, model = tiny(), ts.apply(tiny(), ts.TokenLearner(sites=(2,)))
+    with torch.no_grad():
+        x = dense.forward_intermediates(images, indices=[1], output_fmt="NLC", intermediates_only=True)[0]
+        tokens = model.forward_features(images)[:, 1:]
+    torch.testing.assert_close(tokens, model.norm(x).detach())
+
+
+@pytest.mark.parametrize("maps", ["mlp", "conv"])
+def test_token_learner_learns_and_leaves_out_what_is_masked(images: Tensor, maps: str) -> None:
+    model = enliven(ts.apply(tiny(), [ts.DynamicViT(sites=(1,)), ts.TokenLearner(sites=(3,), maps=maps)])).train()
+    torch.manual_seed(0)
+    nn.functional.cross_entropy(model(images), LABELS).backward()
+    for part in learned(model):
+        for name, parameter in part.named_parameters():
+            # What the class token never sees, its loss does not move.
+            moved = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
+            assert moved == (not name.startswith("fuser"))
+    model.zero_grad()
+    model.forward_features(images).square().mean().backward()
+    for part in learned(model):
+        assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in part.parameters())
+
+
+def test_maps_of_a_grid_need_the_grid(images: Tensor) -> None:
+    model = ts.apply(tiny(), ts.TokenLearner(maps="conv", sites=(1, 3), tokens=3))
+    with torch.no_grad():
+        assert model(images).isfinite().all()  # the second site has nothing to do
+    ts.apply(ts.remove(model), [ts.TokenLearner(sites=(1,)), ts.TokenLearner(maps="conv", tokens=3, sites=(3,))])
+    with pytest.raises(ts.TokensieveError, match="grid of 7 × 7 patches and got 8 tokens"):
+        model(images)
+
+
+@pytest.mark.parametrize("r", [5, 24])
+@pytest.mark.parametrize("proportional", [True, False])
+def test_dtem(images: Tensor, r: int, proportional: bool) -> None:
+    model = enliven(ts.apply(tiny(), ts.DTEM(r=r, proportional=proportional)))
+    assert len(learned(model)) == DEPTH
+    compare(model, images, middle=reference.dtem(model.state_dict(), r), log_size=proportional)
+
+
+def test_dtems_relaxation_becomes_the_merge(images: Tensor) -> None:
+    answers = {}
+    for temperature in (1e-9, 1e-2, 0.1):
+        model = enliven(ts.apply(tiny(), ts.DTEM(r=5, temperature=temperature)))
+        with torch.no_grad():
+            merged = model.eval().forward_features(images)
+            answers[temperature] = float((model.train().forward_features(images) - merged).abs().mean())
+    assert answers[1e-9] < 1e-9 < answers[1e-2] < answers[0.1]
+
+
+def test_a_relaxed_matching_moves_every_token_wholly() -> None:
+    torch.manual_seed(0)
+    metric = torch.randn(2, 11, 4, dtype=torch.float64, requires_grad=True)
+    for first in (0, 1):
+        keep, moved, onto = bipartite_matching(metric, 3, first)
+        moves = relaxed_matching(metric, keep, moved, first, 0.1)
+        torch.testing.assert_close(moves.sum(dim=2), torch.ones(2, 11, dtype=torch.float64))
+        sharp = relaxed_matching(metric, keep, moved, first, 1e-9)
+        assert torch.equal(
+            sharp.gather(1, keep.unsqueeze(2).expand(-1, -1, 8)), torch.eye(8).double().expand(2, -1, -1)
+        )
+        to = sharp.gather(1, moved.unsqueeze(2).expand(-1, -1, 8))
+        assert torch.equal(to, nn.functional.one_hot(onto, 8).double())
+        # Both those that merge and those that do not feel a gradient in how much of them moves.
+        metric.grad = None
+        (moves * torch.randn(8, dtype=torch.float64)).sum().backward()
+        assert metric.grad is not None and (metric.grad.abs().sum(dim=2) > 0).all()
+
+
+def test_dtems_embeddings_learn_alone(images: Tensor) -> None:
+    """With the model frozen, a few steps bring the relaxed model nearer to the dense one."""
+    dense, model = tiny(), ts.apply(tiny(), ts.DTEM(r=6)).train()
+    with torch.no_grad():
+        wanted = dense(images).softmax(dim=1)
+    own = [p for part in learned(model) for p in part.parameters()]
+    optimizer, losses = torch.optim.Adam(own, lr=3e-3), []
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(images), wanted)
+        loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in own[:-4])
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert min(losses[-3:]) < losses[0] - 0.01
+
+
+def test_dtem_trains_alone_or_with_what_is_merged(images: Tensor) -> None:
+    both = [ts.DynamicViT(sites=(1,)), ts.DTEM(r=2)]
+    with pytest.raises(ts.TokensieveError, match="relaxed=false"):
+        ts.apply(tiny(), both).train()(images)
+    both = [ts.DynamicViT(sites=(1,)), ts.DTEM(r=2, relaxed=False)]
+    assert ts.apply(tiny(), both).train()(images).isfinite().all()
