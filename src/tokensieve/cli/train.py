@@ -1,4 +1,4 @@
-"""``tokensieve train``: selectors, fine-tuning, label-free recovery, from scratch; on one device or many."""
+"""``tokensieve train``: selectors, fine-tuning, label-free recovery, from scratch, pre-training; on any devices."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class TrainRequest(RecipeChanges):
     """The options of ``train``."""
 
     model: o.Model
-    stage: Annotated[str, typer.Option("--stage", help="selectors, finetune, recover (no labels) or scratch.")]
+    stage: Annotated[str, typer.Option("--stage", help="selectors, finetune, recover, scratch or pretrain.")]
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the run and its result.")]
     method: Annotated[
         str | None,
@@ -144,8 +144,8 @@ def train(
 
     selectors: freeze the model, fit ToSA's selectors to attention maps, without labels. finetune: task loss and
     distillation from the dense model. recover: the dense model teaches the reduced one, without labels. scratch: from
-    random weights. Under accelerate launch on many devices. DIR gets checkpoints, log.csv, log.jsonl, curves.png,
-    bench.json and report.md.
+    random weights. pretrain: a plain ViT without labels, by DenseDINO. Under accelerate launch on many devices. DIR
+    gets checkpoints, log.csv, log.jsonl, curves.png, bench.json and report.md.
 
     Example: tokensieve train deit_tiny_patch16_224 --pretrained --stage selectors --method tosa --data PHOTOS -o tosa
     """
