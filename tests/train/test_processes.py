@@ -101,3 +101,13 @@ def test_a_sharded_run_saves_what_one_process_reads(pictures: Path, tmp_path: Pa
         torch.testing.assert_close(sharded[name], value, rtol=0, atol=1e-5, msg=name)
     model = ts.load(tmp_path / "sharded")
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+
+
+def test_two_processes_pretrain(pictures: Path, tmp_path: Path) -> None:
+    """The teacher moves within a wrapped objective too, and the result is the model of the checkpoint."""
+    common = [*SMALL, "--stage", "pretrain", "--data", pictures, "--batch-size", 4, "--steps", "2"]
+    launch(2, *common, "-o", tmp_path / "two")
+    weights = load_file(tmp_path / "two" / "model.safetensors")
+    state = load_file(tmp_path / "two" / "checkpoints" / "step-00000002" / "model.safetensors")
+    assert state["centre"].any() and all(value.isfinite().all() for value in state.values())
+    assert all(torch.equal(state[f"model.{name}"], value) for name, value in weights.items())

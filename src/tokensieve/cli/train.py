@@ -1,4 +1,4 @@
-"""``tokensieve train``: selectors, fine-tuning, label-free recovery, from scratch; on one device or many."""
+"""``tokensieve train``: selectors, fine-tuning, label-free recovery, from scratch, pre-training; on any devices."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ class TrainRequest(RecipeChanges):
     stage: Annotated[
         str | None,
         typer.Option(
-            "--stage", help="head, selectors, finetune, recover (no labels) or scratch. Default of dense tasks: head."
+            "--stage",
+            help="head, selectors, finetune, recover (no labels), scratch or pretrain. Default of dense tasks: head.",
         ),
     ] = None
     task: o.Task = None
@@ -159,8 +160,9 @@ def train(
 
     head: that of a dense task, on a frozen backbone. selectors: freeze the model, fit ToSA's selectors to attention
     maps, without labels. finetune: task loss and distillation from the dense model. recover: the dense model teaches
-    the reduced one, without labels. scratch: from random weights. Under accelerate launch on many devices. DIR gets
-    checkpoints, log.csv, log.jsonl, curves.png, bench.json and report.md.
+    the reduced one, without labels. scratch: from random weights. pretrain: a plain ViT without labels, by DenseDINO.
+    Under accelerate launch on many devices. DIR gets checkpoints, log.csv, log.jsonl, curves.png, bench.json and
+    report.md.
 
     Example: tokensieve train deit_tiny_patch16_224 --pretrained --stage selectors --method tosa --data PHOTOS -o tosa
     """

@@ -18,7 +18,7 @@ class TrainArguments(TaskArguments):
 
     Attributes:
         model: a timm name, hf-hub:owner/model, or a folder written by ``ts.save`` or by an earlier stage.
-        stage: "head", "selectors", "finetune", "recover" or "scratch".
+        stage: "head", "selectors", "finetune", "recover", "scratch" or "pretrain".
         output: the folder of the run; at its end ``tokensieve.load`` reads it.
         method: spec of the methods; None takes those of a folder, else the recipe's.
         recipe: a recipe's name or a YAML file; None takes the stage's own.

@@ -42,6 +42,10 @@ class Recipe:
         train_only: names of the parameters to train as shell patterns, such as ``*.norm?.*``; empty for all.
         rows: query rows that each step reads of an image's attention maps, evenly spread from a random start
             (selectors only); 0 for all.
+        points, dense, prototypes: reference points of an image, their share of the loss, and the length of the answers
+            that are compared (pretrain only).
+        teacher_momentum, teacher_temperature: how much of itself the teacher keeps in an update, rising to 1 along a
+            cosine, and the temperature of its answers; the student's is ``temperature`` (pretrain only).
     """
 
     source: str = ""
@@ -85,6 +89,11 @@ class Recipe:
     temperature: float = 1.0
     train_only: tuple[str, ...] = ()
     rows: int = 0
+    points: int = 16
+    dense: float = 0.5
+    prototypes: int = 4096
+    teacher_momentum: float = 0.996
+    teacher_temperature: float = 0.04
 
     def __post_init__(self) -> None:
         option.fit_fields(self, get_type_hints(type(self)), "recipe")
@@ -94,6 +103,9 @@ class Recipe:
         shares = "smoothing drop_path reprob hflip mixup_prob mixup_switch_prob"
         self._check(shares, lambda value: 0 <= value <= 1, "in [0, 1]")
         self._check("model_ema_decay", lambda value: 0 < value < 1, "in (0, 1)")
+        self._check("points prototypes", lambda value: value >= 1, "1 or more")
+        self._check("dense teacher_momentum", lambda value: 0 <= value <= 1, "in [0, 1]")
+        self._check("teacher_temperature", lambda value: value > 0, "above 0")
         self._check("temperature lr_base", lambda value: value > 0, "above 0")
         self._check("lr clip_grad layer_decay", lambda value: value is None or value > 0, "above 0")
         self._check(

@@ -17,12 +17,13 @@ from tokensieve.ops.selector import Selector
 from tokensieve.registry import family_of
 from tokensieve.tasks.fit import FitHead
 from tokensieve.tasks.model import DenseModel
+from tokensieve.train.densedino import DenseDINO
 from tokensieve.train.losses import Added, Term, terms_of
 from tokensieve.train.objective import FineTune, Objective
 from tokensieve.train.recipe import Recipe, recipe_names
 from tokensieve.train.selectors import FitSelectors, selectors_of
 
-Stage = Literal["head", "selectors", "finetune", "recover", "scratch"]
+Stage = Literal["head", "selectors", "finetune", "recover", "scratch", "pretrain"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
@@ -33,7 +34,7 @@ class Job:
     Attributes:
         objective: the model with its loss.
         dense: the dense model it is compared with; for ``scratch`` that is what it would be without its methods, for
-            ``head`` itself before it is trained.
+            ``head`` itself before it is trained; for ``pretrain`` what it was before.
         terms: the names of the terms of the loss with their weights.
         labelled: whether it needs labels.
     """
@@ -56,7 +57,7 @@ def default_recipe(stage: Stage, methods: Sequence[ts.Method]) -> str:
     if stage == "finetune":
         own = [method.name.removesuffix("-paper") for method in methods]
         return next((name for name in own if name in recipe_names()), "bat")
-    return stage
+    return "densedino" if stage == "pretrain" else stage
 
 
 def build(
@@ -66,7 +67,7 @@ def build(
 
     Args:
         stage: which.
-        model: with methods applied; ``scratch`` takes a dense one as well.
+        model: with methods applied; ``scratch`` takes a dense one as well, ``pretrain`` nothing else.
         recipe: the hyper-parameters.
         second_pass: fit selectors to the maps of the reduced network instead of the dense one's (selectors only).
         terms: further summands of the loss, behind the recipe's.
@@ -78,13 +79,15 @@ def build(
         return _head(model)
     if isinstance(model, DenseModel) and stage != "selectors":
         raise TokensieveError(f"dense models have the stages head and selectors, not {stage}")
-    if stage != "scratch" and not ts.is_applied(model):
+    if stage not in ("scratch", "pretrain") and not ts.is_applied(model):
         raise TokensieveError(f"the stage {stage} needs a method: give --method, or a folder written by ts.save")
     if second_pass and stage != "selectors":
         raise TokensieveError(f"--second-pass is for --stage selectors, not for {stage}")
     dense = ts.remove(copy.deepcopy(model)).eval().requires_grad_(False)
     if stage == "selectors":
         return _selectors(model, dense, recipe, second_pass)
+    if stage == "pretrain":
+        return _pretraining(model, dense, recipe)
     _refuse_unfitted(model)
     model.requires_grad_(True)
     for part in model.modules():
@@ -124,6 +127,17 @@ def _selectors(model: nn.Module, dense: nn.Module, recipe: Recipe, second_pass: 
     source = model if second_pass else copy.deepcopy(dense)
     objective = FitSelectors(model, source, recipe.rows)
     return Job(objective, dense, {f"kl/{block + 1}": 1.0 for block in selectors_of(model)}, labelled=False)
+
+
+def _pretraining(model: nn.Module, dense: nn.Module, recipe: Recipe) -> Job:
+    """The dense model learns without labels that two views of an image are of the same."""
+    if ts.is_applied(model):
+        raise TokensieveError("the stage pretrain trains the dense model: leave --method out and apply methods later")
+    model.requires_grad_(True)
+    _train_only(model, recipe.train_only)
+    _drop_paths(model, recipe.drop_path)
+    terms = {"class": 1 - recipe.dense, "points": recipe.dense}
+    return Job(DenseDINO(model, recipe), dense, terms, labelled=False)
 
 
 def _refuse_unfitted(model: nn.Module) -> None:
