@@ -1,10 +1,11 @@
-"""Training a head on a frozen dense backbone."""
+"""Training dense models: a head on a frozen backbone, and a reduced backbone by the maps of the dense one."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from tokensieve.registry import family_of
 from tokensieve.tasks.model import DenseModel
 from tokensieve.train.objective import Objective
 
@@ -40,3 +41,40 @@ class FitHead(Objective):
 
     def shards(self) -> list[nn.Module]:
         return []  # the backbone is not trained
+
+
+class RecoverMaps(Objective):
+    """A reduced backbone, by the dense one's maps where the head reads them; no labels, and the head is frozen.
+
+    The loss is the mean squared distance of the maps in units of the dense map's variance in its image, averaged over
+    the blocks that are read.
+
+    Args:
+        model: the dense model with methods applied.
+        teacher: the same without.
+    """
+
+    model: DenseModel
+
+    def __init__(self, model: DenseModel, teacher: DenseModel) -> None:
+        super().__init__()
+        self.model = model
+        model.head.requires_grad_(False)
+        self._teacher = (teacher,)  # in a tuple, so that it is no submodule: no engine shards, averages or saves it
+
+    def forward(self, images: Tensor, targets: Tensor | None, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            wanted = self._teacher[0].maps(images)
+        distances = [
+            ((found - given).square().mean(dim=(1, 2, 3)) / given.var(dim=(1, 2, 3))).mean()
+            for found, given in zip(self.model.maps(images), wanted, strict=True)
+        ]
+        loss = torch.stack(distances).mean()
+        return loss, {"maps": loss.detach()}
+
+    def shards(self) -> list[nn.Module]:
+        located = family_of(self.model)
+        return located.family.blocks(located.owner)
+
+    def to_teacher_device(self, device: torch.device) -> None:
+        self._teacher[0].to(device)

@@ -15,7 +15,7 @@ import tokensieve as ts
 from tokensieve.errors import TokensieveError
 from tokensieve.ops.selector import Selector
 from tokensieve.registry import family_of
-from tokensieve.tasks.fit import FitHead
+from tokensieve.tasks.fit import FitHead, RecoverMaps
 from tokensieve.tasks.model import DenseModel
 from tokensieve.train.densedino import DenseDINO
 from tokensieve.train.losses import Added, Term, terms_of
@@ -77,8 +77,8 @@ def build(
     """
     if stage == "head":
         return _head(model)
-    if isinstance(model, DenseModel) and stage != "selectors":
-        raise TokensieveError(f"dense models have the stages head and selectors, not {stage}")
+    if isinstance(model, DenseModel) and stage not in ("selectors", "recover"):
+        raise TokensieveError(f"dense models have the stages head, selectors and recover, not {stage}")
     if stage not in ("scratch", "pretrain") and not ts.is_applied(model):
         raise TokensieveError(f"the stage {stage} needs a method: give --method, or a folder written by ts.save")
     if second_pass and stage != "selectors":
@@ -95,6 +95,8 @@ def build(
             part.requires_grad_(False)
     _train_only(model, recipe.train_only)
     _drop_paths(model, recipe.drop_path)
+    if isinstance(model, DenseModel) and isinstance(dense, DenseModel):
+        return Job(RecoverMaps(model, copy.deepcopy(dense)), dense, {"maps": 1.0}, labelled=False)
     labelled = stage != "recover"
     summed = [*terms_of(recipe, labelled), *terms]
     if summed and any(method.auxiliary for method in ts.applied(model)):
