@@ -25,6 +25,7 @@ from tokensieve.measure.runtime import Runtime
 from tokensieve.measure.solve import check_share, solve
 from tokensieve.measure.stream import ImageStream
 from tokensieve.processes import join
+from tokensieve.train.origin import dense_origin
 
 NEAR = 0.03  # how far from the asked share of the MACs a method of "all" may lie to be compared
 ALL = "all"  # as a spec: every method that needs no training
@@ -168,7 +169,8 @@ def _check(request: Request, runtime: Runtime) -> None:
 
 
 def _models(request: Request) -> tuple[nn.Module, dict[str, nn.Module]]:
-    """The dense model, and the saved reduced one where the model is a folder written by ``ts.save``."""
+    """The dense model, and the saved reduced one where the model is a folder written by ``ts.save``; a trained one is
+    compared with the dense model that it was trained from, where that can be had."""
     model = create(
         request.model,
         pretrained=request.pretrained,
@@ -182,6 +184,11 @@ def _models(request: Request) -> tuple[nn.Module, dict[str, nn.Module]]:
         note("the weights are random: give --pretrained or --checkpoint FILE; speed and MACs hold, accuracy does not")
     if not saved:
         return model, {}
+    origin, said = dense_origin(request.model)
+    if said:
+        note(said)
+    if origin is not None:
+        return origin, {f"{ts.spell(ts.applied(model))}, trained": model}
     return ts.remove(share_weights(model)).eval(), {ts.spell(ts.applied(model)): model}
 
 
