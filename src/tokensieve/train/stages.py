@@ -15,7 +15,7 @@ import tokensieve as ts
 from tokensieve.errors import TokensieveError
 from tokensieve.ops.selector import Selector
 from tokensieve.registry import family_of
-from tokensieve.train.losses import Term, terms_of
+from tokensieve.train.losses import Term, TokenLabels, terms_of
 from tokensieve.train.objective import FineTune, Objective
 from tokensieve.train.recipe import Recipe, recipe_names
 from tokensieve.train.selectors import FitSelectors, selectors_of
@@ -87,6 +87,9 @@ def build(
     _drop_paths(model, recipe.drop_path)
     labelled = stage != "recover"
     summed = [*terms_of(recipe, labelled), *terms]
+    if recipe.token_labels and labelled:
+        owner: Any = family_of(model).owner
+        summed.append(TokenLabels(recipe.token_labels, owner.embed_dim, owner.num_classes))
     if stage == "scratch" and any(term.teacher for term in summed):
         raise TokensieveError("from scratch there is no teacher: set distill_logits and distill_features to 0")
     teacher = copy.deepcopy(dense) if any(term.teacher for term in summed) else None
