@@ -131,6 +131,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, force: bool = Fals
         "methods": [m.to_dict() for m in engine.applied(model)],
         "fill": fills[0] if fills else "last",
         "multiple": engine.multiple_of(model),
+        "masked": any(site.masked for site in engine.sites(model)),
     } | ({"dense": dense_config(model)} if isinstance(model, DenseModel) else {})
     beside = target.with_name(f".{target.name}.writing")
     try:
@@ -210,7 +211,13 @@ def load(folder: str | os.PathLike[str]) -> nn.Module:
         model = dense_from_config(model, config["dense"])
     methods = [method_from_dict(saved) for saved in config["methods"]]
     if methods:
-        engine.apply(model, methods, fill=config["fill"], multiple=config.get("multiple"))
+        engine.apply(
+            model,
+            methods,
+            fill=config["fill"],
+            multiple=config.get("multiple"),
+            masked=config.get("masked", False),
+        )
     load_weights(model, weights, source / WEIGHTS_NAME)
     return model.eval()
 

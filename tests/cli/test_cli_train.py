@@ -5,12 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 import tokensieve as ts
 from tokensieve.cli.app import app
+from tokensieve.measure.data import DataArguments, open_images
+from tokensieve.measure.fidelity import compare
 from tokensieve.train.selectors import selectors_of
 
 pytest.importorskip("accelerate", reason="the train extra is not installed")
@@ -93,6 +97,61 @@ def test_from_scratch_with_mixing_easing_and_an_average(pictures: Path, tmp_path
     assert log[0]["strength"] == 0 and log[-1]["strength"] == 1
     assert ts.spell(ts.applied(ts.load(tmp_path / "out"))) == "evit:keep=0.5"
     assert list((tmp_path / "out").rglob("events.out.tfevents*"))
+
+
+def test_eval_compares_with_the_dense_model_that_the_folder_was_trained_from(pictures: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    dense, weights = timm.create_model("test_vit", img_size=64, num_classes=3), tmp_path / "dense.safetensors"
+    save_file(dense.state_dict(), weights)
+    # Two stages: the second one's MODEL is the first one's folder.
+    first, second = tmp_path / "first", tmp_path / "second"
+    settings = ("--stage", "recover", "--data", pictures, *QUICK, "--steps", 2, "--lr", "1e-2")
+    assert call(*MODEL, "--checkpoint", weights, "-m", "tome:r=2", *settings, "-o", first).exit_code == 0
+    assert call(first, *settings, "-o", second).exit_code == 0
+
+    def evaluated(folder: Path, name: str) -> tuple[str, dict[str, float]]:
+        file = tmp_path / name
+        result = CliRunner().invoke(
+            app, ["eval", str(folder), "--data", str(pictures), "-j", "0", "--results-file", str(file)]
+        )
+        assert result.exit_code == 0, result.output
+        return " ".join(result.stderr.split()), {
+            row["variant"]: row["kl"] for row in json.loads(file.read_text())["rows"]
+        }
+
+    said, rows = evaluated(first, "first.json")
+    assert f"dense is what {first} was trained from: test_vit with {weights}" in said
+    assert rows.keys() == {"dense", "tome:r=2, trained"}
+    images = open_images(DataArguments(data=str(pictures), workers=0), dense)
+    kl = compare(ts.load(first), dense.eval(), images).kl
+    assert rows["tome:r=2, trained"] == pytest.approx(kl, rel=1e-3)
+    said, rows = evaluated(second, "second.json")
+    assert f"dense is what {second} was trained from: {first}" in said
+    assert rows["tome:r=2, trained"] != pytest.approx(kl, rel=1e-3)
+    weights.unlink()
+    said, rows = evaluated(first, "gone.json")
+    assert (
+        f"dense is {first} itself without its methods: test_vit with {weights}, which it was trained from, is" in said
+    )
+    assert rows.keys() == {"dense", "tome:r=2"}
+
+
+def test_from_scratch_with_labels_of_patches_in_order(tmp_path: Path) -> None:
+    """As the demo's model is trained, with ToMe only while it learns."""
+    result = call(
+        "tokensieve_digits_vit", "--stage", "scratch", "--recipe", "digits", "-m", "tome:r=[98,49,0,0,0,0,0,0,0,0,0,0]",
+        "--dataset", "digits", "--split", "lessons", "--steps", 2, *QUICK, "--val-limit", 4, "-o", tmp_path / "out",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").open()]
+    assert log[0]["loss"] == pytest.approx(log[0]["task"] + log[0]["token_labels"], rel=1e-5)
+    config = json.loads((tmp_path / "out" / "tokensieve.json").read_text())
+    assert config["methods"][0]["name"] == "tome"
+    wrong = fails(
+        "tokensieve_digits_vit", "--stage", "scratch", "--recipe", "digits", "--dataset", "digits", "--steps", 1,
+        *QUICK, "--val-limit", 4, "-o", tmp_path / "plain",
+    )  # fmt: skip
+    assert "token_labels needs labels of patches, which this data set has not" in wrong
 
 
 def test_patience_ends_a_run_and_keeps_the_best_weights(pictures: Path, tmp_path: Path) -> None:

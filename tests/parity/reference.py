@@ -289,10 +289,10 @@ def own_columns(run: Run, block: int) -> list[float]:
     return run.attention.sum(dim=1).mean(dim=0)[1:].tolist()
 
 
-def selector_columns(state: dict[str, Tensor], name: str) -> Score:
-    """Column sums of the map that the selector whose weights lie under ``name`` predicts from whole (H, L, L) logits.
+def selector_columns(state: dict[str, Tensor], name: str, queries: str) -> Score:
+    """Column sums, or the class token's row, of the map that a selector predicts from whole (H, L, L) logits.
 
-    ``name`` holds ``{block}``, the standard layer that the selector reads.
+    Its weights lie under ``name``, which holds ``{block}``, the standard layer that the selector reads.
     """
 
     def score(run: Run, block: int) -> list[float]:
@@ -301,6 +301,7 @@ def selector_columns(state: dict[str, Tensor], name: str) -> Score:
         hidden = torch.einsum("oh,hij->oij", expand, run.logits) + state[part + "expand.bias"][:, None, None]
         out = torch.einsum("ho,oij->hij", reduce, hidden.clamp(min=0)) + state[part + "reduce.bias"][:, None, None]
         predicted = out.softmax(dim=-1)
-        return predicted.sum(dim=1).mean(dim=0)[1:].tolist()
+        scores = predicted[:, 0] if queries == "class" else predicted.sum(dim=1)
+        return scores.mean(dim=0)[1:].tolist()
 
     return score

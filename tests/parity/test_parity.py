@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import reference
@@ -76,9 +77,10 @@ def test_tosa_controls(images: Tensor, keep: float, score: str) -> None:
     compare(model, images, skip=reference.tosa((1, 3, 5), keep, scorer))
 
 
+@pytest.mark.parametrize("queries", ["class", "all"])
 @pytest.mark.parametrize("block", [1, 7, 64])
-def test_tosa_selector_against_whole_maps(images: Tensor, block: int) -> None:
-    model = ts.apply(tiny(), ts.ToSA(keep=0.5, block=block, stride=1))
+def test_tosa_selector_against_whole_maps(images: Tensor, block: int, queries: Literal["class", "all"]) -> None:
+    model = ts.apply(tiny(), ts.ToSA(keep=0.5, queries=queries, block=block, stride=1))
     torch.manual_seed(11)
     learned = [(name, p) for name, p in model.named_parameters() if ".learned." in name]
     assert len(learned) == 3 * 4
@@ -89,13 +91,21 @@ def test_tosa_selector_against_whole_maps(images: Tensor, block: int) -> None:
             if name.endswith("fitted"):
                 buffer.fill_(True)
     name = "blocks.{block}.tokensieve.learned.tosa_0."
-    skip = reference.tosa((1, 3, 5), 0.5, reference.selector_columns(model.state_dict(), name))
+    skip = reference.tosa((1, 3, 5), 0.5, reference.selector_columns(model.state_dict(), name, queries))
     compare(model, images, skip=skip)
 
 
 @pytest.mark.parametrize("stride", [1, 3, 8])
 def test_a_fresh_tosa_is_its_control(stride: int, images: Tensor) -> None:
-    with pytest.warns(ts.TokensieveWarning, match="has not been trained"), torch.no_grad():
-        fresh = ts.apply(tiny(), ts.ToSA(keep=0.5, stride=stride))(images)
+    with pytest.warns(ts.TokensieveWarning, match="score='own'"), torch.no_grad():
+        fresh = ts.apply(tiny(), ts.ToSA(keep=0.5, queries="all", stride=stride))(images)
         own = ts.apply(tiny(), ts.ToSA(keep=0.5, stride=stride, score="own"))(images)
     torch.testing.assert_close(fresh, own, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("queries", ["class", None])
+def test_a_fresh_tosa_of_the_class_row_is_its_control(queries: Literal["class"] | None, images: Tensor) -> None:
+    with pytest.warns(ts.TokensieveWarning, match="score='class'"), torch.no_grad():
+        fresh = ts.apply(tiny(), ts.ToSA(keep=0.5, queries=queries))(images)
+        control = ts.apply(tiny(), ts.ToSA(keep=0.5, score="class"))(images)
+    torch.testing.assert_close(fresh, control, rtol=0, atol=1e-12)

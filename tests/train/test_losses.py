@@ -12,7 +12,7 @@ import tokensieve as ts
 from tokensieve.measure.data import DataArguments
 from tokensieve.train.data import Places, open_training_images
 from tokensieve.train.keep import Easing
-from tokensieve.train.losses import DistilFeatures, DistilLogits, Outputs, Step, Task, terms_of
+from tokensieve.train.losses import DistilFeatures, DistilLogits, Outputs, Step, Task, TokenLabels, terms_of
 from tokensieve.train.objective import FineTune, forward_outputs
 from tokensieve.train.recipe import Recipe
 
@@ -89,6 +89,26 @@ def test_places_of_two_processes_are_those_of_one() -> None:
     assert list(Places(23, 4, 12, seed=3, start=7)) == one[7:]
     epochs = [[index for batch in one[start : start + 5] for _, index in batch] for start in (0, 5)]
     assert all(len(set(epoch)) == 20 for epoch in epochs) and epochs[0] != epochs[1]
+
+
+def test_places_in_order_are_the_same_every_epoch() -> None:
+    found = list(Places(5, 2, 4, seed=3, shuffle=False))
+    assert found == [[(0, 0), (0, 1)], [(0, 2), (0, 3)], [(1, 0), (1, 1)], [(1, 2), (1, 3)]]
+
+
+def test_labels_of_patches_weigh_what_is_there_and_what_is_not_alike() -> None:
+    term = TokenLabels(1.0, 4, classes=2)
+    features = torch.randn(1, 5, 4)  # a class token and four patches
+    labels = torch.tensor([[2, 2, 1, 2]])
+    made = Step(torch.zeros(1), None, Outputs(torch.zeros(1, 2), features), None, nn.Identity(), 0.0, labels)
+    each = nn.functional.cross_entropy(term.head(features[0, 1:]), labels[0], reduction="none")
+    torch.testing.assert_close(term(made), (each[[0, 1, 3]].mean() + each[2]) / 2)
+    model = timm.create_model("test_vit", img_size=64, num_classes=3).eval()
+    targets = torch.randint(0, 3, (2, 17))
+    _, parts = FineTune(model, None, [Task(), TokenLabels(1.0, 64, 3)])(torch.randn(2, 3, 64, 64), targets, 0.0)
+    assert parts.keys() == {"task", "token_labels"}
+    with pytest.raises(ts.TokensieveError, match="set no_aug true, mixup and cutmix 0"):
+        Recipe(token_labels=1.0)
 
 
 def test_an_image_depends_on_seed_epoch_and_index_alone(pictures: Path) -> None:

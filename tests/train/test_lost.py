@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor
 import tokensieve as ts
 from tokensieve.train import state
 from tokensieve.train.arguments import TrainArguments
+from tokensieve.train.loop import Told
 from tokensieve.train.losses import Step
 from tokensieve.train.run import train
 from tokensieve.train.state import Run
@@ -67,6 +69,30 @@ def test_a_full_disk_keeps_the_checkpoint_before(arguments: Make, monkeypatch: p
     kept = [path.name for path in (Path(given.output) / "checkpoints").iterdir()]
     assert kept == ["step-00000002"]
     monkeypatch.setattr(state, "_write_tensors", write)
+    train(dataclasses.replace(given, resume="auto"))
+    other = arguments(output=given.output + "-whole")
+    train(other)
+    assert weights_of(given.output) == weights_of(other.output)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files there")
+def test_a_file_that_the_system_refuses_to_write_keeps_the_checkpoint_before(arguments: Make) -> None:
+    """The same with a write that fails in the kernel, half way through a file."""
+    import resource
+
+    given = arguments()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(told: Told) -> None:
+        if told.step == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, before[1]))
+
+    try:
+        with pytest.raises(ts.TokensieveError, match=r"step-00000004.*the last good checkpoint is kept"):
+            train(given, on_step=limit)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in (Path(given.output) / "checkpoints").iterdir()] == ["step-00000002"]
     train(dataclasses.replace(given, resume="auto"))
     other = arguments(output=given.output + "-whole")
     train(other)

@@ -1,6 +1,7 @@
 """Several processes do what one does: the same gradients, and sharded checkpoints that one process reads."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 import tokensieve as ts
+from tokensieve.cli.app import app
 
 SMALL = [
     "train",
@@ -77,6 +80,22 @@ def test_two_processes_give_the_gradients_of_one_with_twice_the_batch(
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=0, atol=1e-6, msg=name)
         torch.testing.assert_close(passes[name], value, rtol=0, atol=1e-6, msg=name)
+
+
+def test_a_run_of_two_processes_goes_on_as_if_it_had_not_stopped(pictures: Path, tmp_path: Path) -> None:
+    common = [*SMALL, "--stage", "finetune", "-m", "tome:r=2", "--data", pictures, "--lr", "1e-3"]
+    common += ["--drop-path", "0.2", "--batch-size", "4", "--steps", "4", "--checkpoint-every", "2"]
+    run = tmp_path / "run"
+    launch(2, *common, "-o", run)
+    whole = (run / "model.safetensors").read_bytes()
+    for left in (run / "model.safetensors", run / "tokensieve.json"):
+        left.unlink()
+    shutil.rmtree(run / "checkpoints" / "step-00000004")  # as if it had been killed behind the second update
+    alone = CliRunner().invoke(app, [str(word) for word in (*common, "-o", run, "--resume", "auto")])
+    assert alone.exit_code == 2
+    assert "the checkpoint is of 2 processes and this run has 1: start as many" in " ".join(alone.stderr.split())
+    launch(2, *common, "-o", run, "--resume", "auto")
+    assert (run / "model.safetensors").read_bytes() == whole
 
 
 def test_a_sharded_run_saves_what_one_process_reads(pictures: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import tokensieve as ts
-from tokensieve import checkpoint
+from tokensieve import checkpoint, engine
 from tokensieve.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 
 SPECS = ["bat:keep=0.6", "tosa:keep=0.5", "tome:r=2+tosa:keep=0.5:score=own", "evit:sites=[1,2]:keep=[0.9,0.5]"]
@@ -316,3 +316,12 @@ def test_a_push_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ts.TokensieveError) as error:
         ts.push_to_hub(ts.apply(tiny(), "tome:r=1"), "somebody/something", token="hf_none")
     assert "'somebody/something'" in said_by(error)
+
+
+def test_masks_that_stand_in_for_removal_are_saved_too(tmp_path: Path, images: Tensor) -> None:
+    model = ts.apply(tiny(), "evit:keep=0.5:fuse=false", masked=True)
+    loaded = ts.load(ts.save(model, tmp_path / "masked"))
+    assert [site.masked for site in engine.sites(loaded)] == [True] * len(engine.sites(model))
+    trained = [copy.train()(images).sum() for copy in (model, loaded)]
+    assert torch.equal(*trained)
+    assert not any(site.masked for site in engine.sites(ts.load(ts.save(ts.apply(tiny(), "evit"), tmp_path / "plain"))))

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import tokensieve as ts
+from tokensieve.train.selectors import selectors_of
 
 NAMES = sorted(ts.methods())
 LISTS = [name for name in NAMES if ts.methods()[name].knob == "keep" and name != "diffrate"]  # a share or one per site
@@ -214,3 +215,10 @@ def test_methods_are_frozen(name: str) -> None:
         config.sites = (1,)  # type: ignore[attr-defined]
     with pytest.raises(TypeError, match="nonsense"):
         type(config)(nonsense=1)
+
+
+def test_the_row_of_a_class_token_that_is_not_there() -> None:
+    model = tiny(class_token=False, global_pool="avg")
+    with pytest.raises(ts.TokensieveError, match="queries=class needs a class token and this model has none"):
+        ts.apply(model, ts.ToSA(queries="class"))
+    assert not any(selector.class_row for selector in selectors_of(ts.apply(model, ts.ToSA())).values())

@@ -57,7 +57,7 @@ def test_the_loss_is_the_kl_of_whole_maps(model: nn.Module, images: Tensor) -> N
 @pytest.mark.parametrize("block", [3, 64])
 def test_streamed_rows_give_loss_and_gradients_of_the_whole_map(model: nn.Module, images: Tensor, block: int) -> None:
     maps = attention_of(model, images[:2])
-    ts.apply(model, "tosa:keep=0.5")
+    ts.apply(model, "tosa:keep=0.5:queries=all")
     selector = selectors_of(model)[0]
     whole = kl_rows(selector, maps[0], maps[1], slice(None))[0] / (2 * 3 * 17)
     whole.backward()
@@ -73,12 +73,21 @@ def test_streamed_rows_give_loss_and_gradients_of_the_whole_map(model: nn.Module
 
 def test_some_rows_estimate_the_loss_of_all(model: nn.Module, images: Tensor) -> None:
     maps = attention_of(model, images[:2])
-    ts.apply(model, "tosa:keep=0.5")
+    ts.apply(model, "tosa:keep=0.5:queries=all")
     selector = selectors_of(model)[0]
     exact = float(kl_streamed(selector, maps[0], maps[1])[0].detach())
     drawn = [float(kl_streamed(selector, maps[0], maps[1], rows=4)[0].detach()) for _ in range(60)]
     assert len(set(drawn)) > 1  # the rows start at random
     assert sum(drawn) / len(drawn) == pytest.approx(exact, rel=0.1)
+
+
+def test_a_selector_of_the_class_row_is_fitted_to_that_row(model: nn.Module, images: Tensor) -> None:
+    maps = attention_of(model, images[:2])
+    selector = selectors_of(ts.apply(model, "tosa:keep=0.5"))[0]
+    target, own = (attention_rows(maps[block], slice(0, 1)) for block in (1, 0))
+    expected = (target * (target.log() - own.log())).sum() / (2 * 3)
+    for loss in kl_streamed(selector, maps[0], maps[1]):
+        torch.testing.assert_close(loss.detach(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_reduced_network_is_read_with_all_its_tokens(model: nn.Module, images: Tensor) -> None:
@@ -90,9 +99,10 @@ def test_a_reduced_network_is_read_with_all_its_tokens(model: nn.Module, images:
     assert not torch.allclose(reduced[3].keys, dense[3].keys)
 
 
-def test_fitting_lowers_the_loss_and_touches_nothing_else(model: nn.Module, images: Tensor) -> None:
+@pytest.mark.parametrize("queries", ["class", "all"])
+def test_fitting_lowers_the_loss_and_touches_nothing_else(model: nn.Module, images: Tensor, queries: str) -> None:
     dense = copy.deepcopy(model)
-    objective = FitSelectors(ts.apply(model, "tosa:keep=0.5"), dense)
+    objective = FitSelectors(ts.apply(model, f"tosa:keep=0.5:queries={queries}"), dense)
     before = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=2e-2)
     figures: dict[str, Tensor] = {}

@@ -34,6 +34,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "sites": SITES,
         "score": st.sampled_from(["selector", "own", "class", "random"]),
         "bypass": st.sampled_from(["layer", "attention"]),
+        "queries": st.sampled_from([None, "class", "all"]),
         "kernel": st.sampled_from([1, 3]),
         "scaled": st.booleans(),
         "block": st.integers(1, 99),

@@ -32,6 +32,7 @@ from tokensieve.tasks.data import open_pairs
 from tokensieve.tasks.model import DenseModel
 from tokensieve.tasks.sliding import sliding
 from tokensieve.tasks.task import DenseJudge
+from tokensieve.train.origin import dense_origin
 
 NEAR = 0.03  # how far from the asked share of the MACs a method of "all" may lie to be compared
 ALL = "all"  # as a spec: every method that needs no training
@@ -210,7 +211,8 @@ def _images(request: Request, dense: nn.Module) -> tuple[ImageStream, Judge]:
 
 
 def _models(request: Request) -> tuple[nn.Module, dict[str, nn.Module]]:
-    """The dense model, and the saved reduced one where the model is a folder written by ``ts.save``."""
+    """The dense model, and the saved reduced one where the model is a folder written by ``ts.save``; a trained one is
+    compared with the dense model that it was trained from, where that can be had."""
     model = create_model(
         request.model,
         request.tasks,
@@ -227,6 +229,11 @@ def _models(request: Request) -> tuple[nn.Module, dict[str, nn.Module]]:
         note("the head is random: give a folder that tokensieve train wrote; speed and MACs hold, the figures do not")
     if not saved:
         return model, {}
+    origin, said = dense_origin(request.model)
+    if said:
+        note(said)
+    if origin is not None:
+        return origin, {f"{ts.spell(ts.applied(model))}, trained": model}
     return ts.remove(share_weights(model)).eval(), {ts.spell(ts.applied(model)): model}
 
 

@@ -22,6 +22,8 @@ Split = Literal["train", "val"]
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.5, 0.5, 0.5)
 
+BACKGROUND = 10  # the label of patches without ink
+
 _LUMA = np.array([0.299, 0.587, 0.114])
 _LEVELS = np.arange(256) / 255.0
 _MARGIN = 2  # blank source pixels around a digit: room for tilting and for smooth edges
@@ -191,6 +193,29 @@ class DigitPictures(Dataset[tuple[Image.Image, int]]):
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         scene = self.digits.scene(index)
         return Image.fromarray(scene.image), scene.label
+
+
+class DigitLessons(Dataset[tuple[Image.Image, Tensor]]):
+    """80000 training pictures that get harder, with a label for every patch: what a ViT learns digits from quickly.
+
+    The digit starts large and in the centre; over the first half the range of places and sizes widens. Labels are
+    (1 + N,) int64: the digit, then for each of the N patches the digit whose ink covers a tenth of it, or 10.
+    """
+
+    def __init__(self, patch: int = 8) -> None:
+        self.digits = ClutteredDigits("train", 80000, 1)
+        self.patch = patch
+
+    def __len__(self) -> int:
+        return len(self.digits)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, Tensor]:
+        spread = min(max(index / len(self) - 0.04, 0.0) / 0.46, 1.0)
+        scene = self.digits.scene(index, spread)
+        grid = scene.alpha.shape[0] // self.patch
+        ink = scene.alpha.reshape(grid, self.patch, grid, self.patch).mean(axis=(1, 3)).reshape(-1)
+        labels = np.concatenate([[scene.label], np.where(ink > 0.1, scene.label, BACKGROUND)])
+        return Image.fromarray(scene.image), torch.from_numpy(labels)
 
 
 def normalise(image: NDArray[np.uint8]) -> Tensor:

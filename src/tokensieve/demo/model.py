@@ -6,6 +6,8 @@ Importing this module registers `tokensieve_digits_vit` with timm.
 from pathlib import Path
 from typing import Any
 
+import torch
+from timm.layers import build_sincos2d_pos_embed
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
@@ -59,7 +61,18 @@ def tokensieve_digits_vit(pretrained: bool = False, **kwargs: Any) -> VisionTran
         feature_cfg={"out_indices": (3, 7, 11), "feature_cls": "getter"},
         **(architecture | kwargs),
     )
+    if not pretrained:
+        _start_with_waves(model)
     return model
+
+
+@torch.no_grad()
+def _start_with_waves(model: VisionTransformer) -> None:
+    """Position embeddings of patches start as sines and cosines of row and column, from which training goes faster."""
+    patches = model.patch_embed.num_patches
+    if model.pos_embed is not None and model.embed_dim % 4 == 0:
+        waves = build_sincos2d_pos_embed(list(model.patch_embed.grid_size), model.embed_dim, temperature=100.0)
+        model.pos_embed[0, -patches:] = 0.5 * waves
 
 
 def digits_vit(pretrained: bool = True) -> nn.Module:

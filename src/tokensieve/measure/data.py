@@ -169,8 +169,10 @@ def _create(arguments: DataArguments, class_map: Any, mode: str) -> Any:
     source = arguments.dataset or arguments.data
     try:
         if arguments.dataset == "digits":
-            from tokensieve.demo.digits import DigitPictures  # of the demo extra
+            from tokensieve.demo.digits import DigitLessons, DigitPictures  # of the demo extra
 
+            if arguments.split == "lessons":
+                return DigitLessons()
             return DigitPictures("train" if arguments.split == "train" else "val")
         return create_dataset(
             arguments.dataset,

@@ -27,13 +27,14 @@ class ToSA(Method):
     """Token Selective Attention: tokens that matter little skip a layer and come back.
 
     Layers come in pairs. After a standard layer a selector reads that layer's attention logits, predicts the attention
-    map of the next one, and scores every token by its column sum, the attention it will receive. The top
-    round(keep · M) patch tokens and all prefix tokens go through the next layer, the ToSA layer; the others bypass it
-    unchanged and take their places again, so every layer's output is complete and dense prediction works.
+    map of the next one, and scores every token by the attention it will receive: from the class token, where there is
+    one, else from all tokens, its column sum. The top round(keep · M) patch tokens and all prefix tokens go through the
+    next layer, the ToSA layer; the others bypass it unchanged and take their places again, so every layer's output is
+    complete and dense prediction works.
 
     The selectors must be trained (KL to the next layer's map, no labels). A fresh selector predicts this layer's own
-    map, and says so once: untrained ToSA keeps the tokens that its control ``score=own`` keeps. No accuracy table of
-    the paper is public.
+    map, and says so once: untrained ToSA keeps the tokens that its control keeps, ``score=class`` or, of all tokens,
+    ``score=own``. No accuracy table of the paper is public.
 
     Our choice where the public text is silent, each an option: every second layer from 1 on, kernel-1 convolutions
     H → 4H → H, softmax over the keys, head mean, sums of probabilities, bypassing the whole layer.
@@ -44,13 +45,15 @@ class ToSA(Method):
         score: "selector"; or a control: "own" (column sums of the standard layer's own attention), "class" (its class
             attention), "random" (one order per layer from ``seed``, the same for every image).
         bypass: "layer", attention and MLP, or "attention" alone.
+        queries: whose attention in the predicted map is the score: "class", the class token's row alone, or "all", the
+            column sums; none is "class" where the model has a class token.
         expansion: hidden channels of the selector per head.
         kernel: width of the selector's convolutions along the keys, odd; 1 does not depend on the resolution.
         normalize: what the selector's log-softmax runs over, "keys" or "heads".
         scaled: whether the logits it reads carry the factor 1 / sqrt(D).
-        sum_of: what is summed over a column: "probabilities" or "log_probabilities".
+        sum_of: what is summed over a column, or read of the row: "probabilities" or "log_probabilities".
         heads: how heads are joined: "mean" or "max".
-        block: query rows held at a time; memory is O(H·L·block).
+        block: query rows held at a time of all; memory is O(H·L·block).
         stride: read every stride-th query row, an estimate of the column sums; 1 reads all of them and is exact. None
             reads every eighth, and of long sequences about 72 rows.
         seed: of the random control.
@@ -60,6 +63,7 @@ class ToSA(Method):
     sites: tuple[int, ...] | None = None
     score: Literal["selector", "own", "class", "random"] = "selector"
     bypass: Literal["layer", "attention"] = "layer"
+    queries: Literal["class", "all"] | None = None
     expansion: int = 4
     kernel: int = 1
     normalize: Literal["keys", "heads"] = "keys"
@@ -74,6 +78,7 @@ class ToSA(Method):
     until = "block"
     knob = "keep"
     trained = True
+    version = 2
     paper = ("ToSA: Token Selective Attention for Efficient Vision Transformers", "Singh et al.", 2024, "2406.08816")
 
     def __post_init__(self) -> None:
@@ -116,7 +121,10 @@ class ToSA(Method):
     def module(self, layout: Layout) -> nn.Module | None:
         if self.score != "selector":
             return None
-        return Selector(layout.heads, self.expansion, self.kernel, self.normalize, self.scaled)
+        if self.queries == "class" and not layout.class_token:
+            raise TokensieveError("tosa: queries=class needs a class token and this model has none: give queries=all")
+        of_class = layout.class_token if self.queries is None else self.queries == "class"
+        return Selector(layout.heads, self.expansion, self.kernel, self.normalize, self.scaled, of_class)
 
     def assign(self, view: View) -> Assignment:
         keep, dropped = split_top(self._score(view), view.keep)
@@ -147,6 +155,8 @@ class ToSA(Method):
             return column_sums(attended, None, self.block, stride)
         assert isinstance(selector, Selector)
         self._notice(selector)
+        if selector.class_row:
+            return selector.of_class(attended, self.sum_of)
         return selector.columns(attended, self.block, stride, self.sum_of)
 
     def _notice(self, selector: Selector) -> None:
@@ -156,7 +166,8 @@ class ToSA(Method):
         if not bool(selector.fitted):
             warnings.warn(
                 "ToSA's selector has not been trained: it predicts the layer's own attention map, as the control "
-                "score='own' does at less cost; train the selectors or name a control",
+                f"score={'class' if selector.class_row else 'own'!r} does at less cost; train the selectors or name a "
+                "control",
                 TokensieveWarning,
                 stacklevel=2,
             )

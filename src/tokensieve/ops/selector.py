@@ -11,6 +11,8 @@ from tokensieve.attention import Attended, logits, row_blocks
 from tokensieve.ops.fused import fused
 from tokensieve.ops.rows import at_least_float32
 
+CLASS_ROW = slice(0, 1)
+
 
 class Selector(nn.Module):
     """Predicts the next layer's attention map from blocks of rows of this layer's logits (arXiv 2406.08816, section 3).
@@ -25,6 +27,7 @@ class Selector(nn.Module):
         kernel: width of the convolutions along the keys, odd; 1 is independent of resolution.
         normalize: what the log-softmax runs over: "keys" or "heads".
         scaled: whether the logits carry the factor 1 / sqrt(D).
+        class_row: whether only the class token's row of the map is wanted, and fitted.
     """
 
     fitted: Tensor
@@ -36,10 +39,12 @@ class Selector(nn.Module):
         kernel: int = 1,
         normalize: Literal["keys", "heads"] = "keys",
         scaled: bool = True,
+        class_row: bool = False,
     ) -> None:
         super().__init__()
         self.normalize = normalize
         self.scaled = scaled
+        self.class_row = class_row
         self.noticed = False
         self.expand = nn.Conv1d(heads, heads * expansion, kernel, padding=kernel // 2)
         self.reduce = nn.Conv1d(heads * expansion, heads, kernel, padding=kernel // 2)
@@ -81,6 +86,11 @@ class Selector(nn.Module):
             flat = rows.transpose(1, 2).reshape(batch * count, heads, length)
             out = self.reduce(torch.relu_(self.expand(flat))).view(batch, count, heads, length).transpose(1, 2)
         return at_least_float32(out)
+
+    def of_class(self, attended: Attended, sum_of: Literal["probabilities", "log_probabilities"]) -> Tensor:
+        """The class token's row of the predicted map per head, (B, H, L)."""
+        row: Tensor = self(logits(attended, CLASS_ROW, self.scaled)).squeeze(2)
+        return row.exp() if sum_of == "probabilities" else row
 
     def columns(
         self, attended: Attended, block: int, stride: int, sum_of: Literal["probabilities", "log_probabilities"]

@@ -73,7 +73,7 @@ class TrainingImages(Dataset[tuple[Tensor, Any]]):
 
 
 class Places(Sampler[list[Place]]):
-    """The batches of one process: (epoch, index) lists, shuffled anew every epoch, whole batches only.
+    """The batches of one process: (epoch, index) lists, shuffled anew every epoch or in order, whole batches only.
 
     Batch b of an epoch is cut into one piece for each process, in order: two processes see together what one with twice
     the batch size sees.
@@ -85,13 +85,22 @@ class Places(Sampler[list[Place]]):
         seed: of the order.
         rank, world: this process and how many there are.
         start: batches to pass over.
+        shuffle: whether every epoch has an order of its own.
     """
 
     def __init__(
-        self, size: int, batch_size: int, count: int, seed: int, rank: int = 0, world: int = 1, start: int = 0
+        self,
+        size: int,
+        batch_size: int,
+        count: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        start: int = 0,
+        shuffle: bool = True,
     ) -> None:
         self.size, self.batch_size, self.count, self.seed = size, batch_size, count, seed
-        self.rank, self.world, self.start = rank, world, start
+        self.rank, self.world, self.start, self.shuffle = rank, world, start, shuffle
         self.per_epoch = size // (batch_size * world)
         if not self.per_epoch:
             raise TokensieveError(
@@ -107,7 +116,8 @@ class Places(Sampler[list[Place]]):
             epoch, batch = divmod(number, self.per_epoch)
             if order is None or batch == 0:
                 seed = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0])
-                order = torch.randperm(self.size, generator=torch.Generator().manual_seed(seed))
+                shuffled = torch.randperm(self.size, generator=torch.Generator().manual_seed(seed))
+                order = shuffled if self.shuffle else torch.arange(self.size)
             first = (batch * self.world + self.rank) * self.batch_size
             yield [(epoch, int(index)) for index in order[first : first + self.batch_size]]
 
@@ -218,7 +228,7 @@ def mixing(recipe: Recipe, classes: int) -> Mixup | None:
 
 
 def loader(images: TrainingImages, places: Places, workers: int) -> DataLoader[Any]:
-    """Batches (B, C, H, W) and (B,) of the places, in their order."""
+    """Batches (B, C, H, W) and (B,) of the places, in their order; labels (B, 1 + N) with those of the patches."""
     return DataLoader(
         images,
         batch_sampler=places,

@@ -85,6 +85,7 @@ def make_optimizer(objective: nn.Module, recipe: Recipe, batch: int) -> torch.op
             momentum=recipe.momentum,
             layer_decay=recipe.layer_decay,
             **{name: value for name, value in options.items() if value is not None},
+            **recipe.opt_kwargs,
         )
     except (AssertionError, ValueError, TypeError) as error:
         raise TokensieveError(f"timm has no optimizer {recipe.opt!r} for this: {error}") from error
@@ -152,6 +153,7 @@ def fit(
         accelerator.process_index,
         accelerator.num_processes,
         start * accumulate,
+        recipe.shuffle,
     )
     batches = iter(loader(images, places, plan.workers))
     clock, seen = time.perf_counter(), 0

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokensieve.errors import TokensieveError
 from tokensieve.tokens import Tokens
 from tokensieve.train.auxiliary import added_losses
 from tokensieve.train.recipe import Recipe
@@ -39,6 +40,7 @@ class Step:
         teacher: of the dense model, without gradient; None where no term asks for it.
         model: the model that is trained.
         progress: share of the training that is done, in [0, 1).
+        token_targets: (B, N) int64 labels of the patches, where the data set has them.
     """
 
     images: Tensor
@@ -47,6 +49,7 @@ class Step:
     teacher: Outputs | None
     model: nn.Module
     progress: float
+    token_targets: Tensor | None = None
 
 
 class Term(Protocol):
@@ -139,6 +142,38 @@ class Added:
             targets = logits.detach().float().softmax(dim=1)
         values = added_losses(step.outputs.tokens, targets, self.smoothing).values()
         return torch.stack([logits.new_zeros((), dtype=torch.float32), *(value.float() for value in values)]).sum()
+
+
+class TokenLabels(nn.Module):
+    """Cross-entropy of every restored patch token against its own label, by a head that is thrown away afterwards.
+
+    Token labelling (arXiv 2104.10858) where the labels are known and not a teacher's. Patches without a class have the
+    label ``classes``; they and the others weigh one half each, however few there are of either.
+
+    Args:
+        weight: its factor in the sum.
+        width: channels of a token.
+        classes: of the model.
+    """
+
+    name = "token_labels"
+    teacher = False
+    features = True
+
+    def __init__(self, weight: float, width: int, classes: int) -> None:
+        super().__init__()
+        self.weight = weight
+        self.head = nn.Linear(width, classes + 1)
+
+    def forward(self, step: Step) -> Tensor:
+        if step.token_targets is None or step.outputs.features is None:
+            raise TokensieveError("token_labels needs labels of patches, which this data set has not: set it to 0")
+        wanted = step.token_targets.flatten()
+        found = self.head(step.outputs.features[:, -step.token_targets.shape[1] :].float()).flatten(0, 1)
+        losses = F.cross_entropy(found, wanted, reduction="none")
+        plain = (wanted == self.head.out_features - 1).to(losses.dtype)
+        halves = [(losses * part).sum() / part.sum().clamp(min=1) for part in (plain, 1 - plain)]
+        return (halves[0] + halves[1]) / 2
 
 
 def terms_of(recipe: Recipe, labelled: bool) -> list[Term]:

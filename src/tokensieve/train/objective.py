@@ -62,6 +62,8 @@ class FineTune(Objective):
         model: the reduced model.
         teacher: the dense one; None where no term reads it.
         terms: the summands of the loss. Those that are modules have parameters of their own and are trained too.
+
+    Targets may be (B, 1 + N): the label of the image and those of its patches.
     """
 
     def __init__(self, model: nn.Module, teacher: nn.Module | None, terms: Sequence[Term]) -> None:
@@ -84,7 +86,10 @@ class FineTune(Objective):
             with torch.no_grad():
                 teacher = forward_outputs(self._teacher[0], images, self._features)
         outputs = forward_outputs(self.model, images, self._features)
-        step = Step(images, targets, outputs, teacher, self.model, progress)
+        token_targets = None
+        if targets is not None and targets.dim() == 2 and not targets.is_floating_point():
+            targets, token_targets = targets[:, 0], targets[:, 1:]
+        step = Step(images, targets, outputs, teacher, self.model, progress, token_targets)
         values = {term.name: term(step) for term in self.terms}
         loss = torch.stack([term.weight * values[term.name] for term in self.terms]).sum()
         return loss, {name: value.detach() for name, value in values.items()}

@@ -12,6 +12,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 import tokensieve as ts
+from tokensieve.engine import multiple_of, sites
 from tokensieve.errors import TokensieveError
 from tokensieve.identity import probe_input
 from tokensieve.measure.data import DataArguments, open_images
@@ -55,6 +56,7 @@ class Prepared:
         batch = recipe.batch_size * processes * recipe.grad_accum_steps
         dense, reduced = (count(m, probe_input(m)).total / 1e9 for m in (self.job.dense, self.reduced))
         rate, least, _ = recipe.rates(batch)
+        numbers = [p.numel() for p in self.job.objective.parameters()]
         trained = sum(p.numel() for p in self.job.objective.parameters() if p.requires_grad)
         return {
             "methods": ts.spell(ts.applied(self.reduced)) if ts.is_applied(self.reduced) else "none",
@@ -65,7 +67,7 @@ class Prepared:
             "updates": f"{plan.steps} ({plan.steps / plan.steps_per_epoch:.2f} epochs of {plan.steps_per_epoch})",
             "batch": f"{recipe.batch_size} images · {processes} processes · {recipe.grad_accum_steps} passes = {batch}",
             "optimizer": f"{recipe.opt}, rate {rate:.3g} to {least:.3g} by {recipe.sched}, seed {plan.seed}",
-            "parameters": f"{trained:,} trained of {sum(p.numel() for p in self.reduced.parameters()):,}",
+            "parameters": f"{trained:,} trained of {sum(numbers):,}",
             "recipe": recipe.source,
         }
 
@@ -164,9 +166,10 @@ def _check_metric(metric: str, model: nn.Module) -> None:
 
 def replace_methods(model: nn.Module, methods: tuple[ts.Method, ...]) -> None:
     """Other options for a saved model, whose learned parts stay where they fit."""
-    weights = model.state_dict()
+    weights, site = model.state_dict(), sites(model)[0]
+    multiple = multiple_of(model)
     ts.remove(model)
-    ts.apply(model, methods)
+    ts.apply(model, methods, fill=site.fill, multiple=multiple, masked=site.masked)
     own = model.state_dict()
     model.load_state_dict({name: weights.get(name, value) for name, value in own.items()})
 

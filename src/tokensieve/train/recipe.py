@@ -26,11 +26,13 @@ class Recipe:
         batch_size: images of one process in one forward pass.
         grad_accum_steps: forward passes whose gradients one update adds up.
         opt, momentum, opt_betas, opt_eps, weight_decay, layer_decay: the optimizer, see timm's ``create_optimizer_v2``.
+        opt_kwargs: its further arguments by name.
         lr: learning rate; None takes ``lr_base`` · batch / ``lr_base_size``, batch counted over all processes and
             accumulated passes, and scales ``min_lr`` and ``warmup_lr`` alike.
         lr_base, lr_base_size: the published rate and the batch it was published for.
         sched, min_lr, warmup_lr, warmup_epochs: the schedule, see timm's ``create_scheduler_v2``; stepped every update.
         clip_grad: largest norm of the gradients, None for none.
+        shuffle: a new order every epoch; false reads the images as they come, for those that get harder.
         no_aug, scale, hflip, color_jitter, aa, reprob: augmentation, see timm's ``create_transform``.
         mixup, cutmix, mixup_prob, mixup_switch_prob, smoothing: see timm's ``Mixup``; ``smoothing`` also without.
         drop_path: stochastic depth at the last block, rising linearly from 0.
@@ -38,6 +40,7 @@ class Recipe:
         ease_start, ease_epochs: the methods remove nothing until epoch ``ease_start`` and then ever more along a cosine
             for ``ease_epochs``; 0 and 0 hold the rate constant.
         task, distill_logits, distill_features: weights of the terms of the loss; 0 leaves a term out.
+        token_labels: likewise, of every patch's own label, from data sets that have such labels, without augmentation.
         temperature: of the distillation of logits.
         train_only: names of the parameters to train as shell patterns, such as ``*.norm?.*``; empty for all.
         rows: query rows that each step reads of an image's attention maps, evenly spread from a random start
@@ -59,6 +62,7 @@ class Recipe:
     opt_eps: float | None = None
     weight_decay: float = 0.05
     layer_decay: float | None = None
+    opt_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     lr: float | None = None
     lr_base: float = 5e-4
     lr_base_size: int = 1024
@@ -67,6 +71,7 @@ class Recipe:
     warmup_lr: float = 1e-6
     warmup_epochs: float = 0.0
     clip_grad: float | None = None
+    shuffle: bool = True
     no_aug: bool = False
     scale: tuple[float, ...] = (0.08, 1.0)
     hflip: float = 0.5
@@ -86,6 +91,7 @@ class Recipe:
     task: float = 0.0
     distill_logits: float = 0.0
     distill_features: float = 0.0
+    token_labels: float = 0.0
     temperature: float = 1.0
     train_only: tuple[str, ...] = ()
     rows: int = 0
@@ -98,8 +104,10 @@ class Recipe:
     def __post_init__(self) -> None:
         option.fit_fields(self, get_type_hints(type(self)), "recipe")
         self._check("epochs batch_size grad_accum_steps lr_base_size", lambda value: value >= 1, "1 or more")
-        weights = "task distill_logits distill_features weight_decay momentum min_lr warmup_lr warmup_epochs rows"
-        self._check(weights + " ease_start ease_epochs mixup cutmix", lambda value: value >= 0, "0 or more")
+        weights = "task distill_logits distill_features token_labels weight_decay momentum min_lr warmup_lr rows"
+        self._check(
+            weights + " warmup_epochs ease_start ease_epochs mixup cutmix", lambda value: value >= 0, "0 or more"
+        )
         shares = "smoothing drop_path reprob hflip mixup_prob mixup_switch_prob"
         self._check(shares, lambda value: 0 <= value <= 1, "in [0, 1]")
         self._check("model_ema_decay", lambda value: 0 < value < 1, "in (0, 1)")
@@ -111,6 +119,10 @@ class Recipe:
         self._check(
             "scale", lambda value: len(value) == 2 and 0 < value[0] <= value[1], "two shares of the image, LOW HIGH"
         )
+        if self.token_labels and (self.mixes or not self.no_aug):
+            raise TokensieveError(
+                "recipe: token_labels are of patches where they are: set no_aug true, mixup and cutmix 0"
+            )
 
     def _check(self, names: str, holds: Any, expected: str) -> None:
         for name in names.split():

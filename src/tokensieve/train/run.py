@@ -29,6 +29,7 @@ from tokensieve.train.data import plain_sample
 from tokensieve.train.keep import Easing
 from tokensieve.train.loop import Evaluate, Told, fit
 from tokensieve.train.losses import Term
+from tokensieve.train.origin import FACTS, written_down
 from tokensieve.train.prepare import Prepared, prepare
 from tokensieve.train.stages import Job
 from tokensieve.train.state import Run
@@ -93,7 +94,7 @@ def _open_run(folder: Path, arguments: TrainArguments, prepared: Prepared) -> Ru
     """The run's folder, with its settings written down; refuses one that holds another run."""
     if folder.exists() and not folder.is_dir():
         raise TokensieveError(f"cannot write to {str(folder)!r}: it is a file; give the name of a folder")
-    facts = folder / "train.json"
+    facts = folder / FACTS
     if folder.exists() and not facts.exists() and any(entry.name != ".lock" for entry in folder.iterdir()):
         raise TokensieveError(f"{str(folder)!r} holds other files and no run: give another --output")
     run = Run(folder)
@@ -109,7 +110,7 @@ def _open_run(folder: Path, arguments: TrainArguments, prepared: Prepared) -> Ru
             _check_same(facts, settings)
             return run
         run.clear()
-        content = {"command": _command(), "settings": settings}
+        content = {"command": _command(), "settings": settings, "origin": written_down(arguments)}
         with replacing(facts) as beside:
             beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         return run

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tokensieve.attention import Attended, Tap, attention_rows, logits, row_blocks
 from tokensieve.errors import TokensieveError
-from tokensieve.ops.selector import Selector
+from tokensieve.ops.selector import CLASS_ROW, Selector
 from tokensieve.registry import family_of
 from tokensieve.site import Site
 from tokensieve.tokens import Tokens
@@ -93,7 +93,8 @@ def kl_streamed(
 ) -> tuple[Tensor, Tensor]:
     """Mean KL over rows, heads and images of a selector's prediction (with gradient) and of the layer's own map.
 
-    Rows go by in blocks, which the backward pass computes again: nothing of size H·L² is held.
+    Rows go by in blocks, which the backward pass computes again: nothing of size H·L² is held. A selector that is asked
+    for the class token's row alone is fitted to that one.
 
     Args:
         selector: reads ``here``.
@@ -102,6 +103,10 @@ def kl_streamed(
         block: query rows held at a time.
     """
     length = here.keys.shape[2]
+    if selector.class_row:
+        loss, reference = kl_rows(selector, here, there, CLASS_ROW)
+        count = here.queries.shape[0] * here.queries.shape[1]
+        return loss / count, reference / count
     stride = max(1, length // rows) if rows else 1
     start = int(torch.randint(stride, ()))
     fitted, own, read = torch.zeros((), device=here.keys.device), torch.zeros((), device=here.keys.device), 0

@@ -18,7 +18,7 @@ from tokensieve.registry import family_of
 from tokensieve.tasks.fit import FitHead, RecoverMaps
 from tokensieve.tasks.model import DenseModel
 from tokensieve.train.densedino import DenseDINO
-from tokensieve.train.losses import Added, Term, terms_of
+from tokensieve.train.losses import Added, Term, TokenLabels, terms_of
 from tokensieve.train.objective import FineTune, Objective
 from tokensieve.train.recipe import Recipe, recipe_names
 from tokensieve.train.selectors import FitSelectors, selectors_of
@@ -101,6 +101,9 @@ def build(
     summed = [*terms_of(recipe, labelled), *terms]
     if summed and any(method.auxiliary for method in ts.applied(model)):
         summed.append(Added(smoothing=0.0 if recipe.mixes else recipe.smoothing))
+    if recipe.token_labels and labelled:
+        owner: Any = family_of(model).owner
+        summed.append(TokenLabels(recipe.token_labels, owner.embed_dim, owner.num_classes))
     if stage == "scratch" and any(term.teacher for term in summed):
         raise TokensieveError("from scratch there is no teacher: set distill_logits and distill_features to 0")
     teacher = copy.deepcopy(dense) if any(term.teacher for term in summed) else None
