@@ -6,7 +6,7 @@ A registered family without a line in ``FACTORIES`` fails ``test_matrix.py``; a 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache, partial
 from typing import Any
 
@@ -166,6 +166,19 @@ COMPOSED: dict[str, tuple[Method, ...]] = {
     ts.spell(both): both for cls in registry.methods().values() if (both := composition(cls)) is not None
 }
 CONFIGS: dict[str, tuple[Method, ...]] = {**DEFAULTS, **COMPOSED}
+
+
+def cases(configs: Collection[str]) -> list[tuple[str, str, str]]:
+    """(family, model, config): every method on every model, and compositions on the first model of every family.
+
+    How two methods meet depends on the model through nothing that one method alone does not meet as well.
+    """
+    return [
+        (family, name, config)
+        for family, name in MODELS
+        for config in configs
+        if config not in COMPOSED or (family, name) in FIRST
+    ]
 
 
 def layout_of(model: nn.Module) -> Layout:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import CONFIGS, MODELS, build, images
+from models import CONFIGS, MODELS, build, cases, images
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -67,8 +67,7 @@ def test_counted_macs_of_dense_models_are_those_run(family: str, name: str) -> N
     assert count(model, x).total == run_macs(model, x)
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize(("family", "name"), MODELS)
+@pytest.mark.parametrize(("family", "name", "config"), cases(CONFIGS))
 def test_counted_macs_of_reduced_models_are_those_run(family: str, name: str, config: str) -> None:
     if any(method.ragged for method in CONFIGS[config]):
         pytest.skip("a ragged method runs on padding that it does not count")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import CONFIGS, FIRST, MODELS, PATCHES, build, images, layout_of, run
+from models import CONFIGS, FIRST, MODELS, PATCHES, build, cases, images, layout_of, run
 from torch import nn
 
 import tokensieve as ts
@@ -27,7 +27,6 @@ QUIET: dict[str, tuple[Method, ...]] = {
 }
 STATIC = {config: methods for config, methods in QUIET.items() if not any(method.ragged for method in methods)}
 PRUNING = {"topk", "random", "grid", "dynamicvit", "evit:fuse=false"}
-every_config = pytest.mark.parametrize("config", STATIC)
 every_model = pytest.mark.parametrize(("family", "name"), MODELS)
 first_models = pytest.mark.parametrize(("family", "name"), FIRST)
 
@@ -47,8 +46,7 @@ def hidden(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, int]:
     return answer, seen[0].hidden
 
 
-@every_config
-@every_model
+@pytest.mark.parametrize(("family", "name", "config"), cases(STATIC))
 def test_a_masked_training_forward_is_the_removal_forward(family: str, name: str, config: str) -> None:
     model = ts.apply(build(family, name).double(), STATIC[config], masked=True)
     x = images(3, torch.float64)

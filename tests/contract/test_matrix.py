@@ -20,6 +20,7 @@ from models import (
     MODELS,
     PATCHES,
     build,
+    cases,
     images,
     layout_of,
     learned_parts,
@@ -39,6 +40,7 @@ every_model = pytest.mark.parametrize(("family", "name"), MODELS)
 first_models = pytest.mark.parametrize(("family", "name"), FIRST)
 every_method = pytest.mark.parametrize("method", METHODS)
 every_config = pytest.mark.parametrize("config", CONFIGS)
+every_case = pytest.mark.parametrize(("family", "name", "config"), cases(CONFIGS))
 every_default = pytest.mark.parametrize("config", DEFAULTS)
 
 
@@ -68,8 +70,7 @@ def test_removing_nothing_is_bit_equal(family: str, name: str, method: str) -> N
     assert torch.equal(model.forward_features(x), features)
 
 
-@every_config
-@every_model
+@every_case
 def test_remove_gives_the_exact_original(family: str, name: str, config: str) -> None:
     model, x = build(family, name), images(2)
     kinds = [type(module) for module in model.modules()]
@@ -178,8 +179,7 @@ def expected_counts(methods: tuple[Method, ...], layout: Layout) -> list[tuple[i
     return counts
 
 
-@every_config
-@every_model
+@every_case
 def test_budget_sizes_and_prefix(family: str, name: str, config: str) -> None:
     methods, x = CONFIGS[config], images(2)
     model = ts.apply(build(family, name), methods)
@@ -229,8 +229,7 @@ def test_budget_sizes_and_prefix(family: str, name: str, config: str) -> None:
                 assert torch.equal(patches[image, original], tokens.x[image, layout.prefix + slot])
 
 
-@every_config
-@every_model
+@every_case
 def test_an_answer_does_not_depend_on_the_batch(family: str, name: str, config: str) -> None:
     model, x = ts.apply(build(family, name).double(), CONFIGS[config]), images(3, torch.float64)
     together = run(model, x)
@@ -265,8 +264,7 @@ def test_autocast(family: str, name: str, config: str) -> None:
     assert out.isfinite().all()
 
 
-@every_config
-@every_model
+@every_case
 def test_state_dicts_load_both_ways(family: str, name: str, config: str) -> None:
     dense, model = build(family, name), ts.apply(build(family, name), CONFIGS[config])
     weights = {key: torch.randn_like(value) if value.is_floating_point() else value
