@@ -119,6 +119,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, force: bool = Fals
         "methods": [m.to_dict() for m in engine.applied(model)],
         "fill": fills[0] if fills else "last",
         "multiple": engine.multiple_of(model),
+        "taps": engine.taps_of(model),
     }
     beside = target.with_name(f".{target.name}.writing")
     try:
@@ -200,7 +201,8 @@ def load(folder: str | os.PathLike[str]) -> nn.Module:
     model: nn.Module = timm.create_model(name, pretrained=False, **config["model"]["args"])
     methods = [method_from_dict(saved) for saved in config["methods"]]
     if methods:
-        engine.apply(model, methods, fill=config["fill"], multiple=config.get("multiple"))
+        multiple, taps = config.get("multiple"), config.get("taps")
+        engine.apply(model, methods, fill=config["fill"], multiple=multiple, taps=taps)
     load_weights(model, weights, source / WEIGHTS_NAME)
     return model.eval()
 
