@@ -132,6 +132,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, force: bool = Fals
         "fill": fills[0] if fills else "last",
         "multiple": engine.multiple_of(model),
         "masked": any(site.masked for site in engine.sites(model)),
+        "taps": engine.taps_of(model),
     } | ({"dense": dense_config(model)} if isinstance(model, DenseModel) else {})
     beside = target.with_name(f".{target.name}.writing")
     try:
@@ -217,6 +218,7 @@ def load(folder: str | os.PathLike[str]) -> nn.Module:
             fill=config["fill"],
             multiple=config.get("multiple"),
             masked=config.get("masked", False),
+            taps=config.get("taps"),
         )
     load_weights(model, weights, source / WEIGHTS_NAME)
     return model.eval()

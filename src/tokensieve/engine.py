@@ -44,11 +44,16 @@ def apply(
     probe: Tensor | None = None,
     multiple: int | None = None,
     masked: bool = False,
+    taps: Sequence[int] | None = None,
 ) -> nn.Module:
     """Reduce the tokens of ``model`` with one method or several, in place.
 
     The model keeps its forward, head, ``forward_features``, ``forward_intermediates`` and state-dict keys; N tokens
-    come out as N went in. Before anything changes, every block is run on a probe input both as it is and in two halves.
+    come out as N went in, and so they do at every layer that somebody reads; in between the sequence stays short. An
+    original whose token left for good has its last value (or what ``fill`` says), one that was merged the value of its
+    group, one that skips its own; soft methods bring their own way back, as Expedite blends the most alike clusters.
+    Prefix and register tokens are never touched. Before anything changes, every block is run on a probe input both as
+    it is and in two halves.
 
     Args:
         model: a model of a known family, or one that contains such a model, of timm or of Hugging Face's transformers.
@@ -62,6 +67,11 @@ def apply(
         masked: in training mode, hide tokens that methods drop for good behind a mask and do not remove them: the same
             decisions and the same answer, at the cost of the dense model, with a gradient for those who learn what to
             drop. Methods with learned choices do it on their own.
+        taps: 0-based blocks whose output is a plain tensor with every token, [2, 5, 8, 11] for a DPT head. Rarely
+            needed: what other blocks hand on is a ``Tokens``, which restores itself whenever it is read, by
+            ``forward_intermediates``, ``features_only``, a hook, or in a compiled or exported graph. Name the blocks
+            where a reader insists on ``isinstance(x, torch.Tensor)``, or reads the same layer many times. The compact
+            state travels beside the tensor: a hook that replaces such an output ends the reduction up to there.
 
     Returns:
         ``model`` itself.
@@ -82,6 +92,7 @@ def apply(
     plan = schedule(chosen, layout)
     if fill not in ("auto", "last", "mean"):
         raise TokensieveError(f"fill must be 'auto', 'last' or 'mean', got {fill!r}")
+    tapped = _taps(taps, layout)
     rounding = None if multiple is None else _rounding(plan, layout, chosen, multiple)
     if masked and any(method.ragged for method in chosen):
         raise TokensieveError(
@@ -90,14 +101,16 @@ def apply(
         )
     pools = located.family.pools(model, located.owner)
     chosen_fill: Fill = ("mean" if pools else "last") if fill == "auto" else fill
-    taps = any(m.needs(layout) or m.log_size_attention for m in chosen)
-    check_identity(model, probe, taps=taps)
+    reads = any(m.needs(layout) or m.log_size_attention for m in chosen)
+    check_identity(model, probe, taps=reads)
     blocks = located.family.blocks(located.owner)
     first = min(plan, default=layout.depth)
     reference = next(blocks[0].parameters())
     for number in range(first, layout.depth):
-        block = blocks[number]
-        site = Site(located.family, layout, number, plan.get(number, ()), chosen, chosen_fill, rounding, masked)
+        block, here = blocks[number], plan.get(number, ())
+        site = Site(
+            located.family, layout, number, here, chosen, chosen_fill, rounding, masked, tapped=number in tapped
+        )
         site.to(device=reference.device, dtype=reference.dtype)
         site.train(block.training)
         block.add_module(SITE, site)
@@ -107,6 +120,18 @@ def apply(
     for entry in located.family.readings(model, located.owner):
         reading.attach(entry)
     return model
+
+
+def _taps(taps: Sequence[int] | None, layout: Layout) -> frozenset[int]:
+    given: Any = () if taps is None else taps
+    known = range(layout.depth)
+    if not isinstance(given, (list, tuple, range, set, frozenset)) or any(
+        isinstance(block, bool) or block not in known for block in given
+    ):
+        raise TokensieveError(
+            f"taps must be 0-based block numbers from 0 to {layout.depth - 1}, such as [2, 5, 8, 11], got {taps!r}"
+        )
+    return frozenset(given)
 
 
 def _rounding(
@@ -159,6 +184,11 @@ def multiple_of(model: nn.Module) -> int | None:
     """What the token counts of ``model`` are rounded to, or None."""
     found = sites(model)
     return found[0].rounding.multiple if found and found[0].rounding is not None else None
+
+
+def taps_of(model: nn.Module) -> list[int] | None:
+    """The blocks whose output is a plain tensor, or None where no site was asked for it."""
+    return [site.block for site in sites(model) if site.tapped] or None
 
 
 def _refuse_wrapped(model: nn.Module) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tokensieve.placement import Rounding
 
 SITE = "tokensieve"  # the name of the child module that a block with sites carries
+BESIDE = "_tokensieve_state"  # the attribute of a tensor out of a tapped block that holds the compact state
 # The patch grid of the image that runs now, set only while a model runs on one of another size than its own: the block
 # gets a sequence, which does not tell.
 _GRID: ContextVar[tuple[int, int] | None] = ContextVar("tokensieve_grid", default=None)
@@ -61,6 +62,7 @@ class Site(nn.Module):
         fill: Fill,
         rounding: Rounding | None = None,
         masked: bool = False,
+        tapped: bool = False,
     ) -> None:
         super().__init__()
         self.family = family
@@ -71,6 +73,7 @@ class Site(nn.Module):
         self.fill: Fill = fill
         self.rounding = rounding
         self.masked = masked
+        self.tapped = tapped
         self.log_size = any(m.log_size_attention for m in methods)
         self.learned = nn.ModuleDict()
         for step in self.steps:
@@ -90,7 +93,7 @@ class Site(nn.Module):
                 "a model with reduced tokens takes neither an attention mask nor is_causal: its tokens are not where "
                 "the mask expects them; ts.remove(model) gives the dense model back"
             )
-        tokens = x if isinstance(x, Tokens) else self._start(x)
+        tokens = self.state_of(x)
         tokens = algebra.returning(tokens, self.block)
         tokens = self._act(tokens, "before", None, block.training)
         if tokens.version:
@@ -118,8 +121,13 @@ class Site(nn.Module):
         tokens = self._stage(tokens, self.family.mlp(block, tokens.x), attended, seen, block.training)
         return self._finish(self._act(tokens, "after", signals, block.training, observed))
 
-    def _start(self, x: Tensor) -> Tokens:
-        """The state before the first site: ``x`` (B, L, C) and, where it is known, the grid that its patches are on."""
+    def state_of(self, x: Tensor | Tokens) -> Tokens:
+        """The state that the block before handed on, or a first one from a tensor (B, L, C) out of a dense block."""
+        if isinstance(x, Tokens):
+            return x
+        beside: Tokens | None = getattr(x, BESIDE, None)
+        if beside is not None:
+            return beside
         patches = x.shape[1] - self.layout.prefix
         grid = _GRID.get() or self.layout.grid
         known = grid if grid[0] * grid[1] == patches else None
@@ -184,8 +192,15 @@ class Site(nn.Module):
         return out
 
     def forward(self, tokens: Tokens) -> Tensor | Tokens:
-        """What leaves the block: the state, or after the last block every original token."""
-        return tokens.restore() if self.block == self.layout.depth - 1 else tokens
+        """What leaves the block: the state, or after the last block and where it is tapped every original token."""
+        if self.block == self.layout.depth - 1:
+            return tokens.restore()
+        if not self.tapped:
+            return tokens
+        whole = tokens.restore("last")
+        whole = whole.view_as(whole)  # an alias, so that the state may hold the tensor itself
+        setattr(whole, BESIDE, tokens)
+        return whole
 
     def _act(
         self,

@@ -213,7 +213,27 @@ class Tokens:
 
 
 def _as_tensor(value: Any) -> Any:
-    return value.restore("last") if isinstance(value, Tokens) else value
+    if isinstance(value, Tokens):
+        return value.restore("last")
+    if isinstance(value, (list, tuple)) and any(isinstance(entry, Tokens) for entry in value):
+        return type(value)([_as_tensor(entry) for entry in value])
+    return value
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    def of_restored(self: Tokens, *args: Any) -> Any:
+        return getattr(self.restore("last"), name)(*map(_as_tensor, args))
+
+    of_restored.__name__ = name
+    return of_restored
+
+
+# Python looks operators up on the class, past ``__getattr__``.
+for _name in ("add", "sub", "mul", "truediv", "matmul", "pow"):
+    for _side in ("", "r"):
+        setattr(Tokens, f"__{_side}{_name}__", _operator(f"__{_side}{_name}__"))
+for _name in ("neg", "abs", "len", "iter", "array"):
+    setattr(Tokens, f"__{_name}__", _operator(f"__{_name}__"))
 
 
 def _register(cls: type, tensors: tuple[str, ...]) -> None:

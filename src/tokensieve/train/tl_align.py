@@ -143,12 +143,12 @@ class LabelTracker:
         if not isinstance(block, SievedBlock):
             self._tap = Tap()
             return None
-        if isinstance(x, Tokens):
+        site: Any = block._modules[SITE]
+        tokens: Tokens = site.state_of(x)
+        if tokens.shares is not None:
             return None
         # The first block with a site: from here on the shares travel with the tokens.
         assert self._present is not None
-        site: Any = block._modules[SITE]
-        tokens = Tokens.start(x, site.layout.prefix, site.fill)
         return (replace(tokens, shares=replace(tokens, x=self._present)), *args[1:])
 
     def _leave(self, number: int) -> None:
