@@ -50,19 +50,20 @@ def create(
         raise TokensieveError("weights come from --pretrained or from --checkpoint, and both are given: leave one out")
     if checkpoint is not None:
         _check_file(checkpoint)
+    source = None if _is_saved(name) else hugging_face.source_of(name)
     if _is_saved(name):
         _refuse_arguments(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, img_size=img_size)
         model = ts.load(name)
         if is_transformers(model):
             model = HuggingFaceModel(model)
-    elif (source := hugging_face.source_of(name)) is not None:
+    elif source is not None:
         model = _from_transformers(name, source, checkpoint, pretrained, num_classes, in_chans, img_size)
     else:
         model = _create(name, pretrained, num_classes=num_classes, in_chans=in_chans, img_size=img_size)
     patch = max(getattr(getattr(model, "patch_embed", None), "patch_size", None) or (1,))
     if img_size is not None and img_size < patch:
         raise TokensieveError(f"--img-size {img_size} is smaller than one patch of {name}, {patch} pixels")
-    if checkpoint is not None and not isinstance(model, HuggingFaceModel):
+    if checkpoint is not None and source is None:
         load_weights(model, checkpoint, resample=img_size is not None)
     return model.eval()
 
