@@ -84,7 +84,11 @@ class Family(ABC):
 
     def blocks(self, owner: nn.Module) -> list[nn.Module]:
         """The blocks of ``owner`` in the order they run."""
-        return list(owner.blocks)  # type: ignore[arg-type]
+        return list(self.block_list(owner))
+
+    def block_list(self, owner: nn.Module) -> nn.ModuleList | nn.Sequential:
+        """The module that holds the blocks of ``owner``, where one can be put in the place of another."""
+        return owner.blocks  # type: ignore[return-value]
 
     def refuse(self, owner: nn.Module) -> str | None:
         """Why this owner cannot be reduced although its blocks match, or None."""

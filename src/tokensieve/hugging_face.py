@@ -156,6 +156,13 @@ class HuggingFaceModel(nn.Module):
         return self.model.get_submodule(self._owner)
 
     @property
+    def taps(self) -> tuple[int, ...]:
+        """The 0-based blocks that a neck or a backbone inside reads."""
+        readings = family_of(self.model).family.readings(self.model, self.owner)
+        read = {number - 1 for reading in readings if reading.reader is not None for number in reading.reader.reads()}
+        return tuple(sorted(read - {-1}))
+
+    @property
     def patch_embed(self) -> PatchGrid:
         """The patches, as timm's callers ask for them."""
         _, height, width = self.pretrained_cfg["input_size"]
@@ -300,7 +307,8 @@ def rebuild(name: str, arguments: dict[str, Any]) -> nn.Module:
     model: nn.Module = kind(kind.config_class.from_dict(arguments["config"]))
     if "images" not in arguments:
         return model
-    wrapped = HuggingFaceModel(model, img_size=arguments["img_size"], images=arguments["images"])
+    images = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments["images"].items()}
+    wrapped = HuggingFaceModel(model, img_size=arguments["img_size"], images=images)
     if arguments["headless"]:
         wrapped.reset_classifier(0)
     return wrapped

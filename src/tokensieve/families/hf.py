@@ -25,13 +25,16 @@ class TransformersFamily(Family):
     parts: ClassVar[tuple[str, ...]]
 
     def matches(self, module: nn.Module) -> bool:
-        return hasattr(module, "embeddings") and bool(blocks_of(module)) and all(map(self.is_block, blocks_of(module)))
+        blocks = list_of(module)
+        return hasattr(module, "embeddings") and bool(blocks) and all(map(self.is_block, blocks or ()))
 
-    def blocks(self, owner: nn.Module) -> list[nn.Module]:
-        return blocks_of(owner)
+    def block_list(self, owner: nn.Module) -> nn.ModuleList:
+        blocks = list_of(owner)
+        assert blocks is not None  # else it did not match
+        return blocks
 
     def refuse(self, owner: nn.Module) -> str | None:
-        block = blocks_of(owner)[0]
+        block = self.blocks(owner)[0]
         lacking = [name for name in self.parts if not hasattr(block, name)]
         if not lacking:
             return None
@@ -48,7 +51,7 @@ class TransformersFamily(Family):
         _, height, width = self.input_size(owner)
         rows, columns = self.patch_size(owner)
         return Layout(
-            depth=len(blocks_of(owner)),
+            depth=len(self.block_list(owner)),
             dim=model.config.hidden_size,
             heads=model.config.num_attention_heads,
             prefix=sum(token is not None for token in tokens) + (0 if registers is None else registers.shape[1]),
@@ -72,9 +75,9 @@ def both(size: Any) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def blocks_of(module: nn.Module) -> list[nn.Module]:
-    """The blocks of an encoder of transformers, or nothing."""
+def list_of(module: nn.Module) -> nn.ModuleList | None:
+    """The list of blocks of an encoder of transformers, or None."""
     for blocks in (getattr(module, "layers", None), getattr(getattr(module, "encoder", None), "layer", None)):
         if isinstance(blocks, nn.ModuleList):
-            return list(blocks)
-    return []
+            return blocks
+    return None

@@ -51,12 +51,13 @@ def create(
         raise TokensieveError("weights come from --pretrained or from --checkpoint, and both are given: leave one out")
     if checkpoint is not None:
         _check_file(checkpoint)
+    source = None if is_saved(name) else hugging_face.source_of(name)
     if is_saved(name):
         _refuse_arguments(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, img_size=img_size)
         model = ts.load(name)
         if is_transformers(model):
             model = HuggingFaceModel(model)
-    elif (source := hugging_face.source_of(name)) is not None:
+    elif source is not None:
         model = _from_transformers(name, source, checkpoint, pretrained, num_classes, in_chans, img_size)
     else:
         model = _create(name, pretrained, num_classes=num_classes, in_chans=in_chans, img_size=img_size)
@@ -64,7 +65,7 @@ def create(
     shorter = min(img_size) if isinstance(img_size, tuple) else img_size
     if shorter is not None and shorter < patch:
         raise TokensieveError(f"--img-size {shorter} is smaller than one patch of {name}, {patch} pixels")
-    if checkpoint is not None and not isinstance(model, HuggingFaceModel):
+    if checkpoint is not None and source is None:
         load_weights(model, checkpoint, resample=img_size is not None)
     return model.eval()
 

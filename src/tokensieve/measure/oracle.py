@@ -53,12 +53,12 @@ class OracleBlock(nn.Module):
         x = x[:, : max(self.attended, self.processed, self.left)]  # the block before may have given back the others
         length = x.shape[1]
         own = self.reduced and attends_faster(x)
-        if self.attended >= length and self.processed >= length and not args and not own:
-            return self._cut(self.block(x, **kwargs))
-        arguments = kwargs
-        if self.attended < length or any(value is not None for value in kwargs.values()):
+        if self.attended >= length and self.processed >= length and not own:
+            return self._cut(self.block(x, *args, **kwargs))
+        arguments = self.family.keywords(args, kwargs)
+        if self.attended < length or any(value is not None for value in arguments.values()):
             positions = torch.arange(self.attended - self.prefix, device=x.device).unsqueeze(0)
-            arguments = self.family.reindex(kwargs, positions, self.prefix)
+            arguments = self.family.reindex(arguments, positions, self.prefix)
         whole = self._attend(x[:, : self.attended], own, arguments)
         if self.attended < min(length, max(self.processed, self.left)):
             whole = torch.cat([whole, x[:, self.attended :]], dim=1)
@@ -92,9 +92,9 @@ def oracle(model: nn.Module, report: MacReport) -> nn.Module:
     """
     copied = share_weights(model)
     located = family_of(copied)
-    owner: Any = located.owner
     layout = located.family.layout(located.owner)
     blocks = located.family.blocks(located.owner)
+    places = located.family.block_list(located.owner)
     counts = [(round(block.attended), round(block.processed)) for block in report.blocks]
     whole = counts[0][0] if counts else 0
     taps = getattr(model, "taps", ())
@@ -104,7 +104,7 @@ def oracle(model: nn.Module, report: MacReport) -> nn.Module:
     for number in reversed(range(len(blocks))):
         attended, processed = counts[number]
         left = max(left, processed if number == len(blocks) - 1 else 1)
-        owner.blocks[number] = OracleBlock(
+        places[number] = OracleBlock(
             blocks[number],
             located.family,
             attended,
@@ -114,5 +114,8 @@ def oracle(model: nn.Module, report: MacReport) -> nn.Module:
             reduced=number >= first_cut,
             whole=given if number in taps else None,
         )
+        # Whoever listens to the block listens to what stands in its place: transformers collects hidden states so.
+        places[number]._forward_hooks.update(blocks[number]._forward_hooks)
+        blocks[number]._forward_hooks.clear()
         left = max(left, attended, processed)
     return copied.eval()
