@@ -36,6 +36,7 @@ from tokensieve.ops.rows import take_rows
 from tokensieve.restoring import patches_at_originals
 from tokensieve.restoring import restore as restore
 from tokensieve.restoring import returning as returning
+from tokensieve.sharing import Maps
 
 Fill = Literal["last", "mean"]
 
@@ -105,6 +106,7 @@ class Tokens:
         shares: a state with label shares (B, P + M, 1) as features that goes where these tokens go, see ``tl_align``.
         losses: what methods added to the loss so far, while training.
         answers: what their own heads answered so far, while training.
+        maps: where the attention maps of the block before come from, where the next one shares them.
         carried: (B, P + M, D) what a ragged method carries beside each token, see ``Method.behind``; None otherwise.
     """
 
@@ -127,6 +129,7 @@ class Tokens:
     losses: tuple[Loss, ...] = ()
     answers: tuple[Answer, ...] = ()
     carried: Tensor | None = None
+    maps: Maps | None = None
 
     @staticmethod
     def start(x: Tensor, prefix: int, fill: Fill = "last") -> Tokens:
@@ -224,7 +227,7 @@ _register(
     Tokens,
     (
         *("x", "group", "rep", "size", "alive", "mask", "canvas", "parked", "outer", "events", "stages", "shares"),
-        "carried",
+        *("carried", "maps"),
     ),
 )
 _register(Parked, ("before", "index", "dropped", "start"))
@@ -233,6 +236,7 @@ _register(Event, ("group",))
 _register(Stage, ("alive", "seen", "mask"))
 _register(Loss, ("value",))
 _register(Answer, ("logits",))
+_register(Maps, ("pairs",))
 
 
 def apply(tokens: Tokens, decision: Decision, block: int = 0, point: str = "middle", method: str = "") -> Tokens:
