@@ -78,7 +78,7 @@ class GTP(Method):
     def _graph(self, view: View) -> Tensor:
         """(B, M, M) bool: which tokens are joined."""
         rows, columns = view.layout.grid
-        patches = view.tokens.group.shape[1]
+        patches = view.tokens.shape[1] - view.layout.prefix
         if rows * columns != patches:  # another input size: its shape is not known here
             columns = patches
         near = grid_neighbours(view.rep, columns)
