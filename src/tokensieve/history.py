@@ -29,6 +29,7 @@ class Stage:
     """How many tokens, prefix included, block ``block`` ran its attention and its MLP on.
 
     ``alive`` is as in ``Tokens`` in the MLP, ``seen`` and ``mask`` are the training-time masks in attention and MLP.
+    ``saved`` are the MACs per token that its attention went without, because it shared a map.
     """
 
     block: int
@@ -37,3 +38,4 @@ class Stage:
     alive: Tensor | None = None
     seen: Tensor | None = None
     mask: Tensor | None = None
+    saved: int = 0

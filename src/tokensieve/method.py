@@ -116,6 +116,10 @@ class Method(ABC):
         """
         return None
 
+    def sharing(self, depth: int) -> frozenset[int]:
+        """The blocks that attend by the map of the block before, all behind the first site. Default: none."""
+        return frozenset()
+
     def behind(self, tokens: Tokens, block: int, layout: Layout, training: bool) -> Tokens:
         """What becomes of the state behind the MLP of every block from the first site on, before anybody acts there.
 

@@ -25,6 +25,7 @@ from tokensieve.family import Family
 from tokensieve.history import Stage
 from tokensieve.method import Method, Point
 from tokensieve.restoring import visible
+from tokensieve.sharing import Maps, SharingTap
 from tokensieve.tokens import Fill, Tokens
 from tokensieve.view import BlockSignals, Layout, View
 
@@ -81,6 +82,9 @@ class Site(nn.Module):
             if part is not None:
                 self.learned[step.key] = part
         self.needs = frozenset(signal for step in self.steps for signal in step.method.needs(layout))
+        self.borrows, self.lends = (
+            any(number in m.sharing(layout.depth) for m in methods) for number in (block, block + 1)
+        )
 
     def extra_repr(self) -> str:
         return ", ".join(f"{step.method.point}: {step.method}" for step in self.steps)
@@ -102,10 +106,10 @@ class Site(nn.Module):
         size = tokens.size if self.log_size else None
         bias = key_bias(tokens.prefix, size, tokens.alive, tokens.mask)
         own = attends_faster(tokens.x) and (tokens.version > 0 or self._acts(visible(tokens)))
-        plain = bias is None and tokens.shares is None and not own
+        plain = bias is None and tokens.shares is None and not (own or self.borrows or self.lends)
         if plain and not self.steps and not any(entry.after_attention for entry in tokens.parked):
-            return self._finish(self._stage(tokens, block.dense(tokens.x, **kwargs), attended, seen, block.training))
-        tokens, signals = self._attend(tokens, block, bias, own, kwargs)
+            return self._finish(self._stage(tokens, block.dense(tokens.x, **kwargs), attended, seen, 0, block.training))
+        tokens, signals, saved = self._attend(tokens, block, bias, own, kwargs)
         observed = self._observe(visible(tokens), signals)
         tokens = self._act(tokens, "middle", signals, block.training)
         before = tokens
@@ -118,7 +122,7 @@ class Site(nn.Module):
             signals = None
         elif signals is not None and all(step.key in observed for step in behind if step.method.needs(self.layout)):
             signals.attended = None
-        tokens = self._stage(tokens, self.family.mlp(block, tokens.x), attended, seen, block.training)
+        tokens = self._stage(tokens, self.family.mlp(block, tokens.x), attended, seen, saved, block.training)
         return self._finish(self._act(tokens, "after", signals, block.training, observed))
 
     def state_of(self, x: Tensor | Tokens) -> Tokens:
@@ -160,28 +164,41 @@ class Site(nn.Module):
 
     def _attend(
         self, tokens: Tokens, block: SievedBlock, bias: Tensor | None, own: bool, kwargs: dict[str, Any]
-    ) -> tuple[Tokens, BlockSignals | None]:
-        """The attention half of the block, and its signals where a method here reads any."""
-        if not self.needs and bias is None and tokens.shares is None and not own:
-            return tokens.changed(x=self.family.attention(block, tokens.x, **kwargs)), None
-        tap = Tap(bias, own, self.needs)
+    ) -> tuple[Tokens, BlockSignals | None, int]:
+        """The attention half of the block, its signals where a method here reads any, and the MACs saved per token."""
+        shares_maps = self.borrows or self.lends
+        if not (self.needs or own or shares_maps) and bias is None and tokens.shares is None:
+            return tokens.changed(x=self.family.attention(block, tokens.x, **kwargs)), None, 0
+        tap = self._tap(tokens, block, bias, own)
         with tap:
             y = self.family.attention(block, tokens.x, **kwargs)
         tokens = tokens.changed(x=y)
+        if shares_maps:
+            lent = Maps(tuple((call[0], call[1]) for call in tap.calls), tokens.version) if self.lends else None
+            tokens = tokens.changed(maps=lent)
+        saved = tap.saved if isinstance(tap, SharingTap) else 0
         if tokens.shares is not None:
             with torch.no_grad():
                 spread = spread_shares(tap.attended(), tokens.shares.x)
             tokens = tokens.changed(shares=tokens.shares.changed(x=spread))
         if not self.needs:
-            return tokens, None
+            return tokens, None, saved
         attended = tap.attended()
         if tokens.hidden:
             attended = first_keys(attended, tokens.x.shape[1] - tokens.hidden)
-        return tokens, BlockSignals(attended, visible(tokens).alive)
+        return tokens, BlockSignals(attended, visible(tokens).alive), saved
 
-    def _stage(self, tokens: Tokens, x: Tensor, attended: int, seen: Tensor | None, training: bool) -> Tokens:
+    def _tap(self, tokens: Tokens, block: SievedBlock, bias: Tensor | None, own: bool) -> Tap:
+        maps = tokens.maps
+        if self.borrows and maps is not None and maps.version == tokens.version:
+            return SharingTap(maps, block, bias, own, self.needs)
+        return Tap(bias, own, self.needs)
+
+    def _stage(
+        self, tokens: Tokens, x: Tensor, attended: int, seen: Tensor | None, saved: int, training: bool
+    ) -> Tokens:
         """The state after the block's MLP, which gave ``x``."""
-        stage = Stage(self.block, attended, x.shape[1], tokens.alive, seen, tokens.mask)
+        stage = Stage(self.block, attended, x.shape[1], tokens.alive, seen, tokens.mask, saved)
         tokens = tokens.changed(x=x, stages=(*tokens.stages, stage))
         for method in self.methods:
             tokens = method.behind(tokens, self.block, self.layout, training)

@@ -41,6 +41,7 @@ from tokensieve.ops.rows import take_rows
 from tokensieve.restoring import patches_at_originals
 from tokensieve.restoring import restore as restore
 from tokensieve.restoring import returning as returning
+from tokensieve.sharing import Maps
 
 Fill = Literal["last", "mean"]
 
@@ -111,6 +112,7 @@ class Tokens:
         shares: a state with label shares (B, P + M, 1) as features that goes where these tokens go, see ``tl_align``.
         losses: what methods added to the loss so far, while training.
         answers: what their own heads answered so far, while training.
+        maps: where the attention maps of the block before come from, where the next one shares them.
         carried: (B, P + M, D) what a ragged method carries beside each token, see ``Method.behind``; None otherwise.
     """
 
@@ -134,6 +136,7 @@ class Tokens:
     losses: tuple[Loss, ...] = ()
     answers: tuple[Answer, ...] = ()
     carried: Tensor | None = None
+    maps: Maps | None = None
 
     @staticmethod
     def start(x: Tensor, prefix: int, fill: Fill = "last", grid: tuple[int, int] | None = None) -> Tokens:
@@ -251,7 +254,7 @@ _register(
     Tokens,
     (
         *("x", "group", "rep", "size", "alive", "mask", "canvas", "parked", "outer", "events", "stages", "shares"),
-        "carried",
+        *("carried", "maps"),
     ),
 )
 _register(Parked, ("before", "index", "dropped", "start"))
@@ -261,6 +264,7 @@ _register(Event, ("group",))
 _register(Stage, ("alive", "seen", "mask"))
 _register(Loss, ("value",))
 _register(Answer, ("logits",))
+_register(Maps, ("pairs",))
 
 
 def apply(tokens: Tokens, decision: Decision, block: int = 0, point: str = "middle", method: str = "") -> Tokens:

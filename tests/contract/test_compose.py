@@ -16,7 +16,8 @@ from tokensieve.placement import counts, schedule
 KNOWN = registry.methods()
 RAGGED = {name for name in METHODS if KNOWN[name].ragged}
 UNDIVIDED = {name for name in METHODS if KNOWN[name].undivided}
-EVERYWHERE = {"gtp", "mctf", "pitome", "tome", "vote-mix", "diffrate", "tosa"}
+EVERYWHERE = {"gtp", "mctf", "pitome", "tome", "vote-mix", "diffrate", "tosa", "dtem", "cropr", "tokenlearner", "psvit"}
+MIXERS = {name for name in METHODS if KNOWN[name].mixes}
 SITES = {"atc", "bat", "bat-paper", "dpc-knn", "evit", "grid", "jmp", "k-medoids", "ppt", "random", "topk"}
 
 
@@ -24,7 +25,10 @@ def test_the_table_is_what_it_should_be() -> None:
     refused = conflicts()
     ragged = {pair for pair in combinations(METHODS, 2) if RAGGED & set(pair)}
     spans = {tuple(sorted(("evo-vit", name))) for name in (EVERYWHERE | SITES) & set(METHODS)}
-    assert {"algm", "ats", "ats-share"} <= RAGGED
+    assert {"algm", "ats", "ats-share", "as-vit", "a-vit"} <= RAGGED
+    assert {("dtem", "tosa"), ("cropr", "dtem"), ("cropr", "tokenlearner")} <= set(refused)
+    assert {("tokenlearner", "tome"), ("dtem", "tome"), ("cropr", "tome"), ("psvit", "topk")}.isdisjoint(refused)
+    assert {"dtem", "tokenlearner"} == MIXERS
     assert ragged | spans <= set(refused)
     assert ("ailurus", "expedite") in refused  # each wants all patches, and one acts before the other
     for pair, reason in refused.items():

@@ -53,6 +53,7 @@ def vit(
     log_size: bool = False,
     before: Reducer | None = None,
     last: Reducer | None = None,
+    shared: tuple[int, ...] = (),
 ) -> tuple[Tensor, Tensor, Run]:
     """A timm ViT with a class token on one image (3, H, W).
 
@@ -62,6 +63,7 @@ def vit(
         before: changes the run before a block.
         last: changes the run behind the last block, and is given the depth.
         log_size: add log(size) to the logits of every key.
+        shared: blocks that attend with the queries and keys of the block before.
 
     Returns:
         logits (classes,), normalised tokens of every original patch with the class token first (1 + N, C), the run.
@@ -81,7 +83,7 @@ def vit(
             run.x = torch.stack([whole[0], *[whole[i + 1] for i in chosen]])
             run.members = [members[i] for i in chosen]
         attended = run.x.shape[0]
-        run.x = run.x + _attend(state, f"blocks.{block}.", run, heads, log_size)
+        run.x = run.x + _attend(state, f"blocks.{block}.", run, heads, log_size, block in shared)
         if middle is not None:
             middle(run, block)
         run.counts.append((attended, run.x.shape[0]))
@@ -106,7 +108,7 @@ def _norm(state: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     return scaled * state[name + "weight"] + state[name + "bias"]
 
 
-def _attend(state: dict[str, Tensor], name: str, run: Run, heads: int, log_size: bool) -> Tensor:
+def _attend(state: dict[str, Tensor], name: str, run: Run, heads: int, log_size: bool, shared: bool) -> Tensor:
     x = _norm(state, name + "norm1.", run.x)
     length, width = x.shape
     mixed = x @ state[name + "attn.qkv.weight"].T + state[name + "attn.qkv.bias"]
@@ -114,6 +116,9 @@ def _attend(state: dict[str, Tensor], name: str, run: Run, heads: int, log_size:
         mixed[:, part * width : (part + 1) * width].reshape(length, heads, width // heads).transpose(0, 1)
         for part in range(3)
     )
+    if shared:
+        assert run.queries is not None and run.keys is not None
+        queries, keys = run.queries, run.keys
     logits = queries @ keys.transpose(1, 2) / math.sqrt(width // heads)
     if log_size:
         logits = logits + torch.tensor([1, *run.sizes], dtype=x.dtype).log()

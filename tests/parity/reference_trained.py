@@ -165,3 +165,16 @@ def dtem(state: dict[str, Tensor], r: int) -> Reducer:
         _rebuild(run, [[a] for a in left if a not in moved] + [joins[b] for b in right], None)
 
     return middle
+
+
+def psvit(sites: Sequence[int], keep: float) -> Reducer:
+    """PSViT's pooling: stretches of the sequence, weighted by size."""
+
+    def before(run: Run, block: int) -> None:
+        if block not in sites:
+            return
+        count = len(run.members)
+        left = round(round(keep * count, 6))
+        _rebuild(run, [[i for i in range(count) if i * left // count == place] for place in range(left)], None)
+
+    return before

@@ -12,6 +12,7 @@ from reference import vit
 from torch import Tensor, nn
 
 import tokensieve as ts
+from tokensieve.measure.macs import count
 from tokensieve.methods.cropr import Router
 from tokensieve.ops.matching import bipartite_matching, relaxed_matching
 from tokensieve.ops.threshold import Threshold
@@ -316,3 +317,43 @@ def test_dtem_trains_alone_or_with_what_is_merged(images: Tensor) -> None:
         ts.apply(tiny(), both).train()(images)
     both = [ts.DynamicViT(sites=(1,)), ts.DTEM(r=2, relaxed=False)]
     assert ts.apply(tiny(), both).train()(images).isfinite().all()
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.7])
+@pytest.mark.parametrize(("share", "shared"), [(None, (3, 5)), ((3, 4, 5), (3, 4, 5)), ((), ())])
+def test_psvit(images: Tensor, keep: float, share: tuple[int, ...] | None, shared: tuple[int, ...]) -> None:
+    model = ts.apply(tiny(), ts.PSViT(keep=keep, share=share, sites=(2, 4)))
+    # Block 4 pools its tokens, so the map of block 3 does not fit them.
+    borrowed = tuple(block for block in shared if block != 4)
+    compare(model, images, before=reference.psvit((2, 4), keep), shared=borrowed)
+    stages, width = ts.trace(model, images).stages, 32
+    assert [stage.saved for stage in stages] == [2 * width**2 * (block in borrowed) for block in range(DEPTH)]
+    macs, dense = count(model, images), count(tiny(), images)
+    for block, (ours, theirs) in enumerate(zip(macs.blocks, dense.blocks, strict=True)):
+        tokens = ours.attended
+        wanted = 12 * tokens * width**2 + 2 * tokens**2 * width - (block in borrowed) * 2 * tokens * width**2
+        assert ours.macs == wanted and theirs.macs >= wanted
+
+
+def test_a_shared_map_moves_with_nobody(images: Tensor) -> None:
+    """Where another method removes tokens in a block, the block behind it computes its own map."""
+    both = ts.apply(tiny(), [ts.PSViT(sites=(2,)), ts.ToMe(r=2, sites=(2,))])
+    assert [stage.saved > 0 for stage in ts.trace(both, images).stages] == [False] * 5 + [True]
+    with torch.no_grad():
+        shared = both(images)
+        alone = ts.apply(tiny(), [ts.PSViT(sites=(2,), share=(5,)), ts.ToMe(r=2, sites=(2,))])(images)
+    assert torch.equal(shared, alone)
+
+
+def test_psvit_trains_what_it_uses(images: Tensor) -> None:
+    model = ts.apply(tiny(), ts.PSViT(sites=(2,))).train()
+    nn.functional.cross_entropy(model(images), LABELS).backward()
+    for block, used in ((2, True), (3, False)):
+        gradient = model.blocks[block].attn.qkv.weight.grad
+        assert gradient is not None and gradient.isfinite().all()
+        assert bool(gradient[:64].abs().sum() > 0) == used and gradient[64:].abs().sum() > 0
+
+
+def test_psvit_shares_behind_its_first_site() -> None:
+    with pytest.raises(ts.TokensieveError, match="psvit: share must be blocks behind the first site, 2"):
+        ts.apply(tiny(), ts.PSViT(sites=(2,), share=(1,)))

@@ -32,10 +32,10 @@ def test_ppt_prunes_in_one_image_and_merges_in_another(images: Tensor) -> None:
 
 
 @pytest.mark.parametrize("keep", [0.9, 0.6, 0.3])
-@pytest.mark.parametrize("neighbours", [1, 5])
-def test_dpc_knn(images: Tensor, keep: float, neighbours: int) -> None:
-    model = ts.apply(tiny(), ts.DPCKNN(keep=keep, sites=SITES, neighbours=neighbours))
-    compare(model, images, before=reference.dpcknn(SITES, keep, neighbours, None))
+@pytest.mark.parametrize(("neighbours", "proportional"), [(1, False), (5, False), (5, True)])
+def test_dpc_knn(images: Tensor, keep: float, neighbours: int, proportional: bool) -> None:
+    model = ts.apply(tiny(), ts.DPCKNN(keep=keep, sites=SITES, neighbours=neighbours, proportional=proportional))
+    compare(model, images, before=reference.dpcknn(SITES, keep, neighbours, None), log_size=proportional)
 
 
 def test_dpc_knn_with_learned_weights(images: Tensor) -> None:
@@ -49,11 +49,14 @@ def test_dpc_knn_with_learned_weights(images: Tensor) -> None:
 
 
 @pytest.mark.parametrize("keep", [0.9, 0.6, 0.3])
-@pytest.mark.parametrize("update", ["weighted", "equal"])
-@pytest.mark.parametrize("rounds", [0, 3])
-def test_k_medoids(images: Tensor, keep: float, update: str, rounds: int) -> None:
-    model = ts.apply(tiny(), ts.KMedoids(keep=keep, sites=SITES, update=update, rounds=rounds))
-    compare(model, images, before=reference.kmedoids(SITES, keep, update, rounds))
+@pytest.mark.parametrize(
+    ("update", "rounds", "proportional"),
+    [("weighted", 0, False), ("equal", 0, False), ("weighted", 3, False), ("equal", 3, False), ("weighted", 3, True)],
+)
+def test_k_medoids(images: Tensor, keep: float, update: str, rounds: int, proportional: bool) -> None:
+    method = ts.KMedoids(keep=keep, sites=SITES, update=update, rounds=rounds, proportional=proportional)
+    model = ts.apply(tiny(), method)
+    compare(model, images, before=reference.kmedoids(SITES, keep, update, rounds), log_size=proportional)
 
 
 @pytest.mark.parametrize("keep", [0.9, 0.6, 0.3])

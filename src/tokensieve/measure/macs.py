@@ -73,7 +73,8 @@ def count(model: nn.Module, x: Tensor) -> MacReport:
         cost = family.macs(block)
         attended, processed, squared = _tokens(stage, alive, prefix)
         alive = stage.alive
-        macs = cost.attention_linear * attended + 2 * cost.attention_width * squared + cost.mlp_linear * processed
+        linear = (cost.attention_linear - stage.saved) * attended
+        macs = linear + 2 * cost.attention_width * squared + cost.mlp_linear * processed
         counts.append(BlockCount(attended, processed, macs))
     return MacReport(tuple(counts), rest.macs / x.shape[0])
 

@@ -26,8 +26,8 @@ class DPCKNN(Pruning):
     centres and every other token joins its nearest centre. Reads no attention. Needs no training with equal weights;
     TCFormer trains the weights exp(w · x + b) with which the members of a cluster merge.
 
-    Our choice: no random noise on the density, equal values go by index; a token is not its own neighbour; no log-size
-    attention; a fresh learned weight is the equal one. No number is published for this setting on a plain ViT.
+    Our choice: no random noise on the density, equal values go by index; a token is not its own neighbour; a fresh
+    learned weight is the equal one. No number is published for this setting on a plain ViT.
 
     Options:
         keep: share of the tokens that is left at each site, or one share per site; counted from all N patch tokens of
@@ -35,10 +35,12 @@ class DPCKNN(Pruning):
         sites: 0-based blocks; default 3, 6, 9 of 12, scaled to the depth.
         neighbours: nearest tokens that the density averages over.
         weight: of a token in a merge: "equal", its "size", or "learned", exp(w · x + b), to be trained.
+        proportional: log-size attention in later blocks.
     """
 
     neighbours: int = 5
     weight: Literal["equal", "size", "learned"] = "equal"
+    proportional: bool = False
 
     name = "dpc-knn"
     point = "before"

@@ -107,7 +107,7 @@ class Record:
             processed = self._count(stage.processed, stage.mask, stage.alive)
             before = stage.alive
             total = total + (
-                cost.attention_linear * attended
+                (cost.attention_linear - stage.saved) * attended
                 + 2 * cost.attention_width * attended.square()
                 + cost.mlp_linear * processed
             )
