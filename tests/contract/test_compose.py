@@ -16,7 +16,20 @@ from tokensieve.placement import counts, schedule
 KNOWN = registry.methods()
 RAGGED = {name for name in METHODS if KNOWN[name].ragged}
 EVERYWHERE = {"gtp", "mctf", "pitome", "tome", "vote-mix", "diffrate", "tosa"}
-SITES = {"atc", "bat", "bat-paper", "dpc-knn", "evit", "grid", "jmp", "k-medoids", "ppt", "random", "topk"}
+SITES = {
+    "atc",
+    "bat",
+    "bat-paper",
+    "dpc-knn",
+    "evit",
+    "grid",
+    "imagepiece",
+    "jmp",
+    "k-medoids",
+    "ppt",
+    "random",
+    "topk",
+}
 
 
 def test_the_table_is_what_it_should_be() -> None:
