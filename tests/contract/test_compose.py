@@ -18,7 +18,20 @@ RAGGED = {name for name in METHODS if KNOWN[name].ragged}
 UNDIVIDED = {name for name in METHODS if KNOWN[name].undivided}
 EVERYWHERE = {"gtp", "mctf", "pitome", "tome", "vote-mix", "diffrate", "tosa", "dtem", "cropr", "tokenlearner", "psvit"}
 MIXERS = {name for name in METHODS if KNOWN[name].mixes}
-SITES = {"atc", "bat", "bat-paper", "dpc-knn", "evit", "grid", "jmp", "k-medoids", "ppt", "random", "topk"}
+SITES = {
+    "atc",
+    "bat",
+    "bat-paper",
+    "dpc-knn",
+    "evit",
+    "grid",
+    "imagepiece",
+    "jmp",
+    "k-medoids",
+    "ppt",
+    "random",
+    "topk",
+}
 
 
 def test_the_table_is_what_it_should_be() -> None:

@@ -107,23 +107,21 @@ class DenseDINO(Objective):
     """A student and its teacher on two views of every image.
 
     Args:
-        model: a timm ViT with a class token and learned position embeddings; only its blocks' side is trained, since
+        model: a timm ViT that ``check_model`` lets pass; only its blocks' side is trained, since
             no label asks its classifier anything.
         recipe: ``points``, ``dense``, ``prototypes``, ``temperature``, ``teacher_temperature``, ``teacher_momentum``,
             and ``grad_accum_steps``, over which the teacher moves as it would in one.
-
-    Raises:
-        TokensieveError: another model.
     """
 
     centre: Tensor
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         super().__init__()
-        check_model(model)
         vit: Any = model
         self.model = model
-        vit.get_classifier().requires_grad_(False)
+        classifier = vit.get_classifier()
+        for part in classifier if isinstance(classifier, tuple) else (classifier,):  # two of a distilled model
+            part.requires_grad_(False)
         self.head = Head(vit.embed_dim, recipe.prototypes)
         # A submodule, so that a run that is resumed goes on with the same teacher.
         self.teacher = Agreeing(copy.deepcopy(model), copy.deepcopy(self.head)).requires_grad_(False).eval()

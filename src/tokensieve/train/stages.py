@@ -17,7 +17,7 @@ from tokensieve.ops.selector import Selector
 from tokensieve.registry import family_of
 from tokensieve.tasks.fit import FitHead, RecoverMaps
 from tokensieve.tasks.model import DenseModel
-from tokensieve.train.densedino import DenseDINO
+from tokensieve.train.densedino import DenseDINO, check_model
 from tokensieve.train.losses import Added, Term, TokenLabels, terms_of
 from tokensieve.train.objective import FineTune, Objective
 from tokensieve.train.recipe import Recipe, recipe_names
@@ -83,11 +83,11 @@ def build(
         raise TokensieveError(f"the stage {stage} needs a method: give --method, or a folder written by ts.save")
     if second_pass and stage != "selectors":
         raise TokensieveError(f"--second-pass is for --stage selectors, not for {stage}")
+    if stage == "pretrain":
+        return _pretraining(model, recipe)
     dense = ts.remove(copy.deepcopy(model)).eval().requires_grad_(False)
     if stage == "selectors":
         return _selectors(model, dense, recipe, second_pass)
-    if stage == "pretrain":
-        return _pretraining(model, dense, recipe)
     _refuse_unfitted(model)
     model.requires_grad_(True)
     for part in model.modules():
@@ -134,10 +134,12 @@ def _selectors(model: nn.Module, dense: nn.Module, recipe: Recipe, second_pass: 
     return Job(objective, dense, {f"kl/{block + 1}": 1.0 for block in selectors_of(model)}, labelled=False)
 
 
-def _pretraining(model: nn.Module, dense: nn.Module, recipe: Recipe) -> Job:
+def _pretraining(model: nn.Module, recipe: Recipe) -> Job:
     """The dense model learns without labels that two views of an image are of the same."""
     if ts.is_applied(model):
         raise TokensieveError("the stage pretrain trains the dense model: leave --method out and apply methods later")
+    check_model(model)
+    dense = copy.deepcopy(model).eval().requires_grad_(False)
     model.requires_grad_(True)
     _train_only(model, recipe.train_only)
     _drop_paths(model, recipe.drop_path)
