@@ -55,6 +55,7 @@ class Expedite(Method):
     knob = "keep"
     undivided = True
     gridded = True
+    mixes = True
     paper = (
         "Expediting Large-Scale Vision Transformer for Dense Prediction without Fine-tuning",
         "Liang et al.",
