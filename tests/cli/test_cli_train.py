@@ -189,6 +189,14 @@ def test_wrong_input_is_one_sentence(pictures: Path, tmp_path: Path) -> None:
     assert "has no optimizer 'adamv'" in fails(*some, "--stage", "recover", "-m", "tome:r=2", "--opt", "adamv")
     assert "there is nothing to train" in fails(*some, "--stage", "recover", "-m", "tome:r=2", "--train-only", "none")
     assert "--metric needs images" in fails(*some, "--stage", "recover", "-m", "tome:r=2", "--metric", "top1")
+    tome = (*some, "--stage", "recover", "-m", "tome:r=2")
+    assert "timm has no schedule 'cosin' for this" in fails(*tome, "--sched", "cosin")
+    assert "timm knows no augmentation aa = 'random'" in fails(*tome, "--aa", "random")
+    assert "--device must be auto or cpu, got 'abacus'" in fails(*tome, "--device", "abacus")
+    assert "does not exist: give --val-data FOLDER" in fails(*tome, "--val-data", tmp_path / "no")
+    (tmp_path / "empty").mkdir()
+    nothing = fails(*MODEL, "--stage", "recover", "-m", "tome:r=2", "--data", tmp_path / "empty", *QUICK, *out)
+    assert nothing.endswith("there is no image")  # and nothing about classes, which are not asked for
     assert "--resume must be auto" in fails(*some, "--stage", "recover", "-m", "tome:r=2", "--resume", "now")
     assert "3 class folders and the model 7" in fails(
         "test_vit", "--img-size", 64, "--num-classes", 7, "--data", pictures, *QUICK, *out, "--stage", "finetune",

@@ -16,11 +16,15 @@ import torch
 
 from tokensieve.train import state
 from tokensieve.train.arguments import TrainArguments
+from tokensieve.train.loop import Told
 from tokensieve.train.run import train
 
 
-def child(options: dict[str, object], die_writing: int | None) -> None:
-    """Train to the end, or die in the middle of writing the ``die_writing``-th file of a checkpoint."""
+def child(options: dict[str, object], tell: int, after: int | None, die_writing: int | None) -> None:
+    """Train to the end, or die in the middle of writing the ``die_writing``-th file of a checkpoint.
+
+    A byte goes to the pipe ``tell`` when ``after`` updates are done.
+    """
     torch.set_num_threads(1)
     if die_writing is not None:
         written = 0
@@ -36,48 +40,58 @@ def child(options: dict[str, object], die_writing: int | None) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         state._write_tensors = dies
-    train(TrainArguments(**options))  # type: ignore[arg-type]
+    done = 0
+
+    def count(told: Told) -> None:
+        nonlocal done
+        done += 1
+        if done == after:
+            os.write(tell, b".")
+
+    train(TrainArguments(**options), on_step=count)  # type: ignore[arg-type]
 
 
-def run(options: dict[str, object], after: float | None = None, die_writing: int | None = None) -> tuple[int, float]:
-    """Wait status and seconds of one child, killed ``after`` seconds."""
-    began = time.monotonic()
+def run(
+    options: dict[str, object], after: int | None = None, delay: float = 0.0, die_writing: int | None = None
+) -> int:
+    """Wait status of one child, killed ``delay`` seconds behind its ``after``-th update."""
+    told, tell = os.pipe()
     pid = os.fork()
     if pid == 0:
+        os.close(told)
         try:
-            child(options, die_writing)
+            child(options, tell, after, die_writing)
         except BaseException:
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
-    while after is None or time.monotonic() - began < after:
-        done, status = os.waitpid(pid, 0 if after is None else os.WNOHANG)
-        if done:
-            return status, time.monotonic() - began
-        time.sleep(0.005)
-    os.kill(pid, signal.SIGKILL)
-    return os.waitpid(pid, 0)[1], time.monotonic() - began
+    os.close(tell)
+    if os.read(told, 1):  # nothing comes from one that ends before
+        time.sleep(delay)
+        os.kill(pid, signal.SIGKILL)
+    os.close(told)
+    return os.waitpid(pid, 0)[1]
 
 
 def main() -> None:
     options, whole, broken, kills, seed = json.loads(sys.argv[1])
     options["data"] = tuple(options["data"])
     rng = random.Random(seed)
-    status, seconds = run(options | {"output": whole})
-    assert status == 0, "the run that nobody kills must end well"
+    began = time.monotonic()
+    assert run(options | {"output": whole}) == 0, "the run that nobody kills must end well"
+    update = (time.monotonic() - began) / options["steps"]
     killed = []
     again = options | {"output": broken, "resume": "auto"}
     for number in range(kills):
         if number % 3 == 1:
-            status, _ = run(again, die_writing=rng.randint(1, 4))
+            status = run(again, die_writing=rng.randint(1, 4))
         else:
-            status, _ = run(again, after=rng.uniform(0.1, 0.8) * seconds)
+            status = run(again, after=rng.randint(1, 6), delay=rng.uniform(0, update))
         killed.append(os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL)
         assert killed[-1] or status == 0
-    status, _ = run(again)
-    assert status == 0, "the last run must end well"
+    assert run(again) == 0, "the last run must end well"
     steps = [path.name for path in (Path(broken) / "checkpoints").iterdir()]
-    print(json.dumps({"killed": killed, "seconds": seconds, "left": steps}))
+    print(json.dumps({"killed": killed, "left": steps}))
 
 
 if __name__ == "__main__":

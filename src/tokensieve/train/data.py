@@ -146,7 +146,7 @@ def open_training_images(
     parts = []
     for folder in folders or (None,):
         asked = dataclasses.replace(arguments, data=folder, split=_split(arguments, folder))
-        images = labelled_images(asked, model, mode, notes) if labelled else unlabelled_images(asked, mode)
+        images = labelled_images(asked, model, mode, notes) if labelled else _any_images(asked, mode)
         if isinstance(images, IterableDataset):
             raise TokensieveError(
                 f"{arguments.dataset!r} is a stream, and training wants images in any order: give a folder, hfds/… or "
@@ -188,6 +188,13 @@ def _has_targets(folder: str, arguments: DataArguments, model: DenseModel) -> bo
     return True
 
 
+def _any_images(asked: DataArguments, mode: str) -> Any:
+    try:
+        return unlabelled_images(asked, mode)
+    except TokensieveError as error:  # which says what labels would need
+        raise TokensieveError(str(error).removesuffix("; expected one sub-folder of images for each class")) from error
+
+
 def _split(arguments: DataArguments, folder: str | None) -> str:
     """The split to read: the folder itself where it has no sub-folder ``train`` and no other split is asked for."""
     if folder is None or arguments.dataset or arguments.split != "train" or (Path(folder) / "train").is_dir():
@@ -197,6 +204,13 @@ def _split(arguments: DataArguments, folder: str | None) -> str:
 
 def augmentation(recipe: Recipe, config: dict[str, Any]) -> Any:
     """timm's training transform with the recipe's augmentation."""
+    try:
+        return _augmentation(recipe, config)
+    except (AssertionError, ValueError, IndexError) as error:
+        raise TokensieveError(f"timm knows no augmentation aa = {recipe.aa!r}: {error}") from error
+
+
+def _augmentation(recipe: Recipe, config: dict[str, Any]) -> Any:
     return create_transform(
         input_size=config["input_size"],
         is_training=True,
@@ -260,10 +274,10 @@ def _one_thread(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains
 
 
-def folders_of(data: tuple[str, ...]) -> tuple[str, ...]:
-    """The folders, all of which must exist."""
+def folders_of(data: tuple[str, ...], named: str) -> tuple[str, ...]:
+    """The folders, all of which must exist; ``named`` is the option they were given by."""
     for folder in data:
         if not Path(folder).is_dir():
             wrong = "is not a folder" if Path(folder).exists() else "does not exist"
-            raise TokensieveError(f"the image folder {folder!r} {wrong}: give --data FOLDER")
+            raise TokensieveError(f"the image folder {folder!r} {wrong}: give {named} FOLDER")
     return data

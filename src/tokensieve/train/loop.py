@@ -91,6 +91,30 @@ def make_optimizer(objective: nn.Module, recipe: Recipe, batch: int) -> torch.op
         raise TokensieveError(f"timm has no optimizer {recipe.opt!r} for this: {error}") from error
 
 
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, batch: int, steps: int, steps_per_epoch: int
+) -> Any:
+    """timm's scheduler over ``steps`` updates of ``batch`` images.
+
+    Raises:
+        TokensieveError: no such scheduler.
+    """
+    _, least, warm = recipe.rates(batch)
+    try:
+        return create_scheduler_v2(
+            optimizer,
+            sched=recipe.sched,
+            num_epochs=steps,
+            min_lr=least,
+            warmup_lr=warm,
+            warmup_epochs=round(recipe.warmup_epochs * steps_per_epoch),
+            step_on_epochs=False,
+            updates_per_epoch=1,
+        )[0]
+    except (AssertionError, ValueError, TypeError) as error:
+        raise TokensieveError(f"timm has no schedule {recipe.sched!r} for this: {error}") from error
+
+
 def fit(
     objective: Objective,
     images: TrainingImages,
@@ -120,7 +144,6 @@ def fit(
     """
     accumulate = recipe.grad_accum_steps
     batch = recipe.batch_size * accelerator.num_processes * accumulate
-    _, least, warm = recipe.rates(batch)
     # Sharded first, so that the optimizer is made of the parameters that will be there.
     objective.to(accelerator.device)
     objective.to_teacher_device(accelerator.device)
@@ -128,16 +151,7 @@ def fit(
     devices.shard(accelerator, objective)
     plain_optimizer = make_optimizer(objective, recipe, batch)
     module, optimizer = devices.prepare(accelerator, objective, plain_optimizer)
-    scheduler: Any = create_scheduler_v2(
-        plain_optimizer,
-        sched=recipe.sched,
-        num_epochs=plan.steps,
-        min_lr=least,
-        warmup_lr=warm,
-        warmup_epochs=round(recipe.warmup_epochs * plan.steps_per_epoch),
-        step_on_epochs=False,
-        updates_per_epoch=1,
-    )[0]
+    scheduler = make_scheduler(plain_optimizer, recipe, batch, plan.steps, plan.steps_per_epoch)
     ema = _average(objective, recipe)
     mixup = mixing(recipe, plan.classes) if plan.labelled else None
 

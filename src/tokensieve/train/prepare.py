@@ -24,7 +24,7 @@ from tokensieve.tasks.model import DenseModel
 from tokensieve.train.arguments import TrainArguments
 from tokensieve.train.data import TrainingImages, folders_of, open_training_images, open_training_pairs
 from tokensieve.train.devices import accelerator_for
-from tokensieve.train.loop import Plan, make_optimizer
+from tokensieve.train.loop import Plan, make_optimizer, make_scheduler
 from tokensieve.train.losses import Term
 from tokensieve.train.recipe import Recipe, load_recipe
 from tokensieve.train.stages import Job, build, check_stage, default_recipe
@@ -65,7 +65,8 @@ class Prepared:
             "images": f"{len(self.images)}, {'with' if self.job.labelled else 'without'} labels",
             "evaluation": "none" if self.evaluation is None else f"{self.evaluation.total} images",
             "updates": f"{plan.steps} ({plan.steps / plan.steps_per_epoch:.2f} epochs of {plan.steps_per_epoch})",
-            "batch": f"{recipe.batch_size} images · {processes} processes · {recipe.grad_accum_steps} passes = {batch}",
+            "batch": f"{recipe.batch_size} images · {_counted(processes, 'process', 'es')} · "
+            f"{_counted(recipe.grad_accum_steps, 'pass', 'es')} = {batch}",
             "optimizer": f"{recipe.opt}, rate {rate:.3g} to {least:.3g} by {recipe.sched}, seed {plan.seed}",
             "parameters": f"{trained:,} trained of {sum(numbers):,}",
             "recipe": recipe.source,
@@ -86,6 +87,10 @@ class Prepared:
         ]
 
 
+def _counted(count: int, name: str, plural: str) -> str:
+    return f"{count} {name}{'' if count == 1 else plural}"
+
+
 def prepare(arguments: TrainArguments, terms: Sequence[Term] = ()) -> Prepared:
     """Everything up to the first update; refuses what cannot be trained.
 
@@ -95,9 +100,13 @@ def prepare(arguments: TrainArguments, terms: Sequence[Term] = ()) -> Prepared:
     stage = check_stage(arguments.stage)
     if arguments.resume not in (None, "auto"):
         raise TokensieveError(f"--resume must be auto, got {arguments.resume!r}")
+    if arguments.device not in ("auto", "cpu"):
+        raise TokensieveError(f"--device must be auto or cpu, got {arguments.device!r}: accelerate chooses the GPUs")
     if arguments.patience and not arguments.metric:
         raise TokensieveError("--patience counts evaluations of a metric: give --metric top1 or --metric agreement")
-    folders_of(arguments.data)
+    folders_of(arguments.data, "--data")
+    if arguments.val_data is not None and not arguments.dataset:
+        folders_of((arguments.val_data,), "--val-data")
     methods = ts.method(arguments.method) if arguments.method else ()
     set_seed(arguments.seed)
     model = create_model(
@@ -151,8 +160,10 @@ def prepare(arguments: TrainArguments, terms: Sequence[Term] = ()) -> Prepared:
     evaluation = _evaluation_images(arguments, source, job.dense)
     if arguments.metric and evaluation is None:
         raise TokensieveError("--metric needs images to evaluate on: give --val-data FOLDER")
-    make_optimizer(job.objective, recipe, recipe.batch_size)  # refuses what it cannot train before anything is written
     plan = _plan(arguments, recipe, len(images), accelerator.num_processes, job, evaluation is not None)
+    # Refused before anything is written.
+    optimizer = make_optimizer(job.objective, recipe, recipe.batch_size)
+    make_scheduler(optimizer, recipe, recipe.batch_size, plan.steps, plan.steps_per_epoch)
     return Prepared(job, recipe, plan, images, notes, evaluation, reduced, accelerator)
 
 
