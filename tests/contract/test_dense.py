@@ -16,7 +16,16 @@ from torch import Tensor, nn
 import tokensieve as ts
 from tokensieve import registry
 
-every_model = pytest.mark.parametrize(("family", "name"), MODELS)
+
+def one_of_each_prefix() -> list[tuple[str, str]]:
+    """The first small model of every family with each number of prefix tokens: none, a class token, registers."""
+    found: dict[tuple[str, int], tuple[str, str]] = {}
+    for family, name in MODELS:
+        found.setdefault((family, layout_of(build(family, name)).prefix), (family, name))
+    return list(found.values())
+
+
+every_prefix = pytest.mark.parametrize(("family", "name"), one_of_each_prefix())
 first_models = pytest.mark.parametrize(("family", "name"), FIRST)
 every_method = pytest.mark.parametrize("method", METHODS)
 
@@ -46,7 +55,7 @@ def every_layer(model: nn.Module, x: Tensor) -> Tensor:
 
 
 @every_method
-@every_model
+@every_prefix
 def test_maps_have_the_shapes_of_the_dense_model(family: str, name: str, method: str) -> None:
     dense, x = build(family, name), images(2)
     model = ts.apply(build(family, name), DEFAULTS[method], fill="last")
@@ -67,7 +76,7 @@ def test_maps_have_the_shapes_of_the_dense_model(family: str, name: str, method:
 
 
 @every_method
-@every_model
+@first_models
 def test_removing_nothing_is_bit_equal_at_every_layer(family: str, name: str, method: str) -> None:
     config = nothing(registry.methods()[method])
     if config is None:
@@ -93,7 +102,7 @@ SKIPPING = [name for name in METHODS if DEFAULTS[name][0].returns == "block"]
 
 
 @pytest.mark.parametrize("method", SKIPPING)
-@every_model
+@every_prefix
 def test_a_skipped_token_is_bit_identical_across_the_layer(family: str, name: str, method: str) -> None:
     model, x = ts.apply(build(family, name), DEFAULTS[method]), images(2)
     layers, prefix = every_layer(model, x), layout_of(model).prefix
