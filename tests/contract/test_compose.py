@@ -10,7 +10,7 @@ from models import FIRST, METHODS, PATCHES, build, images, layout_of, run
 
 import tokensieve as ts
 from tokensieve import registry
-from tokensieve.composition import conflict, conflicts
+from tokensieve.composition import REFERENCE, conflict, conflicts
 from tokensieve.placement import counts, schedule
 
 KNOWN = registry.methods()
@@ -43,7 +43,6 @@ def test_the_table_is_what_it_should_be() -> None:
     assert {("tokenlearner", "tome"), ("dtem", "tome"), ("cropr", "tome"), ("psvit", "topk")}.isdisjoint(refused)
     assert {"dtem", "expedite", "tokenlearner"} == MIXERS
     assert ragged | spans <= set(refused)
-    assert ("ailurus", "expedite") in refused  # each wants all patches, and one acts before the other
     for pair, reason in refused.items():
         assert set(pair) & (RAGGED | UNDIVIDED | {"evo-vit"}) or "skip" in reason, pair
         assert all(name in reason for name in pair) and "\n" not in reason
@@ -55,6 +54,12 @@ def test_both_orders_are_judged_alike(first: str) -> None:
     for second in METHODS:
         if second != first:
             assert (conflict(first, second) is None) == (conflict(second, first) is None)
+
+
+def test_who_wants_the_grid_of_all_patches_must_come_first() -> None:
+    both = (KNOWN["ailurus"](keep=0.75), KNOWN["expedite"](keep=0.49))
+    with pytest.raises(ts.TokensieveError, match=r"expedite acts on the grid of all 196 patches, and ailurus leaves"):
+        schedule(both, REFERENCE)
 
 
 @pytest.mark.parametrize("first", METHODS)
