@@ -89,7 +89,8 @@ def oracle(model: nn.Module, report: MacReport) -> nn.Module:
     layout = located.family.layout(located.owner)
     blocks = located.family.blocks(located.owner)
     counts = [(round(block.attended), round(block.processed)) for block in report.blocks]
-    whole = counts[0][0] if counts else 0
+    # A method that acts before the first block leaves no block whole.
+    whole = max(counts[0][0] if counts else 0, layout.prefix + layout.grid[0] * layout.grid[1])
     first_cut = next((n for n, pair in enumerate(counts) if min(pair) < whole), len(blocks))
     left = 1
     for number in reversed(range(len(blocks))):
