@@ -96,9 +96,9 @@ def oracle(model: nn.Module, report: MacReport) -> nn.Module:
     blocks = located.family.blocks(located.owner)
     places = located.family.block_list(located.owner)
     counts = [(round(block.attended), round(block.processed)) for block in report.blocks]
-    whole = counts[0][0] if counts else 0
     taps = getattr(model, "taps", ())
-    given = max(whole, layout.prefix + layout.grid[0] * layout.grid[1])
+    # A method that acts before the first block leaves no block whole.
+    whole = max(counts[0][0] if counts else 0, layout.prefix + layout.grid[0] * layout.grid[1])
     first_cut = next((n for n, pair in enumerate(counts) if min(pair) < whole), len(blocks))
     left = 1
     for number in reversed(range(len(blocks))):
@@ -112,7 +112,7 @@ def oracle(model: nn.Module, report: MacReport) -> nn.Module:
             left,
             layout.prefix,
             reduced=number >= first_cut,
-            whole=given if number in taps else None,
+            whole=whole if number in taps else None,
         )
         # Whoever listens to the block listens to what stands in its place: transformers collects hidden states so.
         places[number]._forward_hooks.update(blocks[number]._forward_hooks)
