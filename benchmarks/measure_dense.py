@@ -5,7 +5,8 @@
 
 FOLDER is what ``tokensieve train --task …`` wrote, DATA holds its validation split. The knob of every method is turned
 until it costs 1/F of the dense MACs. ``--fitted FOLDER`` is what ``--stage selectors`` wrote for the run of the same
-task: its ToSA is measured with keep rates turned likewise.
+task: its ToSA is measured with keep rates turned likewise. ``--recovered FOLDER`` is what ``--stage recover`` wrote and
+is measured as it is.
 """
 
 from __future__ import annotations
@@ -22,45 +23,57 @@ from torch import Tensor, nn
 import tokensieve as ts
 from tokensieve.errors import TokensieveError
 from tokensieve.files import replacing
-from tokensieve.measure.bench import COUNTED_IMAGES, bench, reduce
+from tokensieve.measure.bench import bench, reduce
 from tokensieve.measure.data import DataArguments
+from tokensieve.measure.knob import Knob
+from tokensieve.measure.macs import count
 from tokensieve.measure.results import DENSE, Results, Row
 from tokensieve.measure.solve import solve
 from tokensieve.methods.tosa import ToSA
+from tokensieve.placement import counts, schedule
+from tokensieve.registry import family_of
 from tokensieve.tasks.data import open_pairs
 from tokensieve.tasks.model import DenseModel
 from tokensieve.train.prepare import replace_methods
 
+COUNTED_IMAGES = 8  # of methods that leave another number of tokens in every image
+NEAR = 0.05  # how far from the asked MACs a method may lie to be compared
 LEADS = {"segmentation": "mIoU", "depth": "RMSE"}
 
 
 def at_factor(dense: nn.Module, methods: tuple[ts.Method, ...], factor: float, sample: Tensor) -> tuple[ts.Method, ...]:
-    """The composition at 1/``factor`` of the dense MACs.
+    """The composition with its knob set to 1/``factor`` of the dense MACs, as nearly as the knob allows.
 
-    A keep rate for each site is turned as a whole: rates r become r to the power that fits, so that they keep their
-    order.
+    Unlike ``measure.solve`` this counts by the methods' own schedules and runs nothing, except where images keep
+    different numbers of tokens.
+
+    Raises:
+        TokensieveError: the factor is out of reach.
     """
-    (method,) = methods
-    if not (isinstance(method, ToSA) and isinstance(method.keep, tuple)):
-        ragged = any(m.ragged for m in methods)
-        return solve(dense, methods, 1 / factor, sample[: COUNTED_IMAGES if ragged else 1])
-    low, high = 0.0, 16.0
-    total = macs(dense, sample)
-    for _ in range(20):
-        power = (low + high) / 2
-        turned = dataclasses.replace(method, keep=tuple(round(rate**power, 3) for rate in method.keep))
-        if total / macs(reduce(dense, (turned,)), sample) < factor:
-            low = power
-        else:
-            high = power
-    return (turned,)
+    if any(method.ragged for method in methods):
+        return solve(dense, methods, 1 / factor, sample[:COUNTED_IMAGES])
+    knob, report = Knob.of(methods), count(dense, sample[:1])
+    located = family_of(dense)
+    layout = located.family.layout(located.owner)
+    costs = [located.family.macs(block) for block in located.family.blocks(located.owner)]
+    patches = layout.grid[0] * layout.grid[1]
 
+    def distance(turned: tuple[ts.Method, ...]) -> float:
+        found = counts(schedule(turned, layout), layout, patches=patches, multiple=None)
+        macs = report.rest + sum(cost.total(*tokens) for cost, tokens in zip(costs, found.blocks, strict=True))
+        return abs(macs * factor / report.total - 1)
 
-def macs(model: nn.Module, sample: Tensor) -> float:
-    """Multiply-accumulates of one image."""
-    from tokensieve.measure.macs import count
-
-    return count(model, sample[:1]).total
+    possible = []
+    for value in knob.settings(patches)[:-1]:
+        try:
+            turned = knob.turn(value)
+            possible.append((distance(turned), turned))
+        except TokensieveError:  # a setting that the method does not take, or that removes more than there is
+            continue
+    nearest, found = min(possible, key=lambda pair: pair[0])
+    if nearest > NEAR:
+        raise TokensieveError(f"{ts.spell(methods)} comes no nearer to F {factor:g} than {ts.spell(found)}")
+    return found
 
 
 def fitted_variant(folder: str, method: ToSA) -> nn.Module:
@@ -78,10 +91,15 @@ def measure(folder: str, data: str, args: argparse.Namespace, file: Path) -> tup
     images = open_pairs(DataArguments(data=data, split=args.split, batch_size=8, workers=1, limit=args.limit), dense)
     sample = images.first(COUNTED_IMAGES)
     variants: dict[str, nn.Module] = {}
+    left_out: dict[str, str] = {}
     for spec in args.method:
         for methods in ts.sweep(spec):
             for factor in args.factor:
-                chosen = at_factor(dense, methods, factor, sample)
+                try:
+                    chosen = at_factor(dense, methods, factor, sample)
+                except TokensieveError as error:
+                    left_out[f"{ts.spell(methods)} at {factor:g}"] = str(error)
+                    continue
                 variants[ts.spell(chosen)] = reduce(dense, chosen)
     for place in args.fitted:
         fitted = ts.load(place)
@@ -95,7 +113,11 @@ def measure(folder: str, data: str, args: argparse.Namespace, file: Path) -> tup
             chosen_method = dataclasses.replace(counted, score="selector")
             variants[ts.spell((chosen_method,))] = fitted_variant(place, chosen_method)
     settings = {"model": folder, "data": data, "task": dense.task.to_dict(), "dtype": "float32", "limit": args.limit}
-    results = Results(settings, shlex.join(["python", *sys.argv]), file=file)
+    for place in args.recovered:
+        recovered = ts.load(place)
+        if isinstance(recovered, DenseModel) and recovered.task.name == dense.task.name:
+            variants[f"{ts.spell(ts.applied(recovered))}, recovered"] = recovered
+    results = Results(settings, shlex.join(["python", *sys.argv]), file=file, left_out=left_out)
     return dense, bench(dense, variants, images, results, batches=())
 
 
@@ -128,6 +150,7 @@ def main() -> None:
     parser.add_argument("--run", action="append", required=True, metavar="FOLDER=DATA")
     parser.add_argument("--method", action="append", default=[])
     parser.add_argument("--fitted", action="append", default=[], metavar="FOLDER")
+    parser.add_argument("--recovered", action="append", default=[], metavar="FOLDER")
     parser.add_argument("--factor", action="append", type=float, required=True)
     parser.add_argument("--split", default="validation")
     parser.add_argument("--limit", type=int)
