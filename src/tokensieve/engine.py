@@ -119,6 +119,7 @@ def apply(
         located.owner.__class__ = sieved_class(SievedOwner, type(located.owner))  # type: ignore[arg-type]
     for entry in located.family.readings(model, located.owner):
         reading.attach(entry)
+    reading.refuse_masks(located.owner)
     return model
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from tokensieve.cli.app import app
+
+transformers = pytest.importorskip("transformers")
 
 runner = CliRunner()
 

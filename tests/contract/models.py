@@ -12,7 +12,6 @@ from typing import Any
 
 import timm
 import torch
-import transformers
 from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsBlock, ResPostBlock
 from torch import Tensor, nn
 
@@ -40,6 +39,8 @@ def transformer(name: str, config: str, *, image_size: Any = 64, **changes: Any)
     """A model of transformers as small as those of timm; one built for 64 pixels resizes its position embeddings."""
 
     def make(depth: int = DEPTH) -> nn.Module:
+        import transformers
+
         arguments: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": depth, "num_attention_heads": 3}
         arguments |= {"patch_size": 16, "image_size": image_size, "num_labels": 10, **changes}
         model = getattr(transformers, name)(getattr(transformers, config)(**arguments))
@@ -109,6 +110,10 @@ def liven(model: nn.Module) -> nn.Module:
             else:
                 parameter.copy_(0.5 * noise)
     return model
+
+
+# Those whose package is installed.
+FACTORIES = {family: models for family, models in FACTORIES.items() if registry.families()[family].lacking() is None}
 
 
 @cache

@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from models import liven
 from torch import Tensor, nn
 
 import tokensieve as ts
 from tokensieve import registry
 from tokensieve.tokens import Tokens
+
+transformers = pytest.importorskip("transformers")
 
 ENCODER: dict[str, Any] = {
     "hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 3, "image_size": 64, "patch_size": 16,
@@ -105,6 +106,10 @@ def equal(ones: list[Tensor], others: list[Tensor]) -> bool:
     return len(ones) == len(others) and all(map(torch.equal, ones, others))
 
 
+def hook_counts(model: nn.Module) -> list[int]:
+    return [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+
+
 @every_model
 def test_removing_nothing_is_bit_equal(name: str) -> None:
     model, x = build(name), images()
@@ -121,7 +126,7 @@ def test_reduced_outputs_have_the_dense_shapes_and_remove_is_exact(name: str, sp
     model, x = build(name), images()
     kinds, keys = [type(module) for module in model.modules()], list(model.state_dict())
     dense = run(model, x, output_hidden_states=True)
-    hooks = [len(module._forward_hooks) for module in model.modules()]
+    hooks = hook_counts(model)
     ts.apply(model, spec)
     assert list(model.state_dict()) == keys
     found = run(model, x, output_hidden_states=True)
@@ -130,7 +135,7 @@ def test_reduced_outputs_have_the_dense_shapes_and_remove_is_exact(name: str, sp
     assert equal(run(model, x, output_hidden_states=True, return_dict=False), found)
     ts.remove(model)
     assert [type(module) for module in model.modules()] == kinds
-    assert [len(module._forward_hooks) for module in model.modules()] == hooks
+    assert hook_counts(model) == hooks
     assert equal(run(model, x, output_hidden_states=True), dense)
 
 
@@ -256,8 +261,11 @@ def test_an_attention_mask_is_refused() -> None:
     model = ts.apply(build("vit"), "tome:r=3")
     mask = torch.ones(2, 17, dtype=torch.long)
     mask[:, 3] = 0
-    with pytest.raises(ts.RefusedError, match="attention mask"):
-        run(model, images(), attention_mask=mask)
+    x = images()
+    for call in (lambda: model(x, attention_mask=mask), lambda: model(x, None, None, mask)):
+        with pytest.raises(ts.RefusedError, match="attention mask"):
+            call()
+    assert len(run(ts.remove(model), x, attention_mask=mask)) == 2
 
 
 def test_a_block_of_another_version_is_refused() -> None:

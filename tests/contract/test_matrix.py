@@ -45,7 +45,8 @@ every_default = pytest.mark.parametrize("config", DEFAULTS)
 
 
 def test_every_registered_family_and_method_is_in_the_matrix() -> None:
-    assert sorted(FACTORIES) == sorted(registry.families()), "give the new family small models in contract/models.py"
+    usable = [name for name, family in registry.families().items() if family.lacking() is None]
+    assert sorted(FACTORIES) == sorted(usable), "give the new family small models in contract/models.py"
     assert all(FACTORIES.values())
     assert sorted(DEFAULTS) == sorted(registry.methods())
     for family, name in MODELS:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor, nn
 
 import tokensieve as ts
@@ -20,6 +19,8 @@ from tokensieve.measure.macs import count
 from tokensieve.measure.model import create, has_weights
 from tokensieve.measure.transform import data_config
 from tokensieve.registry import family_of
+
+transformers = pytest.importorskip("transformers")
 
 ENCODER: dict[str, Any] = {
     "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 64, "patch_size": 16,

@@ -15,7 +15,8 @@ import tokensieve as ts
 from tokensieve.train.selectors import selectors_of
 
 NAMES = sorted(ts.methods())
-LISTS = [name for name in NAMES if ts.methods()[name].knob == "keep" and name != "diffrate"]  # a share or one per site
+SINGLE = {"ailurus", "diffrate", "expedite"}  # one share for all
+LISTS = [name for name in NAMES if ts.methods()[name].knob == "keep" and name not in SINGLE]  # a share or one per site
 
 
 def tiny(**options: Any) -> nn.Module:
@@ -37,9 +38,10 @@ def test_keep_outside_zero_to_one(name: str, keep: Any) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, -0.1, 1.1, math.nan])
-def test_the_budget_of_diffrate(keep: float) -> None:
-    with pytest.raises(ts.TokensieveError, match=r"diffrate: keep must be a share in \(0, 1\], got"):
-        ts.DiffRate(keep=keep)
+@pytest.mark.parametrize("name", sorted(SINGLE))
+def test_one_keep_for_all_sites(name: str, keep: float) -> None:
+    with pytest.raises(ts.TokensieveError, match=rf"{name}: keep must be a share in \(0, 1\], got"):
+        ts.methods()[name](keep=keep)
 
 
 @pytest.mark.parametrize("lists", [{"pruned": (0.5,)}, {"merged": (0.5,)}, {"pruned": (0.5, 0.4), "merged": (0.5,)}])

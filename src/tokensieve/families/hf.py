@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from tokensieve.family import Family
@@ -32,6 +33,14 @@ class TransformersFamily(Family):
         blocks = list_of(owner)
         assert blocks is not None  # else it did not match
         return blocks
+
+    def keywords(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        given = super().keywords(args, kwargs)
+        if torch.compiler.is_exporting():
+            # There transformers makes a mask of ones, because it cannot ask whether one is needed. A mask that somebody
+            # gives is refused before the blocks.
+            given.pop("attention_mask", None)
+        return given
 
     def refuse(self, owner: nn.Module) -> str | None:
         block = self.blocks(owner)[0]
