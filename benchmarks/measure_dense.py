@@ -6,14 +6,14 @@
 FOLDER is what ``tokensieve train --task …`` wrote, DATA holds its validation split. The knob of every method is turned
 until it costs 1/F of the dense MACs. ``--fitted FOLDER`` is what ``--stage selectors`` wrote for the run of the same
 task: its ToSA is measured with keep rates turned likewise. ``--recovered FOLDER`` is what ``--stage recover`` wrote and
-is measured as it is.
+is measured as it is. Each run goes to a file of its own beside the output, whose .md is made of all of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -27,7 +27,7 @@ from tokensieve.measure.bench import bench, reduce
 from tokensieve.measure.data import DataArguments
 from tokensieve.measure.knob import Knob
 from tokensieve.measure.macs import count
-from tokensieve.measure.results import DENSE, Results, Row
+from tokensieve.measure.results import Row, open_results
 from tokensieve.measure.solve import solve
 from tokensieve.methods.tosa import ToSA
 from tokensieve.placement import counts, schedule
@@ -83,7 +83,7 @@ def fitted_variant(folder: str, method: ToSA) -> nn.Module:
     return model.eval()
 
 
-def measure(folder: str, data: str, args: argparse.Namespace, file: Path) -> tuple[DenseModel, Results]:
+def measure(folder: str, data: str, args: argparse.Namespace, file: Path) -> None:
     """One task: the dense model and every method at every factor."""
     dense = ts.load(folder)
     if not isinstance(dense, DenseModel):
@@ -112,13 +112,21 @@ def measure(folder: str, data: str, args: argparse.Namespace, file: Path) -> tup
             assert isinstance(counted, ToSA)
             chosen_method = dataclasses.replace(counted, score="selector")
             variants[ts.spell((chosen_method,))] = fitted_variant(place, chosen_method)
-    settings = {"model": folder, "data": data, "task": dense.task.to_dict(), "dtype": "float32", "limit": args.limit}
+    names = {"model": Path(folder).name, "data": Path(data).name}
+    settings = names | {"task": dense.task.to_dict(), "dtype": "float32", "limit": args.limit}
     for place in args.recovered:
         recovered = ts.load(place)
         if isinstance(recovered, DenseModel) and recovered.task.name == dense.task.name:
             variants[f"{ts.spell(ts.applied(recovered))}, recovered"] = recovered
-    results = Results(settings, shlex.join(["python", *sys.argv]), file=file, left_out=left_out)
-    return dense, bench(dense, variants, images, results, batches=())
+    results = open_results(file, settings, command(), resume=args.resume, force=True)
+    results.left_out |= left_out
+    bench(dense, variants, images, results, batches=())
+
+
+def command() -> str:
+    """How this was called, files and folders by their names alone."""
+    words = ["=".join(Path(part).name for part in word.split("=")) if "/" in word else word for word in sys.argv]
+    return shlex.join(["python", *words])
 
 
 def relative_loss(row: Row, dense: Row, lead: str) -> float:
@@ -127,50 +135,44 @@ def relative_loss(row: Row, dense: Row, lead: str) -> float:
     return 100 * (change if lead == "RMSE" else -change)
 
 
-def table(model: DenseModel, results: Results) -> list[str]:
-    """The rows of one task as Markdown."""
-    lead = LEADS[model.task.name]
-    others = [name for name in results.metrics if name != lead]
-    dense = results.find(DENSE)
-    assert dense is not None
+def table(file: Path) -> list[str]:
+    """The rows of one task as Markdown, from its results file."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    task, rows = content["settings"]["task"]["name"], [Row(**row) for row in content["rows"]]
+    lead, dense = LEADS[task], rows[0]
+    others = [name for name in dense.metrics if name != lead]
     header = ["variant", "GMACs", "F", lead, "loss", *others]
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    for row in results.rows:
-        figures = [
-            f"{row.metrics[name]:.2f}" if row.metrics[name] >= 10 else f"{row.metrics[name]:.4f}" for name in others
-        ]
+    lines = [f"## {task}, {dense.images} images", "", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for row in rows:
+        values = [row.metrics[name] for name in others]
         loss = "" if row is dense else f"{relative_loss(row, dense, lead):+.2f} %"
-        cells = [f"`{row.variant}`", f"{row.gmacs:.3f}", f"{row.F:.2f}", f"{row.metrics[lead]:.4f}", loss, *figures]
-        lines.append("| " + " | ".join(cells) + " |")
+        cells = [f"`{row.variant}`", f"{row.gmacs:.3f}", f"{row.F:.2f}", f"{row.metrics[lead]:.4g}", loss]
+        lines.append("| " + " | ".join([*cells, *(f"{value:.4g}" for value in values)]) + " |")
+    lines += ["", *(f"- left out: {name}: {reason}" for name, reason in content.get("left_out", {}).items())]
     return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", action="append", required=True, metavar="FOLDER=DATA")
+    parser.add_argument("--run", action="append", default=[], metavar="FOLDER=DATA")
     parser.add_argument("--method", action="append", default=[])
     parser.add_argument("--fitted", action="append", default=[], metavar="FOLDER")
     parser.add_argument("--recovered", action="append", default=[], metavar="FOLDER")
-    parser.add_argument("--factor", action="append", type=float, required=True)
+    parser.add_argument("--factor", action="append", type=float, default=[])
+    parser.add_argument("--resume", action="store_true", help="keep the rows that are there")
     parser.add_argument("--split", default="validation")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
 
-    lines: list[str] = []
     for run in args.run:
         folder, _, data = run.partition("=")
-        name = copy.copy(args.output).with_name(f"{args.output.stem}-{Path(folder).name}.json")
-        model, results = measure(folder, data, args, name)
-        lines += [
-            f"## {model.task.name}: {results.images} images, {model.head.name} head",
-            "",
-            *table(model, results),
-            "",
-        ]
-        print("\n".join(lines[-len(results.rows) - 5 :]), flush=True)
+        measure(folder, data, args, args.output.with_name(f"{args.output.stem}-{Path(folder).name}.json"))
+    files = sorted(args.output.parent.glob(f"{args.output.stem}-*.json"))
+    page = "\n".join(line for file in files for line in table(file))
     with replacing(args.output.with_suffix(".md")) as beside:
-        beside.write_text("\n".join(lines), encoding="utf-8")
+        beside.write_text(page + "\n", encoding="utf-8")
+    print(page)
 
 
 if __name__ == "__main__":
