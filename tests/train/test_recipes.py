@@ -14,7 +14,6 @@ def test_the_package_has_these_recipes() -> None:
         "bat",
         "bat-scratch",
         "densedino",
-        "digits",
         "evit",
         "head",
         "recover",
