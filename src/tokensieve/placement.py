@@ -118,7 +118,8 @@ def _check_undivided(placed: dict[int, tuple[Step, ...]], walked: Counts, layout
     for block, steps in placed.items():
         for step in sorted(steps, key=lambda step: POINTS.index(step.method.point)):
             before, after = walked.steps[block, step.key]
-            if step.method.undivided and before < every and after < before:
+            wants = step.method.undivided and step.method.remaining(every, step.ordinal, layout) < every
+            if wants and before < every:
                 assert earlier is not None
                 raise TokensieveError(
                     f"{step.method.name} acts on the grid of all {every} patches, and {earlier.method.name} leaves "
