@@ -43,7 +43,7 @@ class Onnx(Format):
 
     def write(self, program: ExportedProgram, path: Path) -> None:
         try:
-            with warnings.catch_warnings():
+            with torch.no_grad(), warnings.catch_warnings():  # under autograd a learned key bias would not convert
                 warnings.simplefilter("ignore")  # the exporter's own, about its internals
                 converted = torch.onnx.export(
                     program,
