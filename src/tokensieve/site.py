@@ -94,7 +94,7 @@ class Site(nn.Module):
         masks = [kwargs.pop(name, None) for name in ("attn_mask", "attention_mask")]
         if any(mask is not None for mask in masks) or kwargs.pop("is_causal", False):
             raise RefusedError(
-                "a model with reduced tokens takes neither an attention mask nor is_causal: its tokens are not where "
+                "a model with reduced tokens takes no attn_mask, attention_mask or is_causal: its tokens are not where "
                 "the mask expects them; ts.remove(model) gives the dense model back"
             )
         tokens = self.state_of(x)
