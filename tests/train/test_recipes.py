@@ -10,7 +10,7 @@ from tokensieve.train.recipe import Recipe, load_recipe, recipe_names
 
 
 def test_the_package_has_these_recipes() -> None:
-    assert recipe_names() == ["bat", "bat-scratch", "evit", "recover", "scratch", "selectors", "tosa"]
+    assert recipe_names() == ["bat", "bat-scratch", "evit", "head", "recover", "scratch", "selectors", "tosa"]
 
 
 def test_bat_is_the_authors_logs() -> None:
@@ -58,7 +58,7 @@ def test_what_needs_no_labels_has_no_task_loss() -> None:
     assert load_recipe("recover").task == load_recipe("selectors").task == 0
 
 
-@pytest.mark.parametrize("name", ["bat", "bat-scratch", "evit", "recover", "scratch", "selectors", "tosa"])
+@pytest.mark.parametrize("name", ["bat", "bat-scratch", "evit", "head", "recover", "scratch", "selectors", "tosa"])
 def test_every_recipe_says_where_it_comes_from(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.source
