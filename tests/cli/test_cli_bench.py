@@ -92,7 +92,7 @@ def test_all_methods_at_the_same_macs_and_why_some_are_left_out(images: Path, tm
     assert all(registry.methods()[name].trained != (name in named) for name in registry.methods() if name != "ats")
     assert "must be trained" in left_out["tosa"] and "no option that sets its cost" in left_out["ats at 0.65"]
     for row in rows[1:]:
-        assert row["gmacs"] / rows[0]["gmacs"] == pytest.approx(0.65, abs=0.02), row["variant"]
+        assert row["gmacs"] / rows[0]["gmacs"] == pytest.approx(0.65, abs=0.03), row["variant"]
     assert all(f"left out: {name}" in result.stderr for name in left_out)
     assert file.with_suffix(".png").exists()
 

@@ -76,7 +76,7 @@ def test_wrong_input_ends_in_one_sentence(photograph: Path, tmp_path: Path) -> N
     assert "device 'abacus' is not available" in fails(*common, "-m", "topk", "--device", "abacus")
     assert "one for each channel" in fails(*common, "-m", "topk", "--mean", "0.5,0.5")
     assert "above 0" in fails(*common, "-m", "topk", "--std", 0)
-    assert "greater than or equal" in fails(*common, "-m", "topk", "--img-size", 0)
+    assert "expected one number" in fails(*common, "-m", "topk", "--img-size", 0)
     assert "cannot read the class map" in fails(*common, "-m", "topk", "--class-map", tmp_path / "absent.txt")
     assert "no family matches" in fails("resnet18", photograph, *output, "-m", "topk")
     assert not (tmp_path / "tokens.png").exists()

@@ -150,6 +150,8 @@ def composition(cls: type[Method]) -> tuple[Method, ...] | None:
     """The method at its defaults together with one of the other kind, or None for methods that refuse company."""
     if cls.ragged or cls.undisturbed:
         return None
+    if cls.mixes and cls.undivided:
+        return (cls(), ts.ToMe(r=2, sites=(DEPTH - 1,)))
     if cls.mixes:  # refuses company that lets tokens skip a block in which it mixes
         return (ts.ToMe(r=2), cls())
     if cls().returns_at(0, REFERENCE) == "end":
