@@ -1,11 +1,11 @@
 """Put what ``tokensieve train`` learned for the demo into the package: the tensors that changed, in half precision.
 
-    tokensieve train tokensieve_digits_vit --pretrained --stage selectors --method tosa --dataset digits \\
-        --limit 960 -o digits-selectors
+    tokensieve train tokensieve_digits_vit --pretrained --stage selectors --method tosa:queries=all --lr 1e-2 \\
+        --dataset digits --limit 960 -o digits-selectors
     tokensieve train tokensieve_digits_vit --pretrained --stage finetune --recipe bat --method bat:keep=0.775 \\
         TUNE -o digits-bat
     tokensieve train digits-selectors --stage finetune --recipe tosa TUNE -o digits-tosa \\
-        --method 'tosa:keep=[0.85,0.75,0.6,0.45,0.35,0.25]'
+        --method 'tosa:keep=[0.85,0.75,0.6,0.45,0.35,0.25]:queries=all' --lr 3e-4
     python scripts/pack_demo.py digits-selectors digits-bat digits-tosa
 
 where TUNE stands for ``--dataset digits --limit 9600 --steps 48 --batch-size 16 --no-aug --mixup 0 --cutmix 0

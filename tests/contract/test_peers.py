@@ -273,7 +273,7 @@ def test_defaults_run_on_a_model_of_usual_depth(method: str) -> None:
     model = liven(timm.create_model("vit_tiny_patch16_224", embed_dim=48, num_heads=3, num_classes=10)).eval()
     x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     dense = kernel_lengths(model, x)
-    ts.apply(model, method)
+    ts.apply(model, DEFAULTS[method])
     assert run(model, x).isfinite().all()
     assert sum(kernel_lengths(model, x)) < 0.95 * sum(dense)
 
