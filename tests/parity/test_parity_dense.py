@@ -10,6 +10,8 @@ from reference import vit
 from torch import Tensor
 
 import tokensieve as ts
+from tokensieve.ops.bands import Bands
+from tokensieve.ops.superpixels import superpixels
 
 
 @pytest.mark.parametrize("norm", ["sum", "l2"])
@@ -44,6 +46,21 @@ def test_expedite(
         assert run.counts == stages and len(run.members) == PATCHES
         torch.testing.assert_close(tokens[number], whole, rtol=0, atol=1e-9)
         torch.testing.assert_close(logits[number], wanted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_sharpness_follows_the_scale_of_each_image(everywhere: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 49, 6, generator=generator, dtype=torch.float64) * torch.tensor([1.0, 30.0]).view(2, 1, 1)
+    bands = Bands(7, 7, 4, 4, 2)
+    _, found = superpixels(x, bands, 3, None, 5, everywhere=everywhere)
+    for image in range(2):
+        variance = float((x[image] - x[image].mean(dim=0)).square().sum(dim=1).mean())
+        _, own = superpixels(x[image : image + 1], bands, 3, 64 / variance, 5, everywhere=everywhere)
+        assert torch.equal(found.index[image : image + 1], own.index)
+        torch.testing.assert_close(found.weight[image : image + 1], own.weight, rtol=1e-9, atol=1e-12)
+    _, alike = superpixels(torch.ones(1, 49, 6), bands, 3, None, 5, everywhere=everywhere)
+    assert alike.weight.isfinite().all()
 
 
 @pytest.mark.parametrize("keep", [0.9, 0.5, 0.04])

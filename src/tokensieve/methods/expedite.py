@@ -25,9 +25,10 @@ class Expedite(Method):
     prediction without training: Segmenter ViT-L/16 at 640² 51.82 to 51.56 mIoU from 659 to 444 GFLOPs; depth on NYUv2,
     RMSE .357 to .362 from 560 to 439 [authors].
 
-    Our choice: cells keep the aspect of the grid; a cluster carries the position of the patch in the middle of its
-    cell; the most alike clusters are sought in the window, so that time and memory grow with the patches and not with
-    their square (``search=image`` seeks them everywhere). It must be the first method that removes tokens.
+    Our choice: t follows the scale of the features; cells keep the aspect of the grid; a cluster carries the position
+    of the patch in the middle of its cell; the most alike clusters are sought in the window, so that time and memory
+    grow with the patches and not with their square (``search=image`` seeks them everywhere). It must be the first
+    method that removes tokens.
 
     Options:
         keep: clusters as a share of the patches: a grid of round(√keep · rows) × round(√keep · columns) cells. 28 × 28
@@ -36,7 +37,8 @@ class Expedite(Method):
             the 24 of ViT-L.
         rounds: of assigning patches and moving centres.
         window: cells, odd, in each direction that a patch may belong to.
-        sharpness: t; features of another scale than ViT-L's want another one.
+        sharpness: t, 0.02 in the paper for ViT-L; None takes 64 over the variance of the image's patches, so that the
+            scale of a model's features does not matter.
         nearest: clusters that a patch is blended from.
         norm: the weights of the way back are divided by their "sum" or their Euclidean length, "l2".
         search: clusters most alike are sought in the "window" or the whole "image".
@@ -46,7 +48,7 @@ class Expedite(Method):
     sites: tuple[int, ...] | None = None
     rounds: int = 5
     window: int = 5
-    sharpness: float = 0.02
+    sharpness: float | None = None
     nearest: int = 20
     norm: Literal["sum", "l2"] = "sum"
     search: Literal["window", "image"] = "window"
@@ -69,7 +71,7 @@ class Expedite(Method):
         require(self.sites is None or len(self.sites) <= 1, self, "sites", "one block, or none")
         require(self.rounds >= 1, self, "rounds", "1 or more")
         require(self.window >= 3 and self.window % 2 == 1, self, "window", "an odd number, 3 or more")
-        require(self.sharpness > 0, self, "sharpness", "above 0")
+        require(self.sharpness is None or self.sharpness > 0, self, "sharpness", "above 0, or None")
         require(self.nearest >= 1, self, "nearest", "1 or more")
 
     def blocks(self, depth: int) -> tuple[int, ...]:
