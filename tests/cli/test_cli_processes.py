@@ -101,6 +101,7 @@ def test_bench_times_on_the_main_process_and_leaves_none_behind_without_images(p
     assert done.stdout.count("Speed at batch 1") == 1
 
 
+@pytest.mark.slow
 def test_wrong_input_is_said_once(tmp_path: Path) -> None:
     done = launch("eval", "test_vit", "--data", tmp_path / "absent")
     assert done.stderr.count("Error: the image folder") == 1, done.stderr
@@ -125,6 +126,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_in_one_process_is_said_by_that_one(place: Path, tmp_path: Path) -> None:
     script = tmp_path / "fails_in_one.py"
     script.write_text(FAILS_IN_ONE)

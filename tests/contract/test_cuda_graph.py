@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import CONFIGS, DEFAULTS, FIRST, MODELS, PATCHES, build, images, run
+from models import CONFIGS, DEFAULTS, FIRST, PATCHES, build, images, run
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
@@ -98,7 +98,7 @@ def warm(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("config", [config for config in DEFAULTS if config not in RAGGED])
-@pytest.mark.parametrize(("family", "name"), MODELS)
+@pytest.mark.parametrize(("family", "name"), FIRST)
 def test_no_value_decides_and_nothing_comes_from_the_host(family: str, name: str, config: str) -> None:
     model = warm(ts.apply(build(family, name), CONFIGS[config]))
     x = images(2)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import CONFIGS, FIRST, build, images, run
+from models import CONFIGS, FIRST, FIRST_OF_TIMM, build, images, run
 from torch import Tensor, nn
 
 import tokensieve as ts
@@ -49,7 +49,7 @@ print(len(stored))
 """
 
 
-@first_models
+@pytest.mark.parametrize(("family", "name"), FIRST_OF_TIMM[:1] + FIRST[-1:])
 def test_pickle_in_a_fresh_process(family: str, name: str, tmp_path: Path) -> None:
     x, stored = images(2), {}
     for config, methods in CONFIGS.items():
@@ -109,12 +109,16 @@ def test_a_training_step_has_finite_gradients(family: str, name: str, config: st
     torch.nn.functional.cross_entropy(model(images(2)), target).backward()
     torch.nn.functional.cross_entropy(dense(images(2)), target).backward()
     reached = dict(model.named_parameters())
-    for key, parameter in dense.named_parameters():
-        if parameter.grad is not None:
-            gradient = reached[key].grad
-            assert gradient is not None and gradient.isfinite().all(), key
     located = registry.family_of(model)
-    first = located.family.blocks(located.owner)[0]
+    blocks = located.family.blocks(located.owner)
+    first = blocks[0]
+    # A block that attends by the maps of the one before leaves its own queries and keys out.
+    borrowing = {number for method in CONFIGS[config] for number in method.sharing(len(blocks))}
+    left_out = {parameter for number in borrowing for parameter in blocks[number].parameters()}
+    for key, parameter in dense.named_parameters():
+        gradient = reached[key].grad
+        if parameter.grad is not None and not (gradient is None and reached[key] in left_out):
+            assert gradient is not None and gradient.isfinite().all(), key
     assert any(parameter.grad.abs().sum() > 0 for parameter in first.parameters())
     optimizer.step()
     after = run(model.eval(), images(2))

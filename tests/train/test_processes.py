@@ -53,7 +53,13 @@ def launch(processes: int, *arguments: object, sharded: bool = False) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("loss", [["--stage", "finetune"], ["--stage", "recover", "--distill-features", "1"]])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        ["--stage", "finetune"],
+        pytest.param(["--stage", "recover", "--distill-features", "1"], marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_give_the_gradients_of_one_with_twice_the_batch(
     pictures: Path, tmp_path: Path, loss: list[str]
 ) -> None:
@@ -82,6 +88,7 @@ def test_two_processes_give_the_gradients_of_one_with_twice_the_batch(
         torch.testing.assert_close(passes[name], value, rtol=0, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_as_if_it_had_not_stopped(pictures: Path, tmp_path: Path) -> None:
     common = [*SMALL, "--stage", "finetune", "-m", "tome:r=2", "--data", pictures, "--lr", "1e-3"]
     common += ["--drop-path", "0.2", "--batch-size", "4", "--steps", "4", "--checkpoint-every", "2"]
@@ -122,6 +129,7 @@ def test_a_sharded_run_saves_what_one_process_reads(pictures: Path, tmp_path: Pa
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
 
 
+@pytest.mark.slow
 def test_two_processes_pretrain(pictures: Path, tmp_path: Path) -> None:
     """The teacher moves within a wrapped objective too, and the result is the model of the checkpoint."""
     common = [*SMALL, "--stage", "pretrain", "--data", pictures, "--batch-size", 4, "--steps", "2"]

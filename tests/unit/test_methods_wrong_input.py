@@ -206,7 +206,7 @@ def test_attention_that_is_not_fused() -> None:
 @pytest.mark.parametrize("options", [{"attn_mask": torch.zeros(17, 17)}, {"is_causal": True}])
 def test_a_masked_forward(options: dict[str, Any]) -> None:
     model = ts.apply(tiny(), ts.ToMe(r=2))
-    with pytest.raises(ts.RefusedError, match="takes neither an attention mask nor is_causal"):
+    with pytest.raises(ts.RefusedError, match="takes no attn_mask, attention_mask or is_causal"):
         model.blocks[0](torch.randn(1, 17, 192), **options)
 
 
