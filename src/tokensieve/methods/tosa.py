@@ -150,13 +150,14 @@ class ToSA(Method):
         return max(8, length // 72) if self.stride is None else self.stride
 
     def _columns(self, attended: Attended, selector: nn.Module | None) -> Tensor:
-        stride = self.stride_of(attended.keys.shape[2])
+        length = attended.keys.shape[2]
+        stride = self.stride_of(length)
         if self.score == "own":
             return column_sums(attended, None, self.block, stride)
         assert isinstance(selector, Selector)
         self._notice(selector)
         if selector.class_row:
-            return selector.of_class(attended, self.sum_of)
+            stride = length  # the class token's row is the first, and the only one that such a stride reads
         return selector.columns(attended, self.block, stride, self.sum_of)
 
     def _notice(self, selector: Selector) -> None:

@@ -11,8 +11,6 @@ from tokensieve.attention import Attended, logits, row_blocks
 from tokensieve.ops.fused import fused
 from tokensieve.ops.rows import at_least_float32
 
-CLASS_ROW = slice(0, 1)
-
 
 class Selector(nn.Module):
     """Predicts the next layer's attention map from blocks of rows of this layer's logits (arXiv 2406.08816, section 3).
@@ -86,11 +84,6 @@ class Selector(nn.Module):
             flat = rows.transpose(1, 2).reshape(batch * count, heads, length)
             out = self.reduce(torch.relu_(self.expand(flat))).view(batch, count, heads, length).transpose(1, 2)
         return at_least_float32(out)
-
-    def of_class(self, attended: Attended, sum_of: Literal["probabilities", "log_probabilities"]) -> Tensor:
-        """The class token's row of the predicted map per head, (B, H, L)."""
-        row: Tensor = self(logits(attended, CLASS_ROW, self.scaled)).squeeze(2)
-        return row.exp() if sum_of == "probabilities" else row
 
     def columns(
         self, attended: Attended, block: int, stride: int, sum_of: Literal["probabilities", "log_probabilities"]

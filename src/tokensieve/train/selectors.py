@@ -11,13 +11,14 @@ from torch.utils.checkpoint import checkpoint
 
 from tokensieve.attention import Attended, Tap, attention_rows, logits, row_blocks
 from tokensieve.errors import TokensieveError
-from tokensieve.ops.selector import CLASS_ROW, Selector
+from tokensieve.ops.selector import Selector
 from tokensieve.registry import family_of
 from tokensieve.site import Site
 from tokensieve.tokens import Tokens
 from tokensieve.train.objective import Objective
 
 BLOCK = 64  # query rows held at a time
+CLASS_ROW = slice(0, 1)
 
 
 def selectors_of(model: nn.Module) -> dict[int, Selector]:
