@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import ConvNormAct, HybridEmbed
-from timm.models import VisionTransformer, build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import VisionTransformer, build_model_with_cfg, register_model
 from torch import nn
+
+from tokensieve.backbones.defaults import untrained_cfgs
 
 STEM_DEPTH = 4
 
@@ -22,22 +23,13 @@ def conv_stem(in_chans: int, embed_dim: int) -> nn.Sequential:
     return nn.Sequential(*(ConvNormAct(channels[i], channels[i + 1], 3, stride=2) for i in range(STEM_DEPTH)))
 
 
-def _cfg() -> dict[str, Any]:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "fixed_input_size": True,
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "patch_embed.backbone.0.conv",
-        "classifier": "head",
-        "paper_ids": "arXiv:2412.16491",
-    }
-
-
-default_cfgs = generate_default_cfgs({f"imagepiece_{size}.untrained": _cfg() for size in ("tiny", "small")})
+default_cfgs = untrained_cfgs(
+    "imagepiece",
+    ("tiny", "small"),
+    fixed_input_size=True,
+    first_conv="patch_embed.backbone.0.conv",
+    paper_ids="arXiv:2412.16491",
+)
 
 
 def _create(variant: str, pretrained: bool, kwargs: dict[str, Any]) -> VisionTransformer:

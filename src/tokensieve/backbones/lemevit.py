@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, Mlp, trunc_normal_
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
+from tokensieve.backbones.defaults import initialise, untrained_cfgs
 from tokensieve.backbones.staged import Stage, StagedBackbone, drop_path_rates
 
 Mixing = Literal["cross", "dual", "self"]
@@ -191,7 +191,7 @@ class LeMeViT(StagedBackbone):
         self.norm: nn.Module = nn.BatchNorm2d(dims[-1])
         self.meta_norm: nn.Module = nn.LayerNorm(dims[-1])
         self.reset_classifier(num_classes, global_pool)
-        self.apply(_initialise)
+        self.apply(initialise)
         trunc_normal_(self.meta_tokens, std=0.02)
 
     def no_weight_decay(self) -> set[str]:
@@ -218,28 +218,9 @@ class LeMeViT(StagedBackbone):
         self.norm, self.meta_norm = nn.Identity(), nn.Identity()
 
 
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
-
-
-def _cfg() -> dict[str, Any]:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stem.0.0",
-        "classifier": "head",
-        "paper_ids": "arXiv:2405.09789",
-    }
-
-
-default_cfgs = generate_default_cfgs({f"lemevit_{size}.untrained": _cfg() for size in ("tiny", "small", "base")})
+default_cfgs = untrained_cfgs(
+    "lemevit", ("tiny", "small", "base"), pool_size=(7, 7), first_conv="stem.0.0", paper_ids="arXiv:2405.09789"
+)
 
 
 def _create(variant: str, pretrained: bool, kwargs: dict[str, Any]) -> LeMeViT:

@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, Mlp, PatchEmbed, trunc_normal_
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
+from tokensieve.backbones.defaults import initialise, untrained_cfgs
 from tokensieve.backbones.staged import Stage, StagedBackbone, drop_path_rates
 
 
@@ -132,7 +132,7 @@ class PSViT(StagedBackbone):
         )
         self.norm: nn.Module = nn.LayerNorm(dims[-1])
         self.reset_classifier(num_classes, global_pool)
-        self.apply(_initialise)
+        self.apply(initialise)
         for tokens in (self.cls_token, self.pos_embed):
             trunc_normal_(tokens, std=0.02)
 
@@ -161,28 +161,9 @@ class PSViT(StagedBackbone):
         self.norm = nn.Identity()
 
 
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
-
-
-def _cfg() -> dict[str, Any]:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "fixed_input_size": True,
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        "paper_ids": "arXiv:2108.03428",
-    }
-
-
-default_cfgs = generate_default_cfgs({f"psvit_{size}.untrained": _cfg() for size in ("tiny", "small")})
+default_cfgs = untrained_cfgs(
+    "psvit", ("tiny", "small"), fixed_input_size=True, first_conv="patch_embed.proj", paper_ids="arXiv:2108.03428"
+)
 
 
 def _create(variant: str, pretrained: bool, kwargs: dict[str, Any]) -> PSViT:
