@@ -265,6 +265,11 @@ def column_sums(attended: Attended, voters: Tensor | None, block: int, stride: i
     return total
 
 
+def voters_of(alive: Tensor | None, prefix: int) -> Tensor | None:
+    """(B, P + M) bool, the query rows that count: the prefix and the slots that hold a token; None where all do."""
+    return None if alive is None else F.pad(alive, (prefix, 0), value=True)
+
+
 def received(attended: Attended, voters: Tensor | None = None, block: int = 64, stride: int = 1) -> Tensor:
     """Attention received: the mean of each key's column of the attention map, (B, H, L).
 

@@ -264,7 +264,7 @@ class Site(nn.Module):
             if step.method.undivided and tokens.grid is not None and tokens.grid != layout.grid:
                 layout = replace(layout, grid=tokens.grid)
             return step.method.remaining(tokens.count, step.ordinal, layout)
-        return min(tokens.count, self.rounding.left(self.block, step, tokens.shape[1] - tokens.prefix))
+        return min(tokens.count, self.rounding.left(self.block, step, tokens.originals))
 
     def _check_grid(self, method: Method, tokens: Tokens) -> None:
         if method.undivided and tokens.grid is None:

@@ -155,6 +155,11 @@ class Tokens:
         return self.x.shape[1] - self.prefix
 
     @property
+    def originals(self) -> int:
+        """N, the patches of the image, whatever has become of them; also inside soft assignments."""
+        return self.shape[1] - self.prefix
+
+    @property
     def sizes(self) -> Tensor:
         """(B, M) in float32 or better, how many originals each token stands for; 0 for padding."""
         dtype = torch.float64 if self.x.dtype == torch.float64 else torch.float32
@@ -253,8 +258,20 @@ def _register(cls: type, tensors: tuple[str, ...]) -> None:
 _register(
     Tokens,
     (
-        *("x", "group", "rep", "size", "alive", "mask", "canvas", "parked", "outer", "events", "stages", "shares"),
-        *("carried", "maps"),
+        "x",
+        "group",
+        "rep",
+        "size",
+        "alive",
+        "mask",
+        "canvas",
+        "parked",
+        "outer",
+        "events",
+        "stages",
+        "shares",
+        "carried",
+        "maps",
     ),
 )
 _register(Parked, ("before", "index", "dropped", "start"))

@@ -240,9 +240,7 @@ class View:
     def received(self) -> Tensor:
         """(B, M) attention received, mean over heads and query rows, in float32 or better."""
         signals, attended = self._read("received")
-        voters = None
-        if signals.alive is not None:
-            voters = torch.nn.functional.pad(signals.alive, (self.layout.prefix, 0), value=True)
+        voters = attention.voters_of(signals.alive, self.layout.prefix)
         return self.score(attention.received(attended, voters).mean(dim=1))
 
     @property

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokensieve.attention import voters_of
 from tokensieve.decision import Decision, KeepMask, ragged
 from tokensieve.errors import TokensieveError
 from tokensieve.method import Method, require
@@ -101,14 +101,14 @@ class ASViT(Method):
         return KeepMask(mask=mask)
 
     def _score(self, view: View) -> Tensor:
-        voters = None if view.alive is None else F.pad(view.alive, (view.layout.prefix, 0), value=True)
-        patches = view.tokens.shape[1] - view.layout.prefix
+        voters = voters_of(view.alive, view.layout.prefix)
+        patches = view.tokens.originals
         return view.score(head_weighted(view.attended, view.layout.class_token, voters)) * patches / PUBLISHED_PATCHES
 
     def _cost(self, view: View, mask: Tensor) -> Tensor:
         """(B,) MACs of the blocks as a share of the dense ones', with ``mask`` (B, M) from the next block on."""
         before = {stage.block: stage.mask for stage in view.tokens.stages}
-        patches = torch.full_like(mask[:, 0], view.tokens.shape[1] - view.layout.prefix)
+        patches = torch.full_like(mask[:, 0], view.tokens.originals)
         left = mask if view.tokens.mask is None else mask * view.tokens.mask
         total = torch.zeros_like(patches)
         for block in range(view.layout.depth):

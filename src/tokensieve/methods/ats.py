@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from tokensieve.attention import voters_of
 from tokensieve.decision import Assignment, ragged
 from tokensieve.method import Method, require
 from tokensieve.ops.scores import inverse_samples, value_weighted
@@ -58,9 +58,7 @@ class ATS(Method):
         return layout.grid[0] * layout.grid[1] if self.samples is None else per_site(self.samples, site)
 
     def assign(self, view: View) -> Assignment:
-        voters = None
-        if view.alive is not None:
-            voters = torch.nn.functional.pad(view.alive, (view.layout.prefix, 0), value=True)
+        voters = voters_of(view.alive, view.layout.prefix)
         score = view.score(value_weighted(view.attended, view.layout.class_token, voters))
         return ragged(self._drawn(score, view))
 

@@ -108,7 +108,7 @@ class Grid(Pruning):
     def assign(self, view: View) -> Assignment:
         ranks = view.module
         assert isinstance(ranks, Ranks)
-        patches = view.tokens.shape[1] - view.layout.prefix
+        patches = view.tokens.originals
         rank = ranks.rank if ranks.rank.shape[0] == patches else spread_line(patches, view.x.device)
         keep, dropped = split_top(-rank[view.rep], view.keep)
         return Assignment(keep=keep, dropped=dropped)

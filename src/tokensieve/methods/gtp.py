@@ -78,7 +78,7 @@ class GTP(Method):
     def _graph(self, view: View) -> Tensor:
         """(B, M, M) bool: which tokens are joined."""
         # Where nobody knows the grid, patches are taken to be in a row.
-        columns = view.tokens.shape[1] - view.layout.prefix if view.grid is None else view.grid[1]
+        columns = view.tokens.originals if view.grid is None else view.grid[1]
         near = grid_neighbours(view.rep, columns)
         if self.graph == "spatial":
             return near

@@ -95,7 +95,7 @@ class Record:
         A masked token counts as far as its mask lets it, so the masks get a gradient; with hard masks it is the count
         of the model that removes them. A token that is padding does not count.
         """
-        patches = self.tokens.shape[1] - self._prefix
+        patches = self.tokens.originals
         stages = {stage.block: stage for stage in self.tokens.stages}
         dense = sum(cost.total(self._prefix + patches, self._prefix + patches) for cost in self._costs)
         batch, device = self.tokens.x.shape[0], self.tokens.x.device
