@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,14 @@ T = TypeVar("T")
 STARTS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}  # what a launcher puts into the environment, or nobody
 LIMIT = timedelta(days=1)  # for which processes wait for each other
 PATIENCE = 10.0  # seconds in which the process that speaks says why all of them end
+
+
+def leave_interrupts_to_the_parent(worker: object = None) -> None:
+    """Ctrl-C reaches every process of a terminal; a reader that it kills would look like a crash to the one that asks.
+
+    What workers of a data loader call first; which one it is does not matter.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)

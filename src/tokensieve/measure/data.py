@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch.utils.data import IterableDataset
 from tokensieve.errors import TokensieveError
 from tokensieve.measure.stream import ImageStream, ReadableImages, collate, evenly
 from tokensieve.measure.transform import data_config
-from tokensieve.processes import Processes
+from tokensieve.processes import Processes, leave_interrupts_to_the_parent
 from tokensieve.registry import nearest
 
 CLASS_MAP = "class_map.txt"
@@ -103,7 +102,7 @@ def _loader(images: Any, config: dict[str, Any], arguments: DataArguments) -> An
         device=torch.device("cpu"),
         use_prefetcher=False,
         collate_fn=collate,
-        worker_seeding=_leave_interrupts_to_the_parent,  # type: ignore[arg-type]  # timm takes a function as well
+        worker_seeding=_seed_of,  # type: ignore[arg-type]  # timm takes a function as well
         persistent_workers=True,
     )
 
@@ -136,12 +135,9 @@ def unlabelled_images(arguments: DataArguments, mode: str) -> Any:
     return _create(arguments, None, mode)
 
 
-def _leave_interrupts_to_the_parent(worker: Any) -> int:
-    """Ctrl-C reaches every process of a terminal; a reader that it kills would look like a crash to the one that asks.
-
-    The only hook that timm's loader has in a new worker asks for its seed.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _seed_of(worker: Any) -> int:
+    """The seed of a new worker: the only hook that timm's loader has there, used to set it up."""
+    leave_interrupts_to_the_parent()
     return int(worker.seed)
 
 

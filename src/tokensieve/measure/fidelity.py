@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from tokensieve.errors import TokensieveError
 from tokensieve.measure import judge as judging
-from tokensieve.measure.judge import Judge, Meters
+from tokensieve.measure.judge import Judge, Meters, add_counts
 from tokensieve.processes import Processes
 
 NO_LABEL = -1
@@ -122,9 +122,7 @@ class ClassMeters:
         """Add the images that another one has seen."""
         self.images += other.images
         self.labelled += other.labelled
-        for name, accuracy in self.accuracies.items():
-            for part, counted in other.accuracies[name].metric_state.items():
-                setattr(accuracy, part, getattr(accuracy, part) + counted)
+        add_counts(self.accuracies, other.accuracies)
         self.kl += other.kl
 
     def compute(self) -> Fidelity:

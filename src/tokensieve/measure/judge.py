@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -23,6 +23,13 @@ class Meters(Protocol):
 
     def compute(self) -> Any:
         """A dataclass whose fields are those of a ``Row``."""
+
+
+def add_counts(own: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+    """Add what torchmetrics' metrics ``others`` have counted to those of the same name in ``own``, in place."""
+    for name, metric in own.items():
+        for part, counted in others[name].metric_state.items():
+            setattr(metric, part, getattr(metric, part) + counted)
 
 
 class Judge(ABC):

@@ -51,8 +51,9 @@ def create(
         raise TokensieveError("weights come from --pretrained or from --checkpoint, and both are given: leave one out")
     if checkpoint is not None:
         _check_file(checkpoint)
-    source = None if is_saved(name) else hugging_face.source_of(name)
-    if is_saved(name):
+    saved = is_saved(name)
+    source = None if saved else hugging_face.source_of(name)
+    if saved:
         _refuse_arguments(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, img_size=img_size)
         model = ts.load(name)
         if is_transformers(model):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from tokensieve.errors import TokensieveError
 from tokensieve.measure.data import DataArguments
 from tokensieve.measure.stream import ImageStream, evenly
-from tokensieve.processes import Processes
+from tokensieve.processes import Processes, leave_interrupts_to_the_parent
 from tokensieve.tasks.model import DenseModel
 from tokensieve.tasks.sources import Source, find_pairs
 from tokensieve.tasks.task import Task
@@ -139,7 +138,7 @@ def training_pairs(
         hflip, color_jitter: see ``Augmented``.
     """
     source, notes = open_source(arguments, model.task)
-    crops = None if model.task.name == "depth" else scale
+    crops = scale if model.task.crops else None
     transform = Augmented(arguments.config(model), crops, hflip, color_jitter)
     return Pairs(source, evenly(len(source), arguments.limit), model.task, transform), notes
 
@@ -158,7 +157,7 @@ def _loader(pairs: Pairs, batch_size: int, workers: int) -> Any:
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=_leave_interrupts_to_the_parent,
+        worker_init_fn=leave_interrupts_to_the_parent,
         persistent_workers=workers > 0,
     )
 
@@ -170,8 +169,3 @@ def collate(samples: list[Pair]) -> tuple[Tensor | None, list[Tensor] | None, li
     if not good:
         return None, None, bad
     return torch.stack([image for image, _ in good]), [target for _, target in good], bad
-
-
-def _leave_interrupts_to_the_parent(worker: int) -> None:
-    """Ctrl-C is for the process that asks: a reader that it kills would look like a crash."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -41,6 +41,7 @@ class Depth(Task):
     eigen_crop: bool = False
 
     name = "depth"
+    crops = False
     folders = ("depth", "depths")
     endings = (".png", ".tif", ".tiff", ".npy")
     rising = ("delta1", "delta2", "delta3")

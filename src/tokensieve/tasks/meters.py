@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 from torchmetrics.functional import mean_absolute_percentage_error, mean_squared_error
 
+from tokensieve.measure.judge import add_counts
 from tokensieve.tasks.depth import Depth
 from tokensieve.tasks.segmentation import Segmentation
 from tokensieve.tasks.task import DenseOutcome
@@ -52,9 +53,7 @@ class SegmentationMeters:
         """Add the images that another one has seen."""
         self.images += other.images
         self.labelled += other.labelled
-        for name, count in self.counts.items():
-            for part, counted in other.counts[name].metric_state.items():
-                setattr(count, part, getattr(count, part) + counted)
+        add_counts(self.counts, other.counts)
 
     def compute(self) -> DenseOutcome:
         """The figures over everything seen so far."""

@@ -27,12 +27,14 @@ class Task(ABC):
         name: what the command line calls it.
         folders: what the folder of targets may be called.
         endings: of the files in it.
+        crops: whether its targets stay right where an image is cropped and enlarged.
         rising: the metrics of which more is better, which a training can choose its weights by.
     """
 
     name: ClassVar[str]
     folders: ClassVar[tuple[str, ...]]
     endings: ClassVar[tuple[str, ...]]
+    crops: ClassVar[bool] = True
     rising: ClassVar[tuple[str, ...]]
 
     @property

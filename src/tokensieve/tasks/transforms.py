@@ -41,7 +41,6 @@ class Augmented:
         scale: share of the image that crops take; None takes the whole image, as depth needs it.
         hflip: share of images mirrored.
         color_jitter: how much brightness, contrast and saturation change.
-        void: what stands where the target has nothing.
     """
 
     def __init__(

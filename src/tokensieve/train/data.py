@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import random
-import signal
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from tokensieve.measure.fidelity import NO_LABEL
 from tokensieve.measure.model import ImgSize
 from tokensieve.measure.stream import ImageStream, ReadableImages, collate, evenly
 from tokensieve.measure.transform import data_config
+from tokensieve.processes import leave_interrupts_to_the_parent
 from tokensieve.tasks.data import Pairs, open_source, plain_pairs, training_pairs
 from tokensieve.tasks.model import DenseModel
 from tokensieve.train.recipe import Recipe
@@ -271,7 +271,7 @@ def plain_sample(images: TrainingImages, model: nn.Module, img_size: ImgSize, co
 
 def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains
+    leave_interrupts_to_the_parent()
 
 
 def folders_of(data: tuple[str, ...], named: str) -> tuple[str, ...]:
