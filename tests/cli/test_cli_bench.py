@@ -6,27 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from calling import call, fails
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from tokensieve import registry
-from tokensieve.cli.app import app
 from tokensieve.measure import bench as measuring
 
 MODEL = "test_vit"
-runner = CliRunner()
-
-
-def call(*arguments: object) -> Result:
-    return runner.invoke(app, [str(a) for a in arguments])
-
-
-def fails(*arguments: object) -> str:
-    """Standard error of a call that must end in one sentence and exit code 2."""
-    result = call(*arguments)
-    assert result.exit_code == 2, result.output
-    assert "Traceback" not in result.output
-    return " ".join(result.stderr.split())
 
 
 @pytest.fixture(scope="module")

@@ -6,29 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from calling import call, fails
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 import tokensieve as ts
-from tokensieve.cli.app import app
 from tokensieve.tasks.model import DenseModel
 
 pytest.importorskip("accelerate", reason="the train extra is not installed")
 
 MODEL = ("test_vit", "--img-size", "64,96")
 QUICK = ("--batch-size", 2, "-j", 0, "--rounds", 0, "--device", "cpu", "--steps", 2)
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def fails(*arguments: object) -> str:
-    """Standard error of a call that must end in one sentence and exit code 2."""
-    result = call(*arguments)
-    assert result.exit_code == 2, result.output
-    assert "Traceback" not in result.output
-    return " ".join(result.stderr.split())
 
 
 @pytest.fixture(scope="module")

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
+import calling
 import pytest
 import timm
 import torch
-from typer.testing import CliRunner, Result
 
 import tokensieve as ts
-from tokensieve.cli.app import app
 
-runner = CliRunner()
-
-
-def call(*arguments: object) -> Result:
-    return runner.invoke(app, ["export", *map(str, arguments)])
-
-
-def fails(*arguments: object) -> str:
-    """Standard error of a call that must end in one sentence and exit code 2."""
-    result = call(*arguments)
-    assert result.exit_code == 2, result.output
-    assert "Traceback" not in result.output
-    return " ".join(result.stderr.split())
+call, fails = partial(calling.call, "export"), partial(calling.fails, "export")
 
 
 @pytest.fixture(scope="module")

@@ -7,18 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from calling import call
 from PIL import Image
-from typer.testing import CliRunner, Result
-
-from tokensieve.cli.app import app
 
 transformers = pytest.importorskip("transformers")
-
-runner = CliRunner()
-
-
-def call(*arguments: object) -> Result:
-    return runner.invoke(app, [str(a) for a in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
+import calling
 import pytest
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 import tokensieve as ts
-from tokensieve.cli.app import app
 from tokensieve.measure.model import create
 
 MODEL = "test_vit"
 
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["show", *map(str, arguments)])
-
-
-def fails(*arguments: object) -> str:
-    """Standard error of a call that must end in one sentence and exit code 2."""
-    result = call(*arguments)
-    assert result.exit_code == 2, result.output
-    assert "Traceback" not in result.output
-    return " ".join(result.stderr.split())
+call, fails = partial(calling.call, "show"), partial(calling.fails, "show")
 
 
 @pytest.fixture

@@ -1,18 +1,18 @@
 """``tokensieve train``: every stage end to end on a tiny model, the dry run, and what it refuses."""
 
 import json
+from functools import partial
 from pathlib import Path
 
+import calling
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from typer.testing import CliRunner, Result
 
 import tokensieve as ts
-from tokensieve.cli.app import app
 from tokensieve.measure.data import DataArguments, open_images
 from tokensieve.measure.fidelity import compare
 from tokensieve.train.selectors import selectors_of
@@ -22,17 +22,7 @@ pytest.importorskip("accelerate", reason="the train extra is not installed")
 MODEL = ("test_vit", "--img-size", 64, "--num-classes", 3)
 QUICK = ("--batch-size", 4, "-j", 0, "--rounds", 0, "--device", "cpu")
 
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["train", *(str(a) for a in arguments)])
-
-
-def fails(*arguments: object) -> str:
-    """Standard error of a call that must end in one sentence and exit code 2."""
-    result = call(*arguments)
-    assert result.exit_code == 2, result.output
-    assert "Traceback" not in result.output
-    return " ".join(result.stderr.split())
+call, fails = partial(calling.call, "train"), partial(calling.fails, "train")
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +101,7 @@ def test_eval_compares_with_the_dense_model_that_the_folder_was_trained_from(pic
 
     def evaluated(folder: Path, name: str) -> tuple[str, dict[str, float]]:
         file = tmp_path / name
-        result = CliRunner().invoke(
-            app, ["eval", str(folder), "--data", str(pictures), "-j", "0", "--results-file", str(file)]
-        )
+        result = calling.call("eval", folder, "--data", pictures, "-j", 0, "--results-file", file)
         assert result.exit_code == 0, result.output
         return " ".join(result.stderr.split()), {
             row["variant"]: row["kl"] for row in json.loads(file.read_text())["rows"]

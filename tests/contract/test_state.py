@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import tokensieve as ts
 from tokensieve import registry
+from tokensieve.sharing import projections
 
 first_models = pytest.mark.parametrize(("family", "name"), FIRST)
 every_config = pytest.mark.parametrize("config", CONFIGS)
@@ -114,7 +115,9 @@ def test_a_training_step_has_finite_gradients(family: str, name: str, config: st
     first = blocks[0]
     # A block that attends by the maps of the one before leaves its own queries and keys out.
     borrowing = {number for method in CONFIGS[config] for number in method.sharing(len(blocks))}
-    left_out = {parameter for number in borrowing for parameter in blocks[number].parameters()}
+    skipped = {part.weight for number in borrowing for parts in projections(blocks[number]) for part in parts}
+    layers = [layer for number in borrowing for layer in blocks[number].modules() if isinstance(layer, nn.Linear)]
+    left_out = {parameter for layer in layers if layer.weight in skipped for parameter in layer.parameters()}
     for key, parameter in dense.named_parameters():
         gradient = reached[key].grad
         if parameter.grad is not None and not (gradient is None and reached[key] in left_out):

@@ -62,3 +62,14 @@ def compare(model: nn.Module, images: Tensor, **reduction: Any) -> None:
             assert groups[number] == run.partition
         torch.testing.assert_close(tokens[number], wanted_tokens, rtol=0, atol=1e-9)
         torch.testing.assert_close(logits[number], wanted_logits, rtol=0, atol=1e-9)
+
+
+def compare_each(model: nn.Module, images: Tensor, **reduction: Any) -> None:
+    """Every image alone and in the batch, for methods that keep another number of tokens in each."""
+    with torch.no_grad():
+        logits, tokens = model(images), model.forward_features(images)
+    for number, image in enumerate(images.split(1)):
+        compare(model, image, **reduction)
+        with torch.no_grad():
+            torch.testing.assert_close(model(image)[0], logits[number], rtol=0, atol=1e-9)
+            torch.testing.assert_close(model.forward_features(image)[0], tokens[number], rtol=0, atol=1e-9)

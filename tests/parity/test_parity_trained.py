@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import reference_trained as reference
 import torch
-from harness import DEPTH, HEADS, PATCHES, compare, tiny
+from harness import DEPTH, HEADS, PATCHES, compare, compare_each, tiny
 from reference import vit
 from torch import Tensor, nn
 
@@ -20,17 +20,6 @@ from tokensieve.site import Site
 from tokensieve.train.auxiliary import recording
 
 LABELS = torch.tensor([1, 2, 3])
-
-
-def compare_each(model: nn.Module, images: Tensor, **reduction: Any) -> None:
-    """Every image alone and in the batch, for methods that keep another number of tokens in each."""
-    with torch.no_grad():
-        logits, tokens = model(images), model.forward_features(images)
-    for number, image in enumerate(images.split(1)):
-        compare(model, image, **reduction)
-        with torch.no_grad():
-            torch.testing.assert_close(model(image)[0], logits[number], rtol=0, atol=1e-9)
-            torch.testing.assert_close(model.forward_features(image)[0], tokens[number], rtol=0, atol=1e-9)
 
 
 def learned(model: nn.Module) -> list[Any]:

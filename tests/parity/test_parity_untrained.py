@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import reference_spans
 import reference_untrained as reference
 import torch
-from harness import DEPTH, HEADS, PATCHES, SITES, compare, tiny
+from harness import DEPTH, HEADS, PATCHES, SITES, compare, compare_each, tiny
 from reference import vit
-from torch import Tensor, nn
+from torch import Tensor
 
 import tokensieve as ts
 
@@ -97,17 +96,6 @@ def test_diffrate(images: Tensor, proportional: bool) -> None:
     pruned, merged = (tuple(row[place] / PATCHES for row in counts) for place in (0, 1))
     model = ts.apply(tiny(), ts.DiffRate(pruned=pruned, merged=merged, proportional=proportional))
     compare(model, images, middle=reference.diffrate(counts), log_size=proportional)
-
-
-def compare_each(model: nn.Module, images: Tensor, **reduction: Any) -> None:
-    """Every image alone and in the batch, for methods that keep another number of tokens in each."""
-    with torch.no_grad():
-        logits, tokens = model(images), model.forward_features(images)
-    for number, image in enumerate(images.split(1)):
-        compare(model, image, **reduction)
-        with torch.no_grad():
-            torch.testing.assert_close(model(image)[0], logits[number], rtol=0, atol=1e-9)
-            torch.testing.assert_close(model.forward_features(image)[0], tokens[number], rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("samples", [49, 30, 8])
