@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,9 @@ from torch.overrides import TorchFunctionMode
 from tokensieve.errors import RefusedError
 from tokensieve.ops.fused import fused
 from tokensieve.ops.rows import at_least_float32
+
+if TYPE_CHECKING:
+    from tokensieve.packing import Packing
 
 # A removed token's share of attention while training: exact zero would have no gradient. Nothing that an answer in
 # float32 shows, and its logarithm, -32, is exact in half precision.
@@ -54,6 +58,9 @@ class Tap(TorchFunctionMode):
     call that the model makes is the call that runs, bit for bit. Of the signals ``wanted``, "outputs" are recorded too,
     and "cls_row" is taken from our kernel where that runs.
 
+    With a ``packing`` the model's calls are on the tokens of all images in one row; ``attended`` shows them padded.
+    ``sized`` then says whether ``bias`` holds more than which slots are empty.
+
     Write ``tap = Tap()`` and then ``with tap:``; TorchDynamo does not trace ``with Tap() as tap``.
     """
 
@@ -62,6 +69,8 @@ class Tap(TorchFunctionMode):
         self.bias = bias
         self.own = own
         self.wanted = wanted
+        self.packing: Packing | None = None
+        self.sized = False
         self.class_row: Tensor | None = None
         self.calls: list[tuple[Tensor, Tensor, Tensor, float | None]] = []
         self.outputs: list[Tensor] = []
@@ -72,10 +81,7 @@ class Tap(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        output = self._attend(*args, **kwargs)
-        if "outputs" in self.wanted:
-            self.outputs.append(output)
-        return output
+        return self._attend(*args, **kwargs)
 
     def _attend(
         self,
@@ -94,12 +100,32 @@ class Tap(TorchFunctionMode):
                 "call the model without attn_mask and is_causal, or ts.remove(model) first"
             )
         self.calls.append((query, key, value, scale))
+        if self.packing is not None:
+            kernel = partial(self._kernel, dropout_p=dropout_p, scale=scale, **others)
+            output = self.packing.attend(kernel, (query, key, value), self.bias if self.sized else None)
+            self.class_row = None  # that of the last image
+        else:
+            output = self._kernel(query, key, value, self.bias, dropout_p=dropout_p, scale=scale, **others)
+        if "outputs" in self.wanted:
+            self.outputs.append(output)
+        return output
+
+    def _kernel(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor | None,
+        dropout_p: float,
+        scale: float | None,
+        **others: Any,
+    ) -> Tensor:
         if self.own and dropout_p == 0.0 and not others:
-            out, self.class_row = attend(query, key, value, self.bias, scale, "cls_row" in self.wanted)
-            return out
-        if self.bias is None:
+            output, self.class_row = attend(query, key, value, bias, scale, "cls_row" in self.wanted)
+            return output
+        if bias is None:
             return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, scale=scale, **others)
-        return biased_attention(query, key, value, self.bias, scale=scale, dropout_p=dropout_p)
+        return biased_attention(query, key, value, bias, scale=scale, dropout_p=dropout_p)
 
     def attended(self) -> Attended:
         """What the calls were computed from; several parallel attentions are laid side by side as heads."""
@@ -116,6 +142,9 @@ class Tap(TorchFunctionMode):
         scale = self.calls[0][3]
         scale = queries.shape[-1] ** -0.5 if scale is None else scale
         outputs = torch.cat(self.outputs, dim=1) if self.outputs else None
+        if self.packing is not None:
+            queries, keys, values = (self.packing.unpack_heads(part) for part in (queries, keys, values))
+            outputs = None if outputs is None else self.packing.unpack_heads(outputs)
         class_row = self.class_row if len(self.calls) == 1 else None
         return Attended(queries, keys, values, scale, self.bias, class_row, outputs)
 

@@ -24,6 +24,7 @@ from tokensieve.errors import RefusedError, TokensieveError
 from tokensieve.family import Family
 from tokensieve.history import Stage
 from tokensieve.method import Method, Point
+from tokensieve.packing import Packing, packing_of
 from tokensieve.restoring import visible
 from tokensieve.sharing import Maps, SharingTap
 from tokensieve.tokens import Fill, Tokens
@@ -100,8 +101,10 @@ class Site(nn.Module):
         tokens = self.state_of(x)
         tokens = algebra.returning(tokens, self.block)
         tokens = self._act(tokens, "before", None, block.training)
+        packs = True
         if tokens.version:
-            kwargs = self.family.reindex(kwargs, tokens.rep, tokens.prefix)
+            placed = self.family.reindex(kwargs, tokens.rep, tokens.prefix)
+            packs, kwargs = placed is kwargs, placed  # rotary angles lie as the padded tokens do
         attended, seen = tokens.x.shape[1], tokens.mask
         size = tokens.size if self.log_size else None
         bias = key_bias(tokens.prefix, size, tokens.alive, tokens.mask)
@@ -109,7 +112,7 @@ class Site(nn.Module):
         plain = bias is None and tokens.shares is None and not (own or self.borrows or self.lends)
         if plain and not self.steps and not any(entry.after_attention for entry in tokens.parked):
             return self._finish(self._stage(tokens, block.dense(tokens.x, **kwargs), attended, seen, 0, block.training))
-        tokens, signals, saved = self._attend(tokens, block, bias, own, kwargs)
+        tokens, signals, saved = self._attend(tokens, block, bias, own, packs, kwargs)
         observed = self._observe(visible(tokens), signals)
         tokens = self._act(tokens, "middle", signals, block.training)
         before = tokens
@@ -122,7 +125,7 @@ class Site(nn.Module):
             signals = None
         elif signals is not None and all(step.key in observed for step in behind if step.method.needs(self.layout)):
             signals.attended = None
-        tokens = self._stage(tokens, self.family.mlp(block, tokens.x), attended, seen, saved, block.training)
+        tokens = self._stage(tokens, self._mlp(block, tokens), attended, seen, saved, block.training)
         return self._finish(self._act(tokens, "after", signals, block.training, observed))
 
     def state_of(self, x: Tensor | Tokens) -> Tokens:
@@ -163,16 +166,19 @@ class Site(nn.Module):
         return self.learned[step.key] if step.key in self.learned else None  # noqa: SIM401 - has no get
 
     def _attend(
-        self, tokens: Tokens, block: SievedBlock, bias: Tensor | None, own: bool, kwargs: dict[str, Any]
+        self, tokens: Tokens, block: SievedBlock, bias: Tensor | None, own: bool, packs: bool, kwargs: dict[str, Any]
     ) -> tuple[Tokens, BlockSignals | None, int]:
         """The attention half of the block, its signals where a method here reads any, and the MACs saved per token."""
         shares_maps = self.borrows or self.lends
         if not (self.needs or own or shares_maps) and bias is None and tokens.shares is None:
             return tokens.changed(x=self.family.attention(block, tokens.x, **kwargs)), None, 0
         tap = self._tap(tokens, block, bias, own)
+        if packs and not shares_maps:
+            tap.packing, tap.sized = self._packing(tokens), self.log_size
+        x = tokens.x if tap.packing is None else tap.packing.pack(tokens.x)
         with tap:
-            y = self.family.attention(block, tokens.x, **kwargs)
-        tokens = tokens.changed(x=y)
+            y = self.family.attention(block, x, **kwargs)
+        tokens = tokens.changed(x=y if tap.packing is None else tap.packing.unpack(y))
         if shares_maps:
             lent = Maps(tuple((call[0], call[1]) for call in tap.calls), tokens.version) if self.lends else None
             tokens = tokens.changed(maps=lent)
@@ -187,6 +193,15 @@ class Site(nn.Module):
         if tokens.hidden:
             attended = first_keys(attended, tokens.x.shape[1] - tokens.hidden)
         return tokens, BlockSignals(attended, visible(tokens).alive), saved
+
+    def _mlp(self, block: SievedBlock, tokens: Tokens) -> Tensor:
+        packing = self._packing(tokens)
+        if packing is None:
+            return self.family.mlp(block, tokens.x)
+        return packing.unpack(self.family.mlp(block, packing.pack(tokens.x)))
+
+    def _packing(self, tokens: Tokens) -> Packing | None:
+        return None if tokens.hidden else packing_of(tokens.alive, tokens.prefix)
 
     def _tap(self, tokens: Tokens, block: SievedBlock, bias: Tensor | None, own: bool) -> Tap:
         maps = tokens.maps

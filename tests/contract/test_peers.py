@@ -258,7 +258,7 @@ def test_adaptive_methods_do_not_compose() -> None:
 
 @every_default
 def test_tokens_are_removed_and_not_masked(method: str) -> None:
-    model, x = build("timm-vit", "plain"), images(2)
+    model, x = build("timm-vit", "plain"), images(1)
     ts.apply(model, method)
     lengths = kernel_lengths(model, x)
     assert lengths == [stage.attended for stage in ts.trace(model, x).stages]
