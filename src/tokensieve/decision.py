@@ -275,10 +275,17 @@ def ragged(mask: Tensor, capacity: int | None = None) -> Assignment:
         capacity: slots per image; default the largest count in the batch (one host sync).
     """
     counts = mask.sum(dim=1)
-    capacity = int(counts.max()) if capacity is None else capacity
+    least, most = _extremes(counts) if capacity is None else (-1, capacity)
     order = (~mask).int().sort(dim=1, stable=True).indices
-    alive = torch.arange(capacity, device=mask.device).unsqueeze(0) < counts.unsqueeze(1)
-    return Assignment(keep=order[:, :capacity], dropped=order[:, capacity:], alive=alive)
+    slots = torch.arange(most, device=mask.device)
+    alive = None if least == most else slots.unsqueeze(0) < counts.unsqueeze(1)
+    return Assignment(keep=order[:, :most], dropped=order[:, most:], alive=alive)
+
+
+def _extremes(counts: Tensor) -> tuple[int, int]:
+    """The smallest and the largest of ``counts`` (B,), in one host sync; images of one length need no padding."""
+    least, most = torch.stack(counts.aminmax()).tolist()
+    return least, most
 
 
 def ragged_merge(joins: Tensor, alive: Tensor | None = None) -> Assignment:
@@ -295,7 +302,8 @@ def ragged_merge(joins: Tensor, alive: Tensor | None = None) -> Assignment:
     if alive is not None:
         stays = stays & alive
     counts = stays.sum(dim=1)
-    capacity = int(counts.max())
+    least, capacity = _extremes(counts)
+    padded = least < capacity
     order = (~stays).int().sort(dim=1, stable=True).indices
     target = invert(order).gather(1, joins)
     if alive is not None:
@@ -306,6 +314,6 @@ def ragged_merge(joins: Tensor, alive: Tensor | None = None) -> Assignment:
         moved=moved,
         onto=target.gather(1, moved),
         dropped=keep[:, :0],
-        alive=positions[:capacity] < counts.unsqueeze(1),
-        padding_onto=target.gather(1, keep),
+        alive=positions[:capacity] < counts.unsqueeze(1) if padded else None,
+        padding_onto=target.gather(1, keep) if padded else None,
     )
