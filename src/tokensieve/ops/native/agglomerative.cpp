@@ -26,7 +26,11 @@ FOR_EVERY_PROCESSOR int64_t find_lowest(const float* from, const float* gone, in
   for (; j < length; ++j) lowest = from[j] + gone[j] < lowest ? from[j] + gone[j] : lowest;
   *value = lowest;
   if (lowest == INFINITE) return -1;
-  j = first;
+  for (j = first; j + LANES <= length; j += LANES) {
+    int32_t hits = 0;
+    for (int64_t k = 0; k < LANES; ++k) hits |= from[j + k] + gone[j + k] == lowest;
+    if (hits) break;
+  }
   while (from[j] + gone[j] != lowest) ++j;
   return j;
 }
@@ -41,6 +45,16 @@ FOR_EVERY_PROCESSOR void join_rows(float* left, const float* right, float first,
     for (int64_t k = 0; k < length; ++k) left[k] = right[k] > left[k] ? right[k] : left[k];
   } else {
     for (int64_t k = 0; k < length; ++k) left[k] = share * left[k] + rest * right[k];
+  }
+}
+
+// Which of the first `length` clusters have another nearest one now that j has joined i, whose distances are `row`.
+FOR_EVERY_PROCESSOR void find_stale(const float* row, const float* value, const float* gone, const int32_t* nearest,
+                                    int32_t i, int32_t j, int64_t length, int32_t* stale) {
+  for (int64_t k = 0; k < length; ++k) {
+    const int32_t before = static_cast<int32_t>(k) < i;
+    const int32_t closer = (row[k] <= value[k]) | (nearest[k] == i);
+    stale[k] = (gone[k] == 0.0f) & ((nearest[k] == j) | (before & closer));
   }
 }
 
@@ -83,12 +97,13 @@ Tensor agglomerate(const Tensor& distances, int64_t clusters, int64_t linkage) {
   const float* all = data<float>(distances);
   int64_t* out = out_data<int64_t>(groups);
   in_parallel(batch, 1, [&](int64_t begin, int64_t end) {
-    std::vector<int64_t> nearest(length), number(length);
-    std::vector<int32_t> leader(length);
+    std::vector<int64_t> number(length);
+    std::vector<int32_t> leader(length), nearest(length), stale(length);
     std::vector<float> value(length), size(length), gone(length), work(length * length);
     float* matrix = work.data();
     const auto renew = [&](int64_t row) {
-      nearest[row] = find_lowest(matrix + row * length, gone.data(), row + 1, length, &value[row]);
+      nearest[row] =
+          static_cast<int32_t>(find_lowest(matrix + row * length, gone.data(), row + 1, length, &value[row]));
     };
     for (int64_t b = begin; b < end; ++b) {
       std::memcpy(matrix, all + b * length * length, length * length * sizeof(float));
@@ -108,15 +123,14 @@ Tensor agglomerate(const Tensor& distances, int64_t clusters, int64_t linkage) {
         size[i] += size[j];
         gone[j] = INFINITE;
         for (int64_t k = 0; k < length; ++k) leader[k] = leader[k] == j ? static_cast<int32_t>(i) : leader[k];
-        for (int64_t k = 0; k < length; ++k) {
-          if (gone[k] == 0.0f) matrix[k * length + i] = row[k];
-        }
+        for (int64_t k = 0; k < length; ++k) matrix[k * length + i] = row[k];
+        find_stale(row, value.data(), gone.data(), nearest.data(), i, j, j, stale.data());
         for (int64_t k = 0; k < j; ++k) {
-          if (gone[k] != 0.0f || k == i) continue;
-          if (nearest[k] == j || (k < i && nearest[k] == i)) {
+          if (!stale[k] || k == i) continue;
+          if (nearest[k] == j || nearest[k] == i) {
             renew(k);
-          } else if (k < i && (row[k] < value[k] || (row[k] == value[k] && i < nearest[k]))) {
-            nearest[k] = i;
+          } else if (row[k] < value[k] || i < nearest[k]) {
+            nearest[k] = static_cast<int32_t>(i);
             value[k] = row[k];
           }
         }
