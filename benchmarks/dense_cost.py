@@ -53,15 +53,16 @@ def measure(size: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     runtime = Runtime(model_dtype=DTYPES[args.dtype])
     runtime.place(dense)
     x = runtime.send(image(args.data, dense, size))
-    chosen = asked = [methods for spec in args.method for methods in ts.sweep(spec)]
+    asked = {spec: methods for text in args.method for spec, methods in named(text).items()}
+    chosen = list(asked.values())
     if args.factor is not None:
         with torch.no_grad():
-            chosen = [at_factor(dense, methods, args.factor, x) for methods in asked]
+            chosen = [at_factor(dense, methods, args.factor, x) for methods in chosen]
     variants, told = [Variant(DENSE, dense, count(dense, x))], {DENSE: DENSE}
-    for methods, turned in zip(asked, chosen, strict=True):
+    for spec, turned in zip(asked, chosen, strict=True):
         model = reduce(dense, turned)
         variants.append(Variant(ts.spell(turned), model, count(model, x)))
-        told[ts.spell(turned)] = ts.spell(methods)
+        told[ts.spell(turned)] = spec
     timings = time_variants(dense, variants, x, runtime=runtime, rounds=args.rounds, warmup=1)
     rows = []
     for variant in variants:
@@ -74,6 +75,12 @@ def measure(size: int, args: argparse.Namespace) -> list[dict[str, Any]]:
         rows.append(row | asdict(timings.speed(variant.name, promised)))
         print(line(rows[-1]), flush=True)
     return rows
+
+
+def named(text: str) -> dict[str, tuple[ts.Method, ...]]:
+    """The methods that a spec asks for by the words it does, or each by its own where it sweeps."""
+    swept = list(ts.sweep(text))
+    return {text: swept[0]} if len(swept) == 1 else {ts.spell(methods): methods for methods in swept}
 
 
 def image(data: str | None, dense: DenseModel, size: int) -> Tensor:
@@ -142,11 +149,15 @@ def plot(content: dict[str, Any], file: Path) -> None:
             style = {"color": "black", "linewidth": 2} if name == DENSE else {}
             values = [row[what] / unit for row in own]
             panel.plot([row["patches"] for row in own], values, "o-", label=f"{name}: N^{found[what]:.2f}", **style)
+        patches = sorted({row["patches"] for row in content["rows"]})
         panel.set(xscale="log", yscale="log", xlabel="patches", ylabel=label)
+        panel.set_xticks(patches, map(str, patches))
+        panel.set_xticks([], minor=True)
         panel.legend(frameon=False, fontsize=8)
         panel.grid(alpha=0.3)
     settings = content["settings"]
-    figure.suptitle(f"{settings['model']} with a linear head, {settings['dtype']}, batch 1", fontsize=11)
+    factor = "" if settings["factor"] is None else f", every method at {settings['factor']:g} times fewer MACs"
+    figure.suptitle(f"{settings['model']} with a linear head, {settings['dtype']}, batch 1{factor}", fontsize=11)
     with replacing(file) as beside:
         figure.savefig(beside, dpi=150, format="png")
 

@@ -23,6 +23,7 @@ from tokensieve.ops import native
 from tokensieve.ops.agglomerative import agglomerate, distances_between
 from tokensieve.ops.bands import Bands
 from tokensieve.ops.density import density_peaks
+from tokensieve.ops.local_density import local_distances
 from tokensieve.ops.matching import bipartite_matching, match_pairs, unit_rows
 from tokensieve.ops.native.build import library_path
 from tokensieve.ops.rows import head_mean, split_top
@@ -304,6 +305,18 @@ def test_superpixels_by_windows_and_by_bands(
     torch.testing.assert_close(cells.totals(), others.totals(), rtol=1e-3, atol=1e-3)
     new = random(seed + 1, batch, bands.height * bands.width, 3)
     torch.testing.assert_close(blend(new), back(new), rtol=1e-3, atol=1e-3)
+
+
+@some
+@given(seeds, st.integers(1, 2), st.integers(1, 9), st.integers(1, 9), st.integers(1, 60))
+def test_local_distances_by_windows_and_by_bands(seed: int, batch: int, rows: int, columns: int, count: int) -> None:
+    """Float64 takes the bands."""
+    x = random(seed, batch, rows * columns, 12)
+    (found, number, there), (wanted, numbers, same) = (
+        local_distances(values, rows, columns, count) for values in (x, x.double())
+    )
+    assert torch.equal(number, numbers) and torch.equal(there, same)
+    torch.testing.assert_close(found[:, there], wanted[:, there].float(), rtol=1e-4, atol=1e-3)
 
 
 def test_windows_of_other_grids_are_refused() -> None:
