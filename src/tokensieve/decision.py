@@ -295,7 +295,8 @@ def ragged_merge(joins: Tensor, alive: Tensor | None = None) -> Assignment:
         joins: (B, M) int64, the token that each token joins, itself where it stays; nobody joins one that moves.
         alive: (B, M) bool, which slots hold a token now; None when all do. The others stay padding.
 
-    Tokens that stay keep their order, so what an image becomes does not depend on its batch (one host sync).
+    Tokens that stay keep their order, so what an image becomes does not depend on its batch (one host sync). Where all
+    images keep as many, there is no padding, and the merge is a plain one.
     """
     positions = torch.arange(joins.shape[1], device=joins.device)
     stays = joins == positions
@@ -309,6 +310,8 @@ def ragged_merge(joins: Tensor, alive: Tensor | None = None) -> Assignment:
     if alive is not None:
         target = target.masked_fill(~alive, -1)
     keep, moved = order[:, :capacity], order[:, capacity:]
+    if alive is None and not torch.compiler.is_compiling() and bool((counts == capacity).all()):
+        return Assignment(keep=keep, moved=moved, onto=target.gather(1, moved))
     return Assignment(
         keep=keep,
         moved=moved,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokensieve import reading
+from tokensieve import grid, reading
 from tokensieve.errors import RefusedError, TokensieveError
 from tokensieve.identity import check_identity
 from tokensieve.method import Method
@@ -117,6 +117,8 @@ def apply(
         block.__class__ = sieved_class(SievedBlock, type(block))  # type: ignore[arg-type]
     if hasattr(located.owner, "forward_intermediates"):
         located.owner.__class__ = sieved_class(SievedOwner, type(located.owner))  # type: ignore[arg-type]
+    if located.family.images is not None:
+        grid.attach(located.owner, located.family.images, located.family.patch_size(located.owner), layout.grid)
     for entry in located.family.readings(model, located.owner):
         reading.attach(entry)
     reading.refuse_masks(located.owner)
@@ -158,6 +160,7 @@ def remove(model: nn.Module) -> nn.Module:
     """Take all methods off ``model``, in place: the exact original again. Learned parts of methods go with them."""
     for module in list(model.modules()):
         reading.detach(module)
+        grid.detach(module)
         if isinstance(module, (SievedBlock, SievedOwner)):
             if isinstance(module, SievedBlock):
                 del module._modules[SITE]

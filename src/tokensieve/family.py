@@ -48,12 +48,15 @@ class Family(ABC):
         block_types: the block classes it can run in halves. Those of a package that may not be installed are given by
             their full names, so that nothing is imported before somebody has such a model.
         arguments: names of what a block gets by position behind its tokens.
+        images: the first argument of the owner's forward where it takes images, whose size then tells the patch grid;
+            None where ``forward_features`` and ``forward_intermediates`` do, as in timm.
     """
 
     name: ClassVar[str]
     description: ClassVar[str]
     block_types: ClassVar[tuple[type[nn.Module] | str, ...]]
     arguments: ClassVar[tuple[str, ...]] = ()
+    images: ClassVar[str | None] = None
 
     def is_block(self, module: nn.Module) -> bool:
         """Whether ``module`` is of one of the ``block_types``."""

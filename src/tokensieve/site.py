@@ -6,9 +6,8 @@ methods that act there. State travels from block to block as the argument (``Tok
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from tokensieve.attention import Tap, attends_faster, first_keys, key_bias, spre
 from tokensieve.decision import Assignment, Decision, SoftAssignment
 from tokensieve.errors import RefusedError, TokensieveError
 from tokensieve.family import Family
+from tokensieve.grid import on_grid, running_grid
 from tokensieve.history import Stage
 from tokensieve.method import Method, Point
 from tokensieve.packing import Packing, packing_of
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 
 SITE = "tokensieve"  # the name of the child module that a block with sites carries
 BESIDE = "_tokensieve_state"  # the attribute of a tensor out of a tapped block that holds the compact state
-# The patch grid of the image that runs now, set only while a model runs on one of another size than its own: the block
-# gets a sequence, which does not tell.
-_GRID: ContextVar[tuple[int, int] | None] = ContextVar("tokensieve_grid", default=None)
 
 
 @dataclass(frozen=True)
@@ -136,7 +133,7 @@ class Site(nn.Module):
         if beside is not None:
             return beside
         patches = x.shape[1] - self.layout.prefix
-        grid = _GRID.get() or self.layout.grid
+        grid = running_grid() or self.layout.grid
         known = grid if grid[0] * grid[1] == patches else None
         return Tokens.start(x, self.layout.prefix, self.fill, known)
 
@@ -346,16 +343,10 @@ class SievedOwner(nn.Module):
         return _revive, (SievedOwner, type(self).__bases__[1]), self.__getstate__()  # type: ignore[no-untyped-call]
 
 
-@contextmanager
-def _on_grid_of(owner: Any, image: Tensor) -> Iterator[None]:
-    """Let the sites know the grid of an ``image`` (B, C, H, W) of another size than the model's own."""
-    grid = tuple(owner.patch_embed.dynamic_feat_size(tuple(image.shape[-2:])))
-    token = None if grid == tuple(owner.patch_embed.grid_size) else _GRID.set((int(grid[0]), int(grid[1])))
-    try:
-        yield
-    finally:
-        if token is not None:
-            _GRID.reset(token)
+def _on_grid_of(owner: Any, image: Tensor) -> AbstractContextManager[None]:
+    """Let the sites know the grid of an ``image`` (B, C, H, W)."""
+    rows, columns = owner.patch_embed.dynamic_feat_size(tuple(image.shape[-2:]))
+    return on_grid((int(rows), int(columns)), tuple(owner.patch_embed.grid_size))
 
 
 def _whole(value: Any) -> Any:

@@ -19,8 +19,35 @@ from tokensieve.tasks.depth import Depth
 from tokensieve.tasks.model import dense_model
 
 
-def test_the_exponent_of_a_power() -> None:
-    assert dense_cost.exponent([(x, 3 * x**1.7) for x in (196, 1024, 4096)]) == pytest.approx(1.7)
+def test_the_exponents_of_powers() -> None:
+    rows = [
+        {"asked": name, "patches": n, "seconds": 3 * n**power, "peak_memory": 5 * n}
+        for name, power in (("dense", 1.7), ("tome", 1.2))
+        for n in (196, 1024, 4096)
+    ]
+    found = dense_cost.exponents(rows)
+    assert {name: one["seconds"] for name, one in found.items()} == pytest.approx({"dense": 1.7, "tome": 1.2})
+    assert found["tome"]["peak_memory"] == pytest.approx(1) and "oracle_seconds" not in found["tome"]
+    assert dense_cost.exponents(rows[:1]) == {}
+
+
+def test_the_cost_at_two_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "cost.json"
+    command = ["test_vit", "--method", "tome", "--factor", "1.2", "--rounds", "1", "--output", str(output)]
+    assert dense_cost.main([*command, "--img-size", "64"]) == 0
+    assert not output.with_suffix(".png").exists()
+    first = json.loads(output.read_text())["rows"]
+    assert [row["variant"].partition(":")[0] for row in first] == ["dense", "tome"]
+    assert first[1]["F"] == pytest.approx(1.2, abs=0.06) and first[1]["oracle_seconds"] > 0
+    assert dense_cost.main([*command, "--img-size", "64"]) == 2
+    assert "--resume keeps what it has" in capsys.readouterr().err
+
+    assert dense_cost.main([*command, "--img-size", "64", "--img-size", "96", "--resume"]) == 0
+    content = json.loads(output.read_text())
+    assert content["rows"][:2] == first and [row["patches"] for row in content["rows"]] == [16, 16, 36, 36]
+    assert set(content["exponents"]) == {"dense", "tome"}
+    assert output.with_suffix(".png").stat().st_size and "exponent of time" in output.with_suffix(".md").read_text()
+    assert dense_cost.main([*command, "--img-size", "64", "--resume", "--dtype", "bf16"]) == 2
 
 
 def test_a_loss_is_positive_where_the_figure_is_worse() -> None:

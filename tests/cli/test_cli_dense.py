@@ -87,6 +87,49 @@ def test_windows_slide_over_images_of_any_size(scenes: Path, segmenting: Path) -
     assert "give --slide N" in fails("eval", segmenting, "--data", scenes, "--stride", 50)
 
 
+def test_windows_larger_than_the_images(scenes: Path, segmenting: Path) -> None:
+    """Their short side is brought to 30 pixels, and the window has 64 × 96."""
+    result = call("eval", segmenting, "--data", scenes, "-j", 0, "--slide", 30, "-m", "ailurus:sites=[2]")
+    assert result.exit_code == 0, result.output
+    assert "ailurus" in result.stdout
+
+
+def test_targets_in_which_nothing_counts(scenes: Path, segmenting: Path, tmp_path: Path) -> None:
+    """Void masks and depth of zeros: the reduced model is compared with the dense one, and nothing can be learned."""
+    for split in ("train", "val"):
+        for kind, values in (("masks", np.full((50, 75), 255, np.uint8)), ("depth", np.zeros((50, 75), np.uint16))):
+            (tmp_path / split / kind).mkdir(parents=True)
+            for number in range(2):
+                Image.fromarray(values).save(tmp_path / split / kind / f"{number}.png")
+        (tmp_path / split / "images").symlink_to(scenes / split / "images")
+    result = call("eval", segmenting, "--data", tmp_path, "-j", 0, "-m", "tome:r=2")
+    assert result.exit_code == 0, result.output
+    assert "agreement" in result.stdout and "mIoU" not in result.stdout
+    assert "no target has a pixel that counts" in result.stderr and "--ignore-index" in result.stderr
+    asked = ("train", *MODEL, "--data", tmp_path, *QUICK, "-o", tmp_path / "run")
+    assert "none of 2 targets has a pixel that counts" in fails(*asked, "--task", "segmentation", "--num-classes", 3)
+    assert "depths from 0.001 to 10 metres count" in fails(*asked, "--task", "depth")
+    # One valid pixel is enough.
+    mask = np.full((50, 75), 255, np.uint8)
+    mask[7, 9] = 1
+    Image.fromarray(mask).save(tmp_path / "train" / "masks" / "1.png")
+    learned = call(*asked, "--task", "segmentation", "--num-classes", 3)
+    assert learned.exit_code == 0, learned.output
+
+
+def test_sizes_that_patches_do_not_cover(scenes: Path, tmp_path: Path) -> None:
+    """A model that takes any size refuses them in a sentence; one of fixed size leaves the pixels beyond out."""
+    data = ("--data", scenes, *QUICK, "--task", "depth")
+    told = fails("train", "test_vit", "--img-size", "67,96", *data, "-o", tmp_path / "no")
+    assert "multiples of its patches, 16 pixels, and --img-size has 67: give 64 or 80" in told
+    odd = ("deit_tiny_patch16_224", "--img-size", "39,51")
+    result = call("train", *odd, *data, "-o", tmp_path / "odd")
+    assert result.exit_code == 0, result.output
+    for spec in ("expedite", "ailurus", "algm"):
+        shown = call("show", tmp_path / "odd", scenes / "val/images/0.png", "-m", spec, "-o", tmp_path / f"{spec}.png")
+        assert shown.exit_code == 0, shown.output
+
+
 def test_depth_with_every_head(scenes: Path, tmp_path: Path) -> None:
     for head in ("linear", "dpt", "segmenter"):
         output = tmp_path / head

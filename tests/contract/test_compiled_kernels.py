@@ -136,6 +136,8 @@ def examples() -> dict[str, tuple[Any, ...]]:
         "put_back": (x, places, None, 1, True),
         "agglomerate": (symmetric, 4, 2),
         "distances_between": (symmetric,),
+        "window_products": (features, features[:, :4].contiguous(), 3, 4, 2, 2, 1),
+        "window_sums": (torch.rand(batch, patches, 9), features, 3, 4, 2, 2, 1),
     }
 
 

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 import tokensieve as ts
 from tokensieve import registry
+from tokensieve.grid import running_grid
+from tokensieve.site import Site
 from tokensieve.tokens import Tokens
 
 transformers = pytest.importorskip("transformers")
@@ -231,6 +233,45 @@ def test_images_of_other_shapes(spec: str) -> None:
         found = run(ts.apply(model, spec), x, **options)
         assert [tensor.shape for tensor in found] == [tensor.shape for tensor in dense]
         assert all(tensor.isfinite().all() for tensor in found)
+
+
+GRIDDED = ("expedite:keep=0.5:sites=[1]", "ailurus:keep=0.5:sites=[1]")
+RESIZED = {
+    "vit": {"interpolate_pos_encoding": True},
+    "depth-anything": {},
+    "dpt": {},
+    "dpt-on-dinov2": {},
+    "registers-backbone": {},
+}
+
+
+@pytest.mark.parametrize("spec", GRIDDED)
+@pytest.mark.parametrize("name", RESIZED)
+def test_the_grid_of_patches_follows_the_images(name: str, spec: str) -> None:
+    """2 × 8 patches are as many as the model's own 4 × 4; pixels beyond the last whole patch do not count."""
+    grids: list[Any] = []
+    model = ts.apply(build(name), spec)
+    site = next(module for module in model.modules() if isinstance(module, Site) and module.block == 3)
+    site.register_forward_pre_hook(lambda site, args: grids.append(args[0].grid))
+    # DPT's neck takes squares alone where the ViT is its own.
+    shapes = [(3, 3), (5, 5), (4, 4), (5, 5)] if name == "dpt" else [(2, 8), (3, 5), (4, 4), (3, 5)]
+    for rows, columns in shapes:
+        x = images(1, rows, columns)
+        x = torch.nn.functional.pad(x, (0, 7, 0, 7)) if rows % 2 else x
+        with torch.no_grad():
+            outputs = (model(pixel_values=x, **RESIZED[name]), model(x, **RESIZED[name]))
+        assert all(tensor.isfinite().all() for output in outputs for tensor in tensors(output))
+    assert grids == [grid for grid in shapes for _ in range(2)]
+    with pytest.raises((TypeError, ValueError, RuntimeError)), torch.no_grad():
+        model(images(1, 3, 5)[:, :1], **RESIZED[name])
+    assert running_grid() is None
+
+
+def test_a_grid_of_one_row() -> None:
+    x, model = images(1, 1, 6), build("depth-anything")
+    for spec in GRIDDED:
+        assert run(ts.apply(model, spec), x)[0].shape == (1, 16, 96)
+        ts.remove(model)
 
 
 @pytest.mark.parametrize("name", ["vit", "depth-anything", "dpt"])

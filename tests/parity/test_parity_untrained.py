@@ -13,6 +13,7 @@ from reference import vit
 from torch import Tensor
 
 import tokensieve as ts
+from tokensieve.decision import check, ragged_merge, slots
 
 
 @pytest.mark.parametrize("r", [3, 9, 40])
@@ -172,6 +173,17 @@ def test_evo_vit(images: Tensor, keep: float, sites: tuple[int, ...]) -> None:
 def test_algm(images: Tensor, threshold: float) -> None:
     model = ts.apply(tiny(), ts.ALGM(threshold=threshold, sites=SITES))
     compare_each(model, images, middle=reference_spans.algm(SITES, 7, threshold))
+
+
+def test_a_merge_without_padding_is_a_plain_one() -> None:
+    """Two joined in both images; where one image keeps more, the other is padded."""
+    equal = ragged_merge(torch.tensor([[0, 0, 2, 3], [0, 1, 2, 2]]))
+    assert equal.alive is None and equal.padding_onto is None and equal.dropped is None
+    assert check(equal, 4) is None
+    assert slots(equal).tolist() == [[0, 0, 1, 2], [0, 1, 2, 2]]
+    other = ragged_merge(torch.tensor([[0, 0, 2, 2], [0, 1, 2, 2]]))
+    assert other.alive is not None and other.alive.tolist() == [[True, True, False], [True] * 3]
+    assert slots(other).tolist() == [[0, 0, 1, 1], [0, 1, 2, 2]]
 
 
 def test_algm_keeps_another_number_in_every_image(images: Tensor) -> None:

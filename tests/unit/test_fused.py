@@ -21,11 +21,15 @@ from tokensieve.errors import TokensieveWarning
 from tokensieve.moving import move_tokens, put_back
 from tokensieve.ops import native
 from tokensieve.ops.agglomerative import agglomerate, distances_between
+from tokensieve.ops.bands import Bands
 from tokensieve.ops.density import density_peaks
+from tokensieve.ops.local_density import local_distances
 from tokensieve.ops.matching import bipartite_matching, match_pairs, unit_rows
 from tokensieve.ops.native.build import library_path
 from tokensieve.ops.rows import head_mean, split_top
 from tokensieve.ops.selector import Selector, selected_columns
+from tokensieve.ops.superpixels import superpixels
+from tokensieve.ops.windows import Windows, window_products, window_sums
 
 BUILT = library_path().exists()
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -71,12 +75,13 @@ def test_the_kernels_are_built_where_there_is_a_compiler() -> None:
 def test_every_kernel_has_a_reference_of_its_name() -> None:
     doors = [class_attention, column_sums, move_tokens, put_back, density_peaks, bipartite_matching, match_pairs]
     doors += [unit_rows, head_mean, split_top, selected_columns, attend, key_bias, agglomerate, distances_between]
+    doors += [window_products, window_sums]
     kernels = {
         name
         for name, value in vars(native).items()
         if callable(value) and not name.startswith("_") and getattr(value, "__module__", "") == native.__name__
     }
-    assert {door.__name__ for door in doors} == kernels - {"available", "attends"}
+    assert {door.__name__ for door in doors} == kernels - {"available", "attends", "takes_windows"}
 
 
 @some
@@ -263,6 +268,67 @@ def test_distances_between(seed: int, batch: int, length: int) -> None:
     similarities = random(seed, batch, length, length)
     answer = native.distances_between(similarities)
     assert torch.equal(answer, reference(distances_between)(similarities))
+
+
+sides = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(1, 3))
+
+
+@some
+@given(seeds, st.integers(1, 3), sides, st.integers(1, 33))
+def test_windows(seed: int, batch: int, grid: tuple[int, int, int, int, int], dim: int) -> None:
+    rows, columns, height, width, reach = grid
+    windows = Windows(rows, columns, min(height, rows), min(width, columns), reach)
+    x = random(seed, batch, rows * columns, dim)
+    centres = random(seed + 1, batch, windows.height * windows.width, dim)
+    products = native.window_products(x, centres, windows)
+    wanted = reference(window_products)(x.double(), centres.double(), windows)
+    torch.testing.assert_close(products, wanted.float(), rtol=1e-5, atol=1e-5)
+    weights = random(seed + 2, *products.shape) * windows.near(x.device)[0]
+    sums = native.window_sums(weights, x, windows)
+    wanted = reference(window_sums)(weights.double(), x.double(), windows)
+    torch.testing.assert_close(sums, wanted.float(), rtol=1e-5, atol=1e-4)
+
+
+@some
+@given(seeds, st.integers(1, 3), sides, st.booleans())
+def test_superpixels_by_windows_and_by_bands(
+    seed: int, batch: int, grid: tuple[int, int, int, int, int], everywhere: bool
+) -> None:
+    """Bands are what a gradient takes; a few rounds carry rounding further."""
+    rows, columns, height, width, reach = grid
+    bands = Bands(rows, columns, min(height, rows), min(width, columns), reach)
+    x = random(seed, batch, rows * columns, 12)
+    cells, blend = superpixels(x, bands, 2, None, 5, everywhere=everywhere)
+    others, back = superpixels(x.clone().requires_grad_(), bands, 2, None, 5, everywhere=everywhere)
+    assert isinstance(cells.near, Windows) and isinstance(others.near, Bands)
+    torch.testing.assert_close(cells.mean(x), others.mean(x), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(cells.totals(), others.totals(), rtol=1e-3, atol=1e-3)
+    new = random(seed + 1, batch, bands.height * bands.width, 3)
+    torch.testing.assert_close(blend(new), back(new), rtol=1e-3, atol=1e-3)
+
+
+@some
+@given(seeds, st.integers(1, 2), st.integers(1, 9), st.integers(1, 9), st.integers(1, 60))
+def test_local_distances_by_windows_and_by_bands(seed: int, batch: int, rows: int, columns: int, count: int) -> None:
+    """Float64 takes the bands."""
+    x = random(seed, batch, rows * columns, 12)
+    (found, number, there), (wanted, numbers, same) = (
+        local_distances(values, rows, columns, count) for values in (x, x.double())
+    )
+    assert torch.equal(number, numbers) and torch.equal(there, same)
+    torch.testing.assert_close(found[:, there], wanted[:, there].float(), rtol=1e-4, atol=1e-3)
+
+
+def test_windows_of_other_grids_are_refused() -> None:
+    x, windows = torch.randn(1, 12, 4), Windows(3, 4, 2, 2, 1)
+    with pytest.raises(RuntimeError, match="12 patches"):
+        native.window_products(x[:, 1:], torch.randn(1, 4, 4), windows)
+    with pytest.raises(RuntimeError, match="4 cells"):
+        native.window_products(x, torch.randn(1, 5, 4), windows)
+    with pytest.raises(RuntimeError, match="12 patches"):
+        native.window_sums(torch.rand(1, 12, 9), x[:, 1:], windows)
+    with pytest.raises(RuntimeError, match="9 weights"):
+        native.window_sums(torch.rand(1, 12, 8), x, windows)
 
 
 def test_density_peaks_of_equal_tokens_prefers_the_lower_index() -> None:

@@ -173,6 +173,8 @@ def measure(request: Request, *, batches: Sequence[int] = (), rounds: int = 0, c
     if results.skipped:
         names = ", ".join(results.skipped[:5]) + (", …" if len(results.skipped) > 5 else "")
         note(f"{len(results.skipped)} image files cannot be read and were left out: {names}")
+    if isinstance(dense, DenseModel) and results.rows and len(results.rows[0].metrics) == 1:
+        note(f"no target has a pixel that counts, so all are compared with the dense model alone: {dense.task.counts}")
     for name, reason in results.left_out.items():
         note(f"left out: {name}: {reason}")
     if not processes.main:

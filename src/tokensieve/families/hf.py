@@ -23,6 +23,7 @@ class TransformersFamily(Family):
     """
 
     arguments = ("attention_mask",)
+    images = "pixel_values"
     parts: ClassVar[tuple[str, ...]]
 
     def matches(self, module: nn.Module) -> bool:

@@ -62,13 +62,28 @@ def create(
         model = _from_transformers(name, source, checkpoint, pretrained, num_classes, in_chans, img_size)
     else:
         model = _create(name, pretrained, num_classes=num_classes, in_chans=in_chans, img_size=img_size)
-    patch = max(getattr(getattr(model, "patch_embed", None), "patch_size", None) or (1,))
-    shorter = min(img_size) if isinstance(img_size, tuple) else img_size
-    if shorter is not None and shorter < patch:
-        raise TokensieveError(f"--img-size {shorter} is smaller than one patch of {name}, {patch} pixels")
+    if img_size is not None:
+        _check_size(model, name, img_size if isinstance(img_size, tuple) else (img_size, img_size))
     if checkpoint is not None and source is None:
         load_weights(model, checkpoint, resample=img_size is not None)
     return model.eval()
+
+
+def _check_size(model: nn.Module, name: str, img_size: tuple[int, int]) -> None:
+    """Refuse what the patches of a model cannot cover."""
+    embed: Any = getattr(model, "patch_embed", None)
+    patch: tuple[int, ...] = getattr(embed, "patch_size", None) or (1,)
+    if min(img_size) < max(patch):
+        raise TokensieveError(f"--img-size {min(img_size)} is smaller than one patch of {name}, {max(patch)} pixels")
+    if getattr(embed, "strict_img_size", True) or getattr(embed, "dynamic_img_pad", True):
+        return  # pixels beyond the last whole patch are left out, or padded to one
+    for side, pixels in zip(img_size, patch, strict=True):
+        if side % pixels:
+            below = side - side % pixels
+            raise TokensieveError(
+                f"{name} takes images whose sides are multiples of its patches, {pixels} pixels, and --img-size has "
+                f"{side}: give {below} or {below + pixels}"
+            )
 
 
 def has_weights(name: str, pretrained: bool, checkpoint: str | None) -> bool:

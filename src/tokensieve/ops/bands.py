@@ -100,9 +100,22 @@ class Bands:
         return close.reshape(self.count, self.depth * self.columns, 3 * self.reach * self.width), slots
 
     def numbers(self, device: torch.device) -> Tensor:
-        """(K, 3T) int64: the number of each cell of three bands, out of range where there is none."""
+        """(K, 1, 3T) int64: the number of each cell of three bands, any where there is none."""
         first = (torch.arange(self.count, device=device) - 1) * (self.reach * self.width)
-        return first.unsqueeze(1) + torch.arange(3 * self.reach * self.width, device=device)
+        number = first.view(-1, 1, 1) + torch.arange(3 * self.reach * self.width, device=device)
+        return number.clamp(0, self.height * self.width - 1)
+
+    def inner(self, patches: Tensor, centres: Tensor) -> Tensor:
+        """``products`` (B, K, Q, 3T) of patches (B, K, Q, C) with cells in order, (B, height · width, C)."""
+        return products(patches, self.cells(centres))
+
+    def beside(self, values: Tensor) -> Tensor:
+        """Values (B, height · width) of cells in order as those of three bands, (B, K, 1, 3T)."""
+        return beside(self.cells(values.unsqueeze(2)).squeeze(3)).unsqueeze(2)
+
+    def collect(self, weights: Tensor, values: Tensor) -> Tensor:
+        """``sums`` by cells in order: (B, height · width, D)."""
+        return self.uncelled(sums(weights, values))
 
 
 def products(patches: Tensor, cells: Tensor) -> Tensor:

@@ -7,8 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from tokensieve.ops.bands import Bands, beside, products
+from tokensieve.ops import native
+from tokensieve.ops.bands import Bands, products
 from tokensieve.ops.rows import at_least_float32, complement, named, rank_descending
+from tokensieve.ops.windows import Windows, window_products
 
 
 def reach_of(count: int) -> int:
@@ -55,20 +57,29 @@ def local_distances(x: Tensor, rows: int, columns: int, count: int) -> tuple[Ten
         there is none too, and whether there is one, (N, count) bool.
     """
     down, across, there = nearest_in_space(rows, columns, count, x.device)
-    bands = Bands(rows, columns, rows, columns, reach_of(count + 1))
-    with torch.autocast(x.device.type, enabled=False):
-        cells = bands.cells(at_least_float32(x))
-        norms = cells.square().sum(dim=3)
-        slot = torch.arange(bands.reach * columns, device=x.device).unsqueeze(1)
-        row, column = bands.reach + slot // columns + down, (slot % columns + across).clamp(0, columns - 1)
-        inside = row * columns + column  # within three bands
-        product = products(cells, cells)
-        near = product.gather(3, inside.expand(*product.shape[:3], count))
-        other = beside(norms).unsqueeze(2).expand(-1, -1, norms.shape[2], -1).gather(3, inside.expand_as(near))
-        squared = bands.uncelled((norms.unsqueeze(3) + other - 2 * near).clamp(min=0)) / x.shape[2]
     cell = torch.arange(rows * columns, device=x.device).unsqueeze(1)
     number = (cell // columns + down).clamp(0, rows - 1) * columns + (cell % columns + across).clamp(0, columns - 1)
+    with torch.autocast(x.device.type, enabled=False):
+        x = at_least_float32(x)
+        norms = x.square().sum(dim=2)
+        near = _products(x, Bands(rows, columns, rows, columns, reach_of(count + 1)), down, across)
+        other = norms[:, number.flatten()].view(near.shape)
+        squared = (norms.unsqueeze(2) + other - 2 * near).clamp(min=0) / x.shape[2]
     return squared.sqrt(), number, there
+
+
+def _products(x: Tensor, bands: Bands, down: Tensor, across: Tensor) -> Tensor:
+    """(B, N, count): inner products of patches (B, N, C) with their neighbours, anything where there is none."""
+    if not torch.compiler.is_exporting() and native.takes_windows(x):
+        windows = Windows(bands.rows, bands.columns, bands.rows, bands.columns, bands.reach)
+        slots = (down + bands.reach) * (2 * bands.reach + 1) + across + bands.reach
+        return window_products(x, x, windows).index_select(2, slots)
+    cells = bands.cells(x)
+    slot = torch.arange(bands.reach * bands.columns, device=x.device).unsqueeze(1)
+    row = bands.reach + slot // bands.columns + down
+    inside = row * bands.columns + (slot % bands.columns + across).clamp(0, bands.columns - 1)  # within three bands
+    product = products(cells, cells)
+    return bands.uncelled(product.gather(3, inside.expand(*product.shape[:3], -1)))
 
 
 def local_density_peaks(

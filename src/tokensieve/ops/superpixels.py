@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokensieve.mixing import Blend, Mixing
-from tokensieve.ops.bands import Bands, beside, products, sums
+from tokensieve.ops import native
+from tokensieve.ops.bands import Bands
 from tokensieve.ops.rows import at_least_float32
+from tokensieve.ops.windows import Windows
 
 # Of the relative sharpness: t = 1.7 behind block 4 of DeiT-Tiny, which lost least at t = 1 and 2.
 RELATIVE = 64.0
@@ -19,23 +21,22 @@ RELATIVE = 64.0
 
 @dataclass(frozen=True)
 class Cells(Mixing):
-    """How far each patch belongs to the cells near it: ``weights`` (B, K, Q, 3T) as in ``ops.bands``, rows sum to 1."""
+    """How far each patch belongs to the cells near it: ``weights`` (B, K, Q, T) as ``near`` has them, rows sum to 1."""
 
-    bands: Bands
+    near: Bands | Windows
     weights: Tensor
     leaders: Tensor
 
     def share(self, values: Tensor) -> Tensor:
         with torch.autocast(values.device.type, enabled=False):
-            patches = self.bands.patches(values.to(self.weights.dtype))
-            return self.bands.uncelled(sums(self.weights, patches))
+            return self.near.collect(self.weights, self.near.patches(values.to(self.weights.dtype)))
 
     def mean(self, values: Tensor) -> Tensor:
         return self.share(values) / self.totals().clamp(min=torch.finfo(self.weights.dtype).tiny)
 
     def totals(self) -> Tensor:
         """(B, S, 1): how many patches each cell has collected."""
-        return self.bands.uncelled(sums(self.weights, torch.ones_like(self.weights[..., :1])))
+        return self.near.collect(self.weights, torch.ones_like(self.weights[..., :1]))
 
 
 def pooled(x: Tensor, bands: Bands) -> Tensor:
@@ -53,10 +54,11 @@ def middles(bands: Bands, device: torch.device) -> Tensor:
 
 def relative_sharpness(x: Tensor) -> Tensor:
     """t for features of any scale: RELATIVE over the variance of each image's patches ``x`` (B, N, C), (B, 1, 1, 1)."""
-    variance = (x - x.mean(dim=1, keepdim=True)).square().sum(dim=2).mean(dim=1)
-    size = x.square().sum(dim=2).mean(dim=1)
-    least = torch.finfo(x.dtype).eps * size + torch.finfo(x.dtype).tiny  # where all patches are alike
-    return (RELATIVE / (variance + least)).view(-1, 1, 1, 1)
+    size = torch.linalg.vector_norm(x, dim=2).square().mean(dim=1)
+    variance = (size - x.mean(dim=1).square().sum(dim=1)).clamp(min=0)
+    least = 16 * torch.finfo(x.dtype).eps * size + torch.finfo(x.dtype).tiny  # rounding, where all patches are alike
+    sharpness: Tensor = RELATIVE / (variance + least)
+    return sharpness.view(-1, 1, 1, 1)
 
 
 def superpixels(
@@ -89,13 +91,14 @@ def superpixels(
     with torch.autocast(x.device.type, enabled=False):
         x = at_least_float32(x)
         sharp = relative_sharpness(x) if sharpness is None else x.new_full((1, 1, 1, 1), sharpness)
-        patches, centres = bands.patches(x), pooled(x, bands)
-        close, there = bands.near(x.device)
+        near = _near(bands, x)
+        patches, centres = near.patches(x), pooled(x, bands)
+        close, there = near.near(x.device)
         closed = torch.zeros(close.shape, dtype=x.dtype, device=x.device).masked_fill(~close, -torch.inf)
         leaders = middles(bands, x.device).expand(x.shape[0], -1)
         for _ in range(rounds):
-            weights = (_likeness(patches, centres, bands, sharp) + closed).softmax(dim=3)
-            cells = Cells(bands, weights * there.unsqueeze(2).to(x.dtype), leaders)
+            weights = (_likeness(patches, centres, near, sharp) + closed).softmax(dim=3)
+            cells = Cells(near, weights * there.unsqueeze(2).to(x.dtype), leaders)
             totals = cells.totals()
             # A cell that every patch is far from keeps its centre.
             means = cells.share(x) / totals.clamp(min=torch.finfo(x.dtype).tiny)
@@ -104,17 +107,22 @@ def superpixels(
             likeness = sharp.squeeze(1) * (2 * x @ centres.transpose(1, 2) - centres.square().sum(dim=2).unsqueeze(1))
             best, index = likeness.topk(min(nearest, likeness.shape[2]), dim=2)
         else:
-            likeness = _likeness(patches, centres, bands, sharp) + closed
+            likeness = _likeness(patches, centres, near, sharp) + closed
             best, place = likeness.topk(min(nearest, likeness.shape[3]), dim=3)
-            first = bands.numbers(x.device)[:, :1].view(1, -1, 1, 1)
-            found = (place + first).clamp(0, bands.height * bands.width - 1)
-            best, index = bands.unpatched(best), bands.unpatched(found)
+            found = near.numbers(x.device).expand_as(likeness).gather(3, place)
+            best, index = near.unpatched(best), near.unpatched(found)
         raw = (best - best[..., :1]).exp()
         length = raw.sum(dim=2, keepdim=True) if norm == "sum" else raw.norm(dim=2, keepdim=True)
     return cells, Blend(index, raw / length)
 
 
-def _likeness(patches: Tensor, centres: Tensor, bands: Bands, sharp: Tensor) -> Tensor:
-    """(B, K, Q, 3T): −t · ‖x_p − c_i‖² but for a part that is the same for all centres of a patch."""
-    cells = bands.cells(centres)
-    return sharp * (2 * products(patches, cells) - beside(cells.square().sum(dim=3)).unsqueeze(2))
+def _near(bands: Bands, x: Tensor) -> Bands | Windows:
+    """Windows where the CPU kernels take them, else the bands themselves, whose products every device has."""
+    if torch.compiler.is_exporting() or not native.takes_windows(x):
+        return bands
+    return Windows(bands.rows, bands.columns, bands.height, bands.width, bands.reach)
+
+
+def _likeness(patches: Tensor, centres: Tensor, near: Bands | Windows, sharp: Tensor) -> Tensor:
+    """(B, K, Q, T): −t · ‖x_p − c_i‖² but for a part that is the same for all centres of a patch."""
+    return sharp * (2 * near.inner(patches, centres) - near.beside(centres.square().sum(dim=2)))

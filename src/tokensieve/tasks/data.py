@@ -16,10 +16,12 @@ from tokensieve.measure.data import DataArguments
 from tokensieve.measure.stream import ImageStream, evenly
 from tokensieve.processes import Processes, leave_interrupts_to_the_parent
 from tokensieve.tasks.model import DenseModel
+from tokensieve.tasks.sliding import filling
 from tokensieve.tasks.sources import Source, find_pairs
 from tokensieve.tasks.task import Task
 from tokensieve.tasks.transforms import Augmented, Whole, check_proportions
 
+LOOKED_AT = 16  # targets, before a training begins
 Pair = tuple[Tensor | None, Any]
 Transform = Callable[[Image.Image, Tensor], tuple[Tensor, Tensor]]
 
@@ -56,7 +58,7 @@ class PairStream(ImageStream):
     """An image stream whose labels are lists of targets (H, W), of whatever sizes.
 
     Attributes:
-        window: (height, width) that ``first`` cuts images to where they are larger than the model, or None.
+        window: (height, width) that ``first`` cuts or pads images to where windows slide over them, or None.
     """
 
     window: tuple[int, int] | None = None
@@ -65,7 +67,9 @@ class PairStream(ImageStream):
         """(count, C, H, W): the first images, or the first windows of them, repeated where there are fewer."""
         parts: list[Tensor] = []
         for images, _ in self:
-            parts.append(images if self.window is None else images[..., : self.window[0], : self.window[1]])
+            if self.window is not None:
+                images = filling(images, self.window)[..., : self.window[0], : self.window[1]]
+            parts.append(images)
             if sum(map(len, parts)) >= count:
                 break
         images = torch.cat(parts)
@@ -138,9 +142,32 @@ def training_pairs(
         hflip, color_jitter: see ``Augmented``.
     """
     source, notes = open_source(arguments, model.task)
+    indices = evenly(len(source), arguments.limit)
+    refuse_empty(source, [indices[place] for place in evenly(len(indices), LOOKED_AT)], model.task)
     crops = scale if model.task.crops else None
     transform = Augmented(arguments.config(model), crops, hflip, color_jitter)
-    return Pairs(source, evenly(len(source), arguments.limit), model.task, transform), notes
+    return Pairs(source, indices, model.task, transform), notes
+
+
+def refuse_empty(source: Source, indices: list[int], task: Task) -> None:
+    """Refuse to learn from targets of which none has a pixel that counts, as far as a few of them tell.
+
+    Raises:
+        TokensieveError: none of those that can be read has one.
+    """
+    read = 0
+    for index in indices:
+        try:
+            _, raw = source.read(index)
+        except (OSError, SyntaxError, Image.DecompressionBombError):
+            continue
+        if bool(task.valid(task.target(raw, source.name(index))).any()):
+            return
+        read += 1
+    if read:
+        raise TokensieveError(
+            f"none of {read} targets has a pixel that counts, so nothing can be learned: {task.counts}"
+        )
 
 
 def plain_pairs(pairs: Pairs, config: dict[str, Any], count: int) -> PairStream:

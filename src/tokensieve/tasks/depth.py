@@ -70,8 +70,11 @@ class Depth(Task):
         scale = self.depth_scale or (1.0 if depth.dtype.kind == "f" else 1000.0)
         return torch.from_numpy(depth.astype(np.float32) / np.float32(scale))
 
+    @property
+    def counts(self) -> str:
+        return f"depths from {self.min_depth:g} to {self.max_depth:g} metres count, see --depth-scale and --max-depth"
+
     def valid(self, target: Tensor) -> Tensor:
-        """Which pixels of a target, in metres, count."""
         return torch.isfinite(target) & (target >= self.min_depth) & (target <= self.max_depth)
 
     def loss(self, answers: Tensor, targets: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class SegmentationMeters:
         for answer, other, target in zip(answers, dense, targets, strict=True):
             found = answer.long().flatten()
             self.images += 1
-            if target.shape == answer.shape and bool((target != self.task.ignore_index).any()):
+            if target.shape == answer.shape and bool(self.task.valid(target).any()):
                 self.labelled += 1
                 self.counts["mIoU"].update(found, target.flatten())
                 self.counts["pixel_accuracy"].update(found, target.flatten())

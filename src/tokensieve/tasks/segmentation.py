@@ -48,6 +48,14 @@ class Segmentation(Task):
     def channels(self) -> int:
         return self.classes
 
+    @property
+    def counts(self) -> str:
+        other = " and 0" if self.reduce_zero_label else ""
+        return f"all values of a mask but {self.ignore_index}{other} count, see --ignore-index"
+
+    def valid(self, target: Tensor) -> Tensor:
+        return target != self.ignore_index
+
     def activate(self, outputs: Tensor) -> Tensor:
         return outputs
 
@@ -68,7 +76,7 @@ class Segmentation(Task):
 
     def loss(self, answers: Tensor, targets: Tensor) -> Tensor:
         wrong = F.cross_entropy(answers.float(), targets, ignore_index=self.ignore_index, reduction="sum")
-        return wrong / (targets != self.ignore_index).sum().clamp(min=1)
+        return wrong / self.valid(targets).sum().clamp(min=1)
 
     def decide(self, answer: Tensor) -> Tensor:
         return answer.argmax(dim=0).to(torch.int16)

@@ -17,6 +17,12 @@ def starts(length: int, window: int, stride: int) -> list[int]:
     return [*range(0, max(0, length - window), stride), max(0, length - window)]
 
 
+def filling(images: Tensor, window: tuple[int, int]) -> Tensor:
+    """Images (B, C, H, W) no smaller than a window (height, width): smaller ones are padded by their last pixels."""
+    missing = [max(0, wanted - side) for wanted, side in zip(window, images.shape[-2:], strict=True)]
+    return F.pad(images, (0, missing[1], 0, missing[0]), mode="replicate") if any(missing) else images
+
+
 def sliding(
     model: Callable[[Tensor], Any], window: tuple[int, int], stride: tuple[int, int] | None = None, batch_size: int = 16
 ) -> Callable[[Tensor], Tensor]:
@@ -43,7 +49,7 @@ def sliding(
 
     def run(images: Tensor) -> Tensor:
         rows, columns = images.shape[-2:]
-        padded = F.pad(images, (0, max(0, width - columns), 0, max(0, height - rows)), mode="replicate")
+        padded = filling(images, window)
         tall, wide = padded.shape[-2:]
         corners = [(top, left) for top in starts(tall, height, down) for left in starts(wide, width, across)]
         pieces = torch.stack([padded[:, :, y : y + height, x : x + width] for y, x in corners])

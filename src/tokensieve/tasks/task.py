@@ -42,6 +42,15 @@ class Task(ABC):
     def channels(self) -> int:
         """K, what a head gives for every pixel."""
 
+    @property
+    @abstractmethod
+    def counts(self) -> str:
+        """Which pixels of a target count, in words, and the options that say so."""
+
+    @abstractmethod
+    def valid(self, target: Tensor) -> Tensor:
+        """Which pixels of a target count, bool."""
+
     @abstractmethod
     def activate(self, outputs: Tensor) -> Tensor:
         """What a head gives, (B, K, H, W), as what the model answers: logits, or depth in metres."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tokensieve.attention import Attended
     from tokensieve.decision import Assignment
     from tokensieve.ops.selector import Selector
+    from tokensieve.ops.windows import Windows
 
 SERVED = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.int64})
 PLAIN = frozenset({Tensor, torch.nn.Parameter})
@@ -208,6 +209,29 @@ def density_peaks(
     if not _serves(features):
         return NotImplemented
     return torch.ops.tokensieve.density_peaks.default(features, clusters, neighbours or 0)
+
+
+def takes_windows(x: Tensor) -> bool:
+    """Whether ``window_products`` and ``window_sums`` serve patches like ``x``."""
+    return x.dtype == torch.float32 and _serves(x)
+
+
+def window_products(x: Tensor, centres: Tensor, windows: Windows) -> Tensor | Any:
+    """See ``tokensieve.ops.windows.window_products``."""
+    if not takes_windows(x) or not takes_windows(centres):
+        return NotImplemented
+    return torch.ops.tokensieve.window_products.default(x.contiguous(), centres.contiguous(), *_sides(windows))
+
+
+def window_sums(weights: Tensor, values: Tensor, windows: Windows) -> Tensor | Any:
+    """See ``tokensieve.ops.windows.window_sums``."""
+    if not takes_windows(weights) or not takes_windows(values):
+        return NotImplemented
+    return torch.ops.tokensieve.window_sums.default(weights.contiguous(), values.contiguous(), *_sides(windows))
+
+
+def _sides(windows: Windows) -> tuple[int, int, int, int, int]:
+    return windows.rows, windows.columns, windows.height, windows.width, windows.reach
 
 
 def agglomerate(distances: Tensor, clusters: int, linkage: Literal["single", "complete", "average"]) -> Tensor | Any:

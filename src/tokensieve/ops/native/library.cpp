@@ -16,6 +16,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> move_tokens(const Tensor&, co
 Tensor agglomerate(const Tensor&, int64_t, int64_t);
 Tensor distances_between(const Tensor&);
 Tensor put_back(const Tensor&, const Tensor&, const Maybe&, int64_t, bool);
+Tensor window_products(const Tensor&, const Tensor&, int64_t, int64_t, int64_t, int64_t, int64_t);
+Tensor window_sums(const Tensor&, const Tensor&, int64_t, int64_t, int64_t, int64_t, int64_t);
 bool can_attend();
 std::tuple<Tensor, Tensor> attend(const Tensor&, const Tensor&, const Tensor&, double, const Maybe&, bool);
 Tensor column_sums(const Tensor&, const Tensor&, double, const Maybe&, const Maybe&, int64_t, const Maybe&,
@@ -35,6 +37,10 @@ STABLE_TORCH_LIBRARY(tokensieve, library) {
   library.def("agglomerate(Tensor distances, int clusters, int linkage) -> Tensor");
   library.def("distances_between(Tensor similarities) -> Tensor");
   library.def("put_back(Tensor x, Tensor index, Tensor? other, int prefix, bool with_prefix) -> Tensor");
+  library.def(
+      "window_products(Tensor x, Tensor centres, int rows, int columns, int height, int width, int reach) -> Tensor");
+  library.def(
+      "window_sums(Tensor weights, Tensor values, int rows, int columns, int height, int width, int reach) -> Tensor");
   library.def("can_attend() -> bool");
   library.def(
       "attend(Tensor queries, Tensor keys, Tensor values, float scale, Tensor? bias, bool class_row) -> (Tensor, Tensor)");
@@ -61,6 +67,8 @@ STABLE_TORCH_LIBRARY_IMPL(tokensieve, CPU, library) {
   library.impl("distances_between", TORCH_BOX(&distances_between));
   library.impl("put_back", TORCH_BOX(&put_back));
   library.impl("column_sums", TORCH_BOX(&column_sums));
+  library.impl("window_products", TORCH_BOX(&window_products));
+  library.impl("window_sums", TORCH_BOX(&window_sums));
 }
 
 }  // namespace tokensieve

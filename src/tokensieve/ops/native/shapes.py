@@ -81,6 +81,16 @@ def distances_between(similarities: Tensor) -> Tensor:
     return torch.empty_like(similarities)
 
 
+def window_products(x: Tensor, centres: Tensor, rows: int, columns: int, height: int, width: int, reach: int) -> Tensor:
+    return x.new_empty(x.shape[0], rows * columns, (2 * reach + 1) ** 2)
+
+
+def window_sums(
+    weights: Tensor, values: Tensor, rows: int, columns: int, height: int, width: int, reach: int
+) -> Tensor:
+    return values.new_empty(values.shape[0], height * width, values.shape[2])
+
+
 def _places(like: Tensor, *shape: int) -> Tensor:
     return like.new_empty(shape, dtype=torch.int64)
 
@@ -99,6 +109,8 @@ KERNELS = (
     put_back,
     agglomerate,
     distances_between,
+    window_products,
+    window_sums,
 )
 
 

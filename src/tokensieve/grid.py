@@ -1,0 +1,85 @@
+"""The patch grid of the image that runs now, where it is not the model's own: the sequence in a block does not tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+Grid = tuple[int, int]
+_RUNNING: ContextVar[Grid | None] = ContextVar("tokensieve_grid", default=None)
+
+
+def running_grid() -> Grid | None:
+    """(rows, columns) of the image that runs now; None where it is the model's own or nobody knows."""
+    return _RUNNING.get()
+
+
+def run_on(grid: Grid | None) -> None:
+    """Say what ``running_grid`` answers from now on."""
+    if _RUNNING.get() != grid:
+        _RUNNING.set(grid)
+
+
+@contextmanager
+def on_grid(grid: Grid, own: Grid) -> Iterator[None]:
+    """Let the sites know the grid of an image; ``own`` is that of the model."""
+    before = running_grid()
+    run_on(None if grid == own else grid)
+    try:
+        yield
+    finally:
+        run_on(before)
+
+
+@dataclass(eq=False)
+class GridBefore:
+    """The hook in front of the module that owns the blocks: reads the grid from the images.
+
+    Attributes:
+        name: of the argument, the first one, that holds the images (B, C, H, W).
+        patch: (height, width) of a patch in pixels; what does not fill one is left out, as the model does.
+        own: the model's grid.
+    """
+
+    name: str
+    patch: tuple[int, int]
+    own: Grid
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Say what the grid of these images is."""
+        images = kwargs.get(self.name, args[0] if args else None)
+        if images is None:
+            return
+        height, width = images.shape[-2:]
+        grid = (height // self.patch[0], width // self.patch[1])
+        run_on(None if grid == self.own else grid)
+
+
+@dataclass(eq=False)
+class GridBehind:
+    """The hook behind it: forgets the grid, also where the model has raised."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Forget the grid."""
+        run_on(None)
+
+
+def attach(owner: nn.Module, name: str, patch: tuple[int, int], own: Grid) -> None:
+    """Read the grid of the images whenever ``owner`` is called from now on; see ``GridBefore``."""
+    owner.register_forward_pre_hook(GridBefore(name, patch, own), with_kwargs=True)
+    owner.register_forward_hook(GridBehind(), always_call=True)
+
+
+def detach(module: nn.Module) -> None:
+    """Take what ``attach`` put on ``module`` away again."""
+    for key, before in list(module._forward_pre_hooks.items()):
+        if isinstance(before, GridBefore):
+            del module._forward_pre_hooks[key], module._forward_pre_hooks_with_kwargs[key]
+    for key, behind in list(module._forward_hooks.items()):
+        if isinstance(behind, GridBehind):
+            del module._forward_hooks[key], module._forward_hooks_always_called[key]
