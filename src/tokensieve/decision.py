@@ -310,7 +310,7 @@ def ragged_merge(joins: Tensor, alive: Tensor | None = None) -> Assignment:
     if alive is not None:
         target = target.masked_fill(~alive, -1)
     keep, moved = order[:, :capacity], order[:, capacity:]
-    if alive is None and not torch.compiler.is_compiling() and bool((counts == capacity).all()):
+    if alive is None and not padded:
         return Assignment(keep=keep, moved=moved, onto=target.gather(1, moved))
     return Assignment(
         keep=keep,
