@@ -196,14 +196,14 @@ class DigitPictures(Dataset[tuple[Image.Image, int]]):
 
 
 class DigitLessons(Dataset[tuple[Image.Image, Tensor]]):
-    """80000 training pictures that get harder, with a label for every patch: what a ViT learns digits from quickly.
+    """153600 training pictures that get harder, with a label for every patch: what a ViT learns digits from quickly.
 
     The digit starts large and in the centre; over the first half the range of places and sizes widens. Labels are
     (1 + N,) int64: the digit, then for each of the N patches the digit whose ink covers a tenth of it, or 10.
     """
 
     def __init__(self, patch: int = 8) -> None:
-        self.digits = ClutteredDigits("train", 80000, 1)
+        self.digits = ClutteredDigits("train", 153600, 1)
         self.patch = patch
 
     def __len__(self) -> int:

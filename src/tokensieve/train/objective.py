@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from tokensieve.errors import TokensieveError
 from tokensieve.registry import family_of
 from tokensieve.tokens import Tokens
 from tokensieve.train.losses import Outputs, Step, Term
+from tokensieve.train.patch_drop import check_patch_drop, choose_patches, rate_at, reading_only
 
 
 class Objective(nn.Module, ABC):
@@ -62,19 +64,29 @@ class FineTune(Objective):
         model: the reduced model.
         teacher: the dense one; None where no term reads it.
         terms: the summands of the loss. Those that are modules have parameters of their own and are trained too.
+        patch_drop_rate: the share of the patches that the model does not read, see ``Recipe``; of dense models only.
 
     Targets may be (B, 1 + N): the label of the image and those of its patches.
     """
 
-    def __init__(self, model: nn.Module, teacher: nn.Module | None, terms: Sequence[Term]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        teacher: nn.Module | None,
+        terms: Sequence[Term],
+        patch_drop_rate: Sequence[float] = (),
+    ) -> None:
         super().__init__()
         if not terms:
             raise TokensieveError(
                 "the loss is empty: give labelled images for the task loss, or a recipe with distill_logits or "
                 "distill_features above 0"
             )
+        if any(patch_drop_rate):
+            check_patch_drop(model)
         self.model = model
         self.terms = tuple(terms)
+        self.patch_drop_rate = tuple(patch_drop_rate)
         self.learned_terms = nn.ModuleList([term for term in terms if isinstance(term, nn.Module)])
         # In a tuple, so that it is no submodule: no engine shards, averages or saves it.
         self._teacher = (teacher,)
@@ -85,14 +97,27 @@ class FineTune(Objective):
         if self._teacher[0] is not None:
             with torch.no_grad():
                 teacher = forward_outputs(self._teacher[0], images, self._features)
-        outputs = forward_outputs(self.model, images, self._features)
         token_targets = None
         if targets is not None and targets.dim() == 2 and not targets.is_floating_point():
             targets, token_targets = targets[:, 0], targets[:, 1:]
+        kept = self._kept(images, token_targets, progress)
+        if kept is not None and token_targets is not None:
+            token_targets = token_targets.gather(1, kept)
+        with nullcontext() if kept is None else reading_only(self.model, kept):
+            outputs = forward_outputs(self.model, images, self._features)
         step = Step(images, targets, outputs, teacher, self.model, progress, token_targets)
         values = {term.name: term(step) for term in self.terms}
         loss = torch.stack([term.weight * values[term.name] for term in self.terms]).sum()
         return loss, {name: value.detach() for name, value in values.items()}
+
+    def _kept(self, images: Tensor, token_targets: Tensor | None, progress: float) -> Tensor | None:
+        """Indices (B, K) of the patches to read, those with a class first; None for all."""
+        rate = rate_at(self.patch_drop_rate, progress)
+        if not rate:
+            return None
+        owner: Any = family_of(self.model).owner
+        wanted = None if token_targets is None else token_targets < owner.num_classes
+        return choose_patches(len(images), owner.patch_embed.num_patches, rate, wanted).to(images.device)
 
     def shards(self) -> list[nn.Module]:
         located = family_of(self.model)

@@ -41,6 +41,8 @@ class Recipe:
             for ``ease_epochs``; 0 and 0 hold the rate constant.
         task, distill_logits, distill_features: weights of the terms of the loss; 0 leaves a term out.
         token_labels: likewise, of every patch's own label, from data sets that have such labels, without augmentation.
+        patch_drop_rate: shares of the patches that a dense model does not read while it learns from scratch, each of an
+            equal part of the training; empty for none. Patches that ``token_labels`` name a class for go last.
         temperature: of the distillation of logits.
         train_only: names of the parameters to train as shell patterns, such as ``*.norm?.*``; empty for all.
         rows: query rows that each step reads of an image's attention maps, evenly spread from a random start
@@ -92,6 +94,7 @@ class Recipe:
     distill_logits: float = 0.0
     distill_features: float = 0.0
     token_labels: float = 0.0
+    patch_drop_rate: tuple[float, ...] = ()
     temperature: float = 1.0
     train_only: tuple[str, ...] = ()
     rows: int = 0
@@ -110,6 +113,7 @@ class Recipe:
         )
         shares = "smoothing drop_path reprob hflip mixup_prob mixup_switch_prob"
         self._check(shares, lambda value: 0 <= value <= 1, "in [0, 1]")
+        self._check("patch_drop_rate", lambda value: all(0 <= rate < 1 for rate in value), "a list of shares in [0, 1)")
         self._check("model_ema_decay", lambda value: 0 < value < 1, "in (0, 1)")
         self._check("points prototypes", lambda value: value >= 1, "1 or more")
         self._check("dense teacher_momentum", lambda value: 0 <= value <= 1, "in [0, 1]")

@@ -81,6 +81,10 @@ def build(
         raise TokensieveError(f"dense models have the stages head, selectors and recover, not {stage}")
     if stage not in ("scratch", "pretrain") and not ts.is_applied(model):
         raise TokensieveError(f"the stage {stage} needs a method: give --method, or a folder written by ts.save")
+    if any(recipe.patch_drop_rate) and (stage != "scratch" or ts.is_applied(model)):
+        raise TokensieveError(
+            "patch_drop_rate is for --stage scratch without a --method, which would choose tokens itself: set it to []"
+        )
     if second_pass and stage != "selectors":
         raise TokensieveError(f"--second-pass is for --stage selectors, not for {stage}")
     if stage == "pretrain":
@@ -107,7 +111,8 @@ def build(
     if stage == "scratch" and any(term.teacher for term in summed):
         raise TokensieveError("from scratch there is no teacher: set distill_logits and distill_features to 0")
     teacher = copy.deepcopy(dense) if any(term.teacher for term in summed) else None
-    return Job(FineTune(model, teacher, summed), dense, {term.name: term.weight for term in summed}, labelled)
+    objective = FineTune(model, teacher, summed, recipe.patch_drop_rate)
+    return Job(objective, dense, {term.name: term.weight for term in summed}, labelled)
 
 
 def _head(model: nn.Module) -> Job:
