@@ -54,8 +54,12 @@ class Tap(TorchFunctionMode):
     call that the model makes is the call that runs, bit for bit. Of the signals ``wanted``, "outputs" are recorded too,
     and "cls_row" is taken from our kernel where that runs.
 
-    Write ``tap = Tap()`` and then ``with tap:``; TorchDynamo does not trace ``with Tap() as tap``.
+    Write ``tap = Tap()`` and then ``with tap:``; TorchDynamo does not trace ``with Tap() as tap``. In ``with tap:``
+    torch hands every call over, which costs more than a kernel; an attention that only passes its mask on to the fused
+    kernel may be given ``tap.mask`` instead, where ``tap.by_mask``.
     """
+
+    attention_alone = True  # whether no other call than the attention's is of interest
 
     def __init__(self, bias: Tensor | None = None, own: bool = False, wanted: Collection[str] = frozenset()) -> None:
         super().__init__()
@@ -72,6 +76,20 @@ class Tap(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
+        return self.answer(*args, **kwargs)
+
+    @property
+    def by_mask(self) -> bool:
+        """Whether an attention may be watched by its mask; TorchDynamo does not trace that."""
+        return self.attention_alone and not torch.compiler.is_compiling()
+
+    @property
+    def mask(self) -> Any:
+        """What to hand to an attention as its mask, in place of None, for this tap to answer the call."""
+        return Listening(self)
+
+    def answer(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The attention of one call, recorded; arguments as of ``F.scaled_dot_product_attention``."""
         output = self._attend(*args, **kwargs)
         if "outputs" in self.wanted:
             self.outputs.append(output)
@@ -118,6 +136,23 @@ class Tap(TorchFunctionMode):
         outputs = torch.cat(self.outputs, dim=1) if self.outputs else None
         class_row = self.class_row if len(self.calls) == 1 else None
         return Attended(queries, keys, values, scale, self.bias, class_row, outputs)
+
+
+class Listening:
+    """Stands where a call of the fused attention has its mask, so that torch asks ``tap`` for the answer."""
+
+    def __init__(self, tap: Tap) -> None:
+        self.tap = tap
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        others = dict(kwargs or {})
+        listening = others.pop("attn_mask", None)
+        if func is not F.scaled_dot_product_attention or not isinstance(listening, cls):
+            return NotImplemented
+        return listening.tap.answer(*args, **others)
 
 
 @fused

@@ -62,6 +62,8 @@ class SharingTap(Tap):
         others: as ``Tap`` has them.
     """
 
+    attention_alone = False
+
     def __init__(self, maps: Maps, block: nn.Module, *others: Any) -> None:
         super().__init__(*others)
         self.maps = maps
