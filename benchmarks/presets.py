@@ -50,7 +50,7 @@ def cpu() -> list[Cell]:
 
 def compiled() -> list[Cell]:
     """What is left to gain or lose when everything is compiled; minutes of compiling on a CPU."""
-    return grid(["deit_tiny"], [224], [1, 16], ["bf16"], ["compile"], METHODS, rounds=12)
+    return grid(["deit_tiny", "deit_small"], [224], [1, 16], ["bf16"], ["compile"], METHODS, rounds=12)
 
 
 def highres() -> list[Cell]:

@@ -72,6 +72,7 @@ def _head(store: Store) -> Iterator[str]:
     yield ""
     kernels = "our CPU kernels" if here["cpu_kernels"] else "without our CPU kernels"
     threads = f", {here['threads']} threads, {kernels}" if store.on_cpu else ""
+    threads += ", freed memory kept" if here.get("keeps_freed_memory") else ""
     yield f"torch {here['torch']}, timm {here['timm']}, Python {here['python']}{threads}."
     yield f"Written by `benchmarks/run.py`; the figures of every round are in `{store.path.name}`. Do not edit."
     yield from ("", WORDS)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from allocator import keep_freed_memory
 from cells import Cell
 from goals import judge
 from report import print_goals, write_report
@@ -73,7 +74,7 @@ class Session:
             TokensieveError: see ``check`` and ``store.open_store``.
         """
         self.check(cells)
-        here = environment(self.device)
+        here = environment(self.device) | {"keeps_freed_memory": self.on_cpu and keep_freed_memory()}
         dtypes = dict.fromkeys(cell.setting.dtype for cell in cells)
         options = {"on_cpu": self.on_cpu, "resume": self.resume, "force": self.force}
         stores = {dtype: open_store(self.output, here, dtype, **options) for dtype in dtypes}

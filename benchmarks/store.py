@@ -16,6 +16,7 @@ MACHINE = (
     "device",
     "threads",
     "cpu_kernels",
+    "keeps_freed_memory",
     "torch",
     "timm",
 )  # of the environment: a change of one makes figures incomparable

@@ -61,8 +61,12 @@ class Tap(TorchFunctionMode):
     With a ``packing`` the model's calls are on the tokens of all images in one row; ``attended`` shows them padded.
     ``sized`` then says whether ``bias`` holds more than which slots are empty.
 
-    Write ``tap = Tap()`` and then ``with tap:``; TorchDynamo does not trace ``with Tap() as tap``.
+    Write ``tap = Tap()`` and then ``with tap:``; TorchDynamo does not trace ``with Tap() as tap``. In ``with tap:``
+    torch hands every call over, which costs more than a kernel; an attention that only passes its mask on to the fused
+    kernel may be given ``tap.mask`` instead, where ``tap.by_mask``.
     """
+
+    attention_alone = True  # whether no other call than the attention's is of interest
 
     def __init__(self, bias: Tensor | None = None, own: bool = False, wanted: Collection[str] = frozenset()) -> None:
         super().__init__()
@@ -81,9 +85,19 @@ class Tap(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        return self._attend(*args, **kwargs)
+        return self.answer(*args, **kwargs)
 
-    def _attend(
+    @property
+    def by_mask(self) -> bool:
+        """Whether an attention may be watched by its mask; TorchDynamo does not trace that."""
+        return self.attention_alone and not torch.compiler.is_compiling()
+
+    @property
+    def mask(self) -> Any:
+        """What to hand to an attention as its mask, in place of None, for this tap to answer the call."""
+        return Listening(self)
+
+    def answer(
         self,
         query: Tensor,
         key: Tensor,
@@ -94,6 +108,7 @@ class Tap(TorchFunctionMode):
         scale: float | None = None,
         **others: Any,
     ) -> Tensor:
+        """The attention of one call, recorded; arguments as of ``F.scaled_dot_product_attention``."""
         if is_causal or attn_mask is not None:
             raise RefusedError(
                 "token reduction got a causal or masked attention call, which it cannot follow: "
@@ -147,6 +162,23 @@ class Tap(TorchFunctionMode):
             outputs = None if outputs is None else self.packing.unpack_heads(outputs)
         class_row = self.class_row if len(self.calls) == 1 else None
         return Attended(queries, keys, values, scale, self.bias, class_row, outputs)
+
+
+class Listening:
+    """Stands where a call of the fused attention has its mask, so that torch asks ``tap`` for the answer."""
+
+    def __init__(self, tap: Tap) -> None:
+        self.tap = tap
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        others = dict(kwargs or {})
+        listening = others.pop("attn_mask", None)
+        if func is not F.scaled_dot_product_attention or not isinstance(listening, cls):
+            return NotImplemented
+        return listening.tap.answer(*args, **others)
 
 
 @fused

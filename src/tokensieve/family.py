@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from tokensieve.attention import Tap
 from tokensieve.reading import Reading
 from tokensieve.view import Layout
 
@@ -127,6 +128,11 @@ class Family(ABC):
     @abstractmethod
     def attention(self, block: nn.Module, x: Tensor, **kwargs: Any) -> Tensor:
         """``x`` (B, L, C) after the attention half of the block, residual included."""
+
+    def tapped(self, block: nn.Module, x: Tensor, tap: Tap, **kwargs: Any) -> Tensor:
+        """``attention`` with ``tap`` on it; a family that knows its blocks' attention may watch that call alone."""
+        with tap:
+            return self.attention(block, x, **kwargs)
 
     @abstractmethod
     def mlp(self, block: nn.Module, x: Tensor) -> Tensor:

@@ -53,8 +53,7 @@ def check_identity(model: nn.Module, probe: Tensor | None = None, taps: bool = T
             seen.append(number)
             try:
                 tap = Tap()
-                with tap:
-                    half = family.attention(block, args[0], **family.keywords(args[1:], kwargs))
+                half = family.tapped(block, args[0], tap, **family.keywords(args[1:], kwargs))
                 if taps:
                     tap.attended()
                 if not torch.equal(family.mlp(block, half), out):

@@ -62,6 +62,8 @@ class SharingTap(Tap):
         others: as ``Tap`` has them.
     """
 
+    attention_alone = False
+
     def __init__(self, maps: Maps, block: nn.Module, *others: Any) -> None:
         super().__init__(*others)
         self.maps = maps
@@ -88,10 +90,10 @@ class SharingTap(Tap):
                 return torch.cat([nothing.to(values.dtype), values], dim=-1)
         return F.linear(input, weight, bias)
 
-    def _attend(self, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def answer(self, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         place = len(self.calls)
         if place < len(self.maps.pairs):
             theirs = self.maps.pairs[place]
             if query.shape == theirs[0].shape and key.shape == theirs[1].shape:
                 query, key = theirs
-        return super()._attend(query, key, *args, **kwargs)
+        return super().answer(query, key, *args, **kwargs)

@@ -23,7 +23,7 @@ from tokensieve.errors import RefusedError, TokensieveError
 from tokensieve.family import Family
 from tokensieve.grid import on_grid, running_grid
 from tokensieve.history import Stage
-from tokensieve.method import Method, Point
+from tokensieve.method import POINTS, Method, Point
 from tokensieve.packing import Packing, packing_of
 from tokensieve.restoring import visible
 from tokensieve.sharing import Maps, SharingTap
@@ -68,6 +68,7 @@ class Site(nn.Module):
         self.layout = layout
         self.block = block
         self.steps = tuple(steps)
+        self.steps_at = {point: tuple(s for s in self.steps if s.method.point == point) for point in POINTS}
         self.methods = methods
         self.fill: Fill = fill
         self.rounding = rounding
@@ -97,7 +98,8 @@ class Site(nn.Module):
             )
         tokens = self.state_of(x)
         tokens = algebra.returning(tokens, self.block)
-        tokens = self._act(tokens, "before", None, block.training)
+        if self.steps_at["before"]:
+            tokens = self._act(tokens, "before", None, block.training)
         packs = True
         if tokens.version:
             placed = self.family.reindex(kwargs, tokens.rep, tokens.prefix)
@@ -111,19 +113,20 @@ class Site(nn.Module):
             return self._finish(self._stage(tokens, block.dense(tokens.x, **kwargs), attended, seen, 0, block.training))
         tokens, signals, saved = self._attend(tokens, block, bias, own, packs, kwargs)
         observed = self._observe(visible(tokens), signals)
-        tokens = self._act(tokens, "middle", signals, block.training)
+        if self.steps_at["middle"]:
+            tokens = self._act(tokens, "middle", signals, block.training)
         before = tokens
         tokens = algebra.returning(tokens, self.block, after_attention=True)
         if signals is not None and tokens is not before:
             signals.follow_return(visible(before), visible(tokens))
         # Lets go of queries, keys and values before the MLP where nobody reads them behind it.
-        behind = [step for step in self.steps if step.method.point == "after"]
+        behind = self.steps_at["after"]
         if not behind:
             signals = None
         elif signals is not None and all(step.key in observed for step in behind if step.method.needs(self.layout)):
             signals.attended = None
         tokens = self._stage(tokens, self._mlp(block, tokens), attended, seen, saved, block.training)
-        return self._finish(self._act(tokens, "after", signals, block.training, observed))
+        return self._finish(self._act(tokens, "after", signals, block.training, observed) if behind else tokens)
 
     def state_of(self, x: Tensor | Tokens) -> Tokens:
         """The state that the block before handed on, or a first one from a tensor (B, L, C) out of a dense block."""
@@ -142,7 +145,7 @@ class Site(nn.Module):
 
         From the first such block on the answer is not the dense model's bit for bit: a faster attention may give it.
         """
-        middle = [step for step in self.steps if step.method.point == "middle"]
+        middle = self.steps_at["middle"]
         return any(step.method.ragged or self._budget(step, tokens) < tokens.count for step in middle)
 
     def _observe(self, tokens: Tokens, signals: BlockSignals | None) -> dict[str, Tensor]:
@@ -173,8 +176,7 @@ class Site(nn.Module):
         if packs and not shares_maps:
             tap.packing, tap.sized = self._packing(tokens), self.log_size
         x = tokens.x if tap.packing is None else tap.packing.pack(tokens.x)
-        with tap:
-            y = self.family.attention(block, x, **kwargs)
+        y = self.family.tapped(block, x, tap, **kwargs)
         tokens = tokens.changed(x=y if tap.packing is None else tap.packing.unpack(y))
         if shares_maps:
             lent = Maps(tuple((call[0], call[1]) for call in tap.calls), tokens.version) if self.lends else None
@@ -239,10 +241,8 @@ class Site(nn.Module):
         training: bool,
         observed: Mapping[str, Tensor] | None = None,
     ) -> Tokens:
-        for step in self.steps:
+        for step in self.steps_at[point]:
             method = step.method
-            if method.point != point:
-                continue
             shown = visible(tokens)
             self._check_grid(method, shown)
             keep = self._budget(step, shown)

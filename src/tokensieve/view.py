@@ -211,6 +211,14 @@ class View:
         return self._per_token(attended.keys, signals)
 
     @property
+    def head_keys(self) -> Tensor:
+        """(B, H, M, D) keys; (B, 1, M, D), their mean over heads, where tokens moved since the attention."""
+        signals, attended = self._read("keys")
+        if signals.moves:
+            return self._per_token(attended.keys, signals).unsqueeze(1)
+        return attended.keys[:, :, self.layout.prefix :]
+
+    @property
     def values(self) -> Tensor:
         """(B, M, D) values, mean over heads, in float32 or better."""
         signals, attended = self._read("values")

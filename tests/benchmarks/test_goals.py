@@ -57,6 +57,16 @@ def test_merging_is_held_to_less_than_pruning(kind: str, ratio: float, verdict: 
     assert goal(cells, "G1", kind).verdict == verdict
 
 
+def test_every_engine_is_judged_by_itself() -> None:
+    cells = {
+        "a": cell("model", [dense(), row("x", 1.0, 2.0, 2.0)], setting()),
+        "b": cell("model", [dense(), row("x", 2.0, 2.0, 2.0)], setting(engine="compile")),
+    }
+    both = [g for g in judge(cells, on_cpu=True) if g.name == "G1" and "pruning" in g.what]
+    assert [(g.what.endswith(", compile"), g.verdict) for g in both] == [(False, "missed"), (True, "met")]
+    assert [case.cell for g in both for case in g.cases] == ["a", "b"]
+
+
 def test_what_counts_as_a_large_batch_depends_on_the_device() -> None:
     cells = {"a": cell("model", [dense(), row("x", 1.0, 2.0, 2.0)], setting(batch=16))}
     assert goal(cells, "G1", "pruning", on_cpu=True).verdict == "missed"

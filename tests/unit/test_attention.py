@@ -67,6 +67,23 @@ def test_the_tap_sees_one_call_and_changes_nothing(options: dict[str, Any]) -> N
     torch.testing.assert_close(block.attn.proj(block.attn.norm(joined.transpose(1, 2).flatten(2))), tapped)
 
 
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True}, {"init_values": 0.1}, {"reg_tokens": 2}])
+def test_a_tap_in_the_place_of_a_mask_sees_and_gives_the_same(options: dict[str, Any]) -> None:
+    block = small_vit(**options).blocks[0]
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    bias = torch.randn(2, 1, 1, 5, dtype=torch.float64)
+    around, instead = Tap(bias, wanted={"outputs"}), Tap(bias, wanted={"outputs"})
+    with around:
+        expected = block.attn(x)
+    assert instead.by_mask
+    assert torch.equal(block.attn(x, attn_mask=instead.mask), expected)
+    theirs, ours = around.attended(), instead.attended()
+    assert torch.equal(theirs.queries, ours.queries) and torch.equal(theirs.keys, ours.keys)
+    assert theirs.outputs is not None and ours.outputs is not None and torch.equal(theirs.outputs, ours.outputs)
+    with pytest.raises(TypeError):
+        F.softmax(instead.mask, dim=0)  # it is a mask of the fused attention and nothing else
+
+
 def test_the_tap_sees_nothing_outside_its_block() -> None:
     block = small_vit().blocks[0]
     tap = Tap()

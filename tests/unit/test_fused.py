@@ -21,12 +21,13 @@ from tokensieve.errors import TokensieveWarning
 from tokensieve.moving import move_tokens, put_back
 from tokensieve.ops import native
 from tokensieve.ops.agglomerative import agglomerate, distances_between
+from tokensieve.ops.attentive import pair_and_cluster
 from tokensieve.ops.bands import Bands
 from tokensieve.ops.density import density_peaks
 from tokensieve.ops.local_density import local_distances
-from tokensieve.ops.matching import bipartite_matching, match_pairs, unit_rows
+from tokensieve.ops.matching import bipartite_matching, match_halves, match_pairs, unit_rows
 from tokensieve.ops.native.build import library_path
-from tokensieve.ops.rows import head_mean, split_top
+from tokensieve.ops.rows import head_mean, split_fused, split_top
 from tokensieve.ops.selector import Selector, selected_columns
 from tokensieve.ops.superpixels import superpixels
 from tokensieve.ops.windows import Windows, window_products, window_sums
@@ -76,6 +77,7 @@ def test_every_kernel_has_a_reference_of_its_name() -> None:
     doors = [class_attention, column_sums, move_tokens, put_back, density_peaks, bipartite_matching, match_pairs]
     doors += [unit_rows, head_mean, split_top, selected_columns, attend, key_bias, agglomerate, distances_between]
     doors += [window_products, window_sums]
+    doors += [match_halves, split_fused, pair_and_cluster]
     kernels = {
         name
         for name, value in vars(native).items()
@@ -232,6 +234,46 @@ def test_match_pairs(
         strict=True,
     ):
         assert torch.equal(answer, wanted)
+
+
+@some
+@given(seeds, st.integers(1, 3), st.integers(1, 4), st.integers(2, 60), st.integers(0, 1), st.data(), dtypes)
+def test_match_halves(
+    seed: int, batch: int, heads: int, length: int, first: int, data: st.DataObject, dtype: torch.dtype
+) -> None:
+    keys = random(seed, batch, length, heads, 16, dtype=dtype).transpose(1, 2)
+    side = length // 2 if first else (length + 1) // 2
+    remove = data.draw(st.integers(0, min(side, length - side)))
+    expected = bipartite_matching(head_mean(keys), remove, first)
+    for ours, theirs in zip(native.match_halves(keys, remove, first), expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@some
+@given(seeds, st.integers(1, 4), st.integers(1, 60), st.data(), dtypes)
+def test_split_fused_also_with_ties(
+    seed: int, batch: int, length: int, data: st.DataObject, dtype: torch.dtype
+) -> None:
+    score = random(seed, batch, length).mul(3).round().to(dtype)
+    count = data.draw(st.integers(1, length))
+    for ours, theirs in zip(native.split_fused(score, count), reference(split_fused)(score, count), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@some
+@given(seeds, st.integers(1, 3), st.integers(4, 60), st.integers(0, 2), st.integers(1, 4), st.data(), dtypes)
+def test_pair_and_cluster_is_what_its_parts_give(
+    seed: int, batch: int, length: int, prefix: int, rounds: int, data: st.DataObject, dtype: torch.dtype
+) -> None:
+    x = random(seed, batch, prefix + length, 24, dtype=dtype)
+    score = random(seed + 1, batch, length).mul(3).round()
+    attentive = data.draw(st.integers(1, length - 1))
+    pairs = data.draw(st.integers(0, attentive // 2))
+    clusters = data.draw(st.integers(1, length - attentive))
+    arguments = (x, prefix, score, attentive, pairs, clusters, rounds)
+    # The parts of the reference are kernels here, each tested on its own: what is tested is how they are joined.
+    for ours, theirs in zip(native.pair_and_cluster(*arguments), reference(pair_and_cluster)(*arguments), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @some

@@ -16,6 +16,7 @@ from timm.models.vision_transformer import (
 )
 from torch import Tensor, nn
 
+from tokensieve.attention import Tap
 from tokensieve.family import BlockMacs, Family, linear_macs
 from tokensieve.view import Layout
 
@@ -67,6 +68,12 @@ class TimmViT(Family):
             # Not block(x): a block with sites is a subclass whose forward is the engine's.
             return ParallelScalingBlock.forward(block, x)
         return x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))  # type: ignore[no-any-return]
+
+    def tapped(self, block: Any, x: Tensor, tap: Tap, **kwargs: Any) -> Tensor:
+        # This attention does nothing with its mask but hand it to the fused kernel.
+        if tap.by_mask and isinstance(block, Block) and type(block.attn) is Attention and block.attn.fused_attn:
+            return x + block.drop_path1(block.ls1(block.attn(block.norm1(x), attn_mask=tap.mask)))  # type: ignore[no-any-return]
+        return super().tapped(block, x, tap, **kwargs)
 
     def mlp(self, block: Any, x: Tensor) -> Tensor:
         if isinstance(block, ResPostBlock):

@@ -70,9 +70,7 @@ class OracleBlock(nn.Module):
     def _attend(self, x: Tensor, own: bool, arguments: dict[str, Any]) -> Tensor:
         if not own:
             return self.family.attention(self.block, x, **arguments)
-        tap = Tap(own=True)
-        with tap:
-            return self.family.attention(self.block, x, **arguments)
+        return self.family.tapped(self.block, x, Tap(own=True), **arguments)
 
     def _cut(self, x: Tensor) -> Tensor:
         x = x[:, : self.left]

@@ -11,9 +11,7 @@ from torch import Tensor
 
 from tokensieve.decision import Assignment
 from tokensieve.method import Method, require
-from tokensieve.ops.density import density_peaks
-from tokensieve.ops.matching import match_pairs
-from tokensieve.ops.rows import split_top, take_rows
+from tokensieve.ops.attentive import pair_and_cluster
 from tokensieve.schedule import checked_sites, kept, per_site
 from tokensieve.view import Layout, Signal, View, importance_signal
 
@@ -115,22 +113,12 @@ class BAT(Method):
         attentive, pairs, clusters = self.counts(patches, site)
         return attentive - pairs + clusters
 
-    def _features(self, view: View, index: Tensor) -> Tensor:
-        return view.rows(index) if self.metric == "x" else take_rows(view.keys, index)
-
     def assign(self, view: View) -> Assignment:
-        attentive_count, pairs, clusters = self.counts(view.count, view.site, view.keep)
+        counts = self.counts(view.count, view.site, view.keep)
         score = view.importance
-        attentive, inattentive = split_top(score, attentive_count)
-        first, second = self._features(view, attentive), self._features(view, inattentive)
-        leads, moved, onto = match_pairs(first, score.gather(1, attentive), pairs, self.rounds)
-        centres, others, joins = density_peaks(second, clusters)
-        return Assignment(
-            keep=torch.cat([attentive.gather(1, leads), inattentive.gather(1, centres)], dim=1),
-            moved=torch.cat([attentive.gather(1, moved), inattentive.gather(1, others)], dim=1),
-            onto=torch.cat([onto, joins + leads.shape[1]], dim=1),
-            weight=self._weights(score),
-        )
+        x, prefix = (view.tokens.x, view.layout.prefix) if self.metric == "x" else (view.keys, 0)
+        keep, moved, onto = pair_and_cluster(x, prefix, score, *counts, self.rounds)
+        return Assignment(keep=keep, moved=moved, onto=onto, weight=self._weights(score))
 
     def _weights(self, score: Tensor) -> Tensor | None:
         if self.weight == "size":

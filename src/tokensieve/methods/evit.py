@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from tokensieve.decision import Assignment
 from tokensieve.methods.controls import Pruning
-from tokensieve.ops.rows import split_top
+from tokensieve.ops.rows import split_fused, split_top
 from tokensieve.schedule import kept, per_site
 from tokensieve.view import Layout, Signal, View, importance_signal
 
@@ -52,14 +50,6 @@ class EViT(Pruning):
         if not self.fuse:
             keep, dropped = split_top(score, view.keep)
             return Assignment(keep=keep, dropped=dropped)
-        order = score.sort(dim=1, descending=True, stable=True).indices
-        attentive = order[:, : view.keep - 1].sort(dim=1).values
         # The most attentive of the dropped tokens leads the fused one and lends it its position.
-        leader, moved = order[:, view.keep - 1 : view.keep], order[:, view.keep :]
-        return Assignment(
-            keep=torch.cat([attentive, leader], dim=1),
-            moved=moved,
-            onto=torch.full_like(moved, view.keep - 1),
-            weight=score,
-            reduce="sum",
-        )
+        keep, moved, onto = split_fused(score, view.keep)
+        return Assignment(keep=keep, moved=moved, onto=onto, weight=score, reduce="sum")

@@ -8,7 +8,7 @@ from typing import Literal
 from tokensieve.decision import Assignment
 from tokensieve.errors import TokensieveError
 from tokensieve.method import Method, require
-from tokensieve.ops.matching import bipartite_matching
+from tokensieve.ops.matching import match_halves
 from tokensieve.schedule import checked_sites, inflected, removed
 from tokensieve.view import Layout, Signal, View
 
@@ -72,8 +72,8 @@ class ToMe(Method):
         return inflected(self.r, self.inflect, len(self.blocks(layout.depth)), site)
 
     def assign(self, view: View) -> Assignment:
-        metric = view.keys if self.metric == "keys" else view.x
+        metric = view.head_keys if self.metric == "keys" else view.x.unsqueeze(1)
         # Sides are counted over all tokens, prefix included, as published: with a class token patch 0 is on side b.
         first = view.layout.prefix % 2
-        keep, moved, onto = bipartite_matching(metric, view.count - view.keep, first)
+        keep, moved, onto = match_halves(metric, view.count - view.keep, first)
         return Assignment(keep=keep, moved=moved, onto=onto)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.ops.fused import fused
-from tokensieve.ops.rows import at_least_float32, complement, named, take_rows
+from tokensieve.ops.rows import at_least_float32, complement, head_mean, named, take_rows
 
 
 @fused
@@ -93,6 +93,12 @@ def greedy_pairs(similarities: Tensor, count: int, rounds: int = 6) -> tuple[Ten
     rank = torch.cat([value.masked_fill(~leads, -torch.inf), last], dim=1)
     order = rank.sort(dim=1, descending=True, stable=True).indices[:, :count]
     return first.gather(1, order), second.gather(1, order)
+
+
+@fused
+def match_halves(features: Tensor, remove: int, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """``bipartite_matching`` on the mean over heads of (B, H, M, D)."""
+    return bipartite_matching(head_mean(features), remove, first)
 
 
 @fused

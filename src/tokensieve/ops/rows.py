@@ -74,3 +74,16 @@ def split_top(score: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The ``count`` highest and the other indices of ``score`` (B, M), each in ascending order of position."""
     order = rank_descending(score)
     return order[:, :count].sort(dim=1).values, order[:, count:].sort(dim=1).values
+
+
+@fused
+def split_fused(score: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of ``score`` (B, M) the ``count`` - 1 highest by position, then the next one, which all others join.
+
+    Returns:
+        ``keep`` (B, count), ``moved`` (B, M - count) by falling score, and ``onto`` of that shape, all ``count`` - 1.
+    """
+    order = rank_descending(score)
+    keep = torch.cat([order[:, : count - 1].sort(dim=1).values, order[:, count - 1 : count]], dim=1)
+    moved = order[:, count:]
+    return keep, moved, torch.full_like(moved, count - 1)

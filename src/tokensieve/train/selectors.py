@@ -57,8 +57,7 @@ def attention_of(model: nn.Module, x: Tensor, wanted: Iterable[int] | None = Non
     def read(number: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tokens = args[0].restore("last") if isinstance(args[0], Tokens) else args[0]
         tap = Tap()
-        with tap:
-            family.attention(block, tokens, **kwargs)
+        family.tapped(block, tokens, tap, **kwargs)
         found[number] = tap.attended()
 
     blocks = family.blocks(located.owner)

@@ -120,6 +120,8 @@ def _flat(bias: Tensor | None, keys: Tensor) -> Tensor | None:
     if bias is None:
         return None
     batch, _, length, _ = keys.shape
+    if bias.dtype == torch.float32 and bias.shape[0] == batch and bias.is_contiguous():
+        return bias.view(batch, length)
     return bias.float().expand(batch, 1, 1, length).reshape(batch, length)
 
 
@@ -167,6 +169,22 @@ def split_top(score: Tensor, count: int) -> tuple[Tensor, Tensor] | Any:
     return torch.ops.tokensieve.split_top.default(score.float(), count)
 
 
+def split_fused(score: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor] | Any:
+    """See ``tokensieve.ops.rows.split_fused``."""
+    if not score.is_floating_point() or not _serves(score):
+        return NotImplemented
+    return torch.ops.tokensieve.split_fused.default(score.float(), count)
+
+
+def pair_and_cluster(
+    x: Tensor, prefix: int, score: Tensor, attentive: int, pairs: int, clusters: int, rounds: int
+) -> tuple[Tensor, Tensor, Tensor] | Any:
+    """See ``tokensieve.ops.attentive.pair_and_cluster``."""
+    if not x.is_contiguous() or not _serves(x, score) or not 0 < clusters <= score.shape[1] - attentive:
+        return NotImplemented
+    return torch.ops.tokensieve.pair_and_cluster.default(x, prefix, score.float(), attentive, pairs, clusters, rounds)
+
+
 def key_bias(prefix: int, size: Tensor | None, alive: Tensor | None, mask: Tensor | None) -> Tensor | Any | None:
     """See ``tokensieve.attention.key_bias``."""
     if size is None or alive is not None or mask is not None or size.dtype != torch.float32 or not _serves(size):
@@ -190,9 +208,14 @@ def unit_rows(features: Tensor) -> Tensor | Any:
 
 def bipartite_matching(metric: Tensor, remove: int, first: int = 0) -> tuple[Tensor, Tensor, Tensor] | Any:
     """See ``tokensieve.ops.matching.bipartite_matching``."""
-    if not _serves(metric):
+    return match_halves(metric.unsqueeze(1), remove, first)
+
+
+def match_halves(features: Tensor, remove: int, first: int = 0) -> tuple[Tensor, Tensor, Tensor] | Any:
+    """See ``tokensieve.ops.matching.match_halves``."""
+    if not _serves(features):
         return NotImplemented
-    return torch.ops.tokensieve.bipartite_matching.default(metric, remove, first)
+    return torch.ops.tokensieve.match_halves.default(features, remove, first)
 
 
 def match_pairs(features: Tensor, score: Tensor, pairs: int, rounds: int) -> tuple[Tensor, Tensor, Tensor] | Any:

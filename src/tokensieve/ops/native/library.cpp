@@ -7,7 +7,10 @@ Tensor class_attention(const Tensor&, const Tensor&, double, const Maybe&);
 std::tuple<Tensor, Tensor> split_top(const Tensor&, int64_t);
 Tensor size_bias(const Tensor&, int64_t);
 Tensor mean_rows(const Tensor&, bool);
-std::tuple<Tensor, Tensor, Tensor> bipartite_matching(const Tensor&, int64_t, int64_t);
+std::tuple<Tensor, Tensor, Tensor> match_halves(const Tensor&, int64_t, int64_t);
+std::tuple<Tensor, Tensor, Tensor> split_fused(const Tensor&, int64_t);
+std::tuple<Tensor, Tensor, Tensor> pair_and_cluster(const Tensor&, int64_t, const Tensor&, int64_t, int64_t, int64_t,
+                                                    int64_t);
 std::tuple<Tensor, Tensor, Tensor> match_pairs(const Tensor&, const Tensor&, int64_t, int64_t);
 std::tuple<Tensor, Tensor, Tensor> density_peaks(const Tensor&, int64_t, int64_t);
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> move_tokens(const Tensor&, const Tensor&, const Tensor&,
@@ -28,7 +31,11 @@ STABLE_TORCH_LIBRARY(tokensieve, library) {
   library.def("split_top(Tensor score, int count) -> (Tensor, Tensor)");
   library.def("size_bias(Tensor size, int prefix) -> Tensor");
   library.def("mean_rows(Tensor features, bool unit) -> Tensor");
-  library.def("bipartite_matching(Tensor metric, int remove, int first) -> (Tensor, Tensor, Tensor)");
+  library.def("match_halves(Tensor metric, int remove, int first) -> (Tensor, Tensor, Tensor)");
+  library.def("split_fused(Tensor score, int count) -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "pair_and_cluster(Tensor x, int prefix, Tensor score, int attentive, int pairs, int clusters, int rounds) -> "
+      "(Tensor, Tensor, Tensor)");
   library.def("match_pairs(Tensor features, Tensor score, int pairs, int rounds) -> (Tensor, Tensor, Tensor)");
   library.def("density_peaks(Tensor features, int clusters, int neighbours) -> (Tensor, Tensor, Tensor)");
   library.def(
@@ -59,7 +66,9 @@ STABLE_TORCH_LIBRARY_IMPL(tokensieve, CPU, library) {
   library.impl("split_top", TORCH_BOX(&split_top));
   library.impl("size_bias", TORCH_BOX(&size_bias));
   library.impl("mean_rows", TORCH_BOX(&mean_rows));
-  library.impl("bipartite_matching", TORCH_BOX(&bipartite_matching));
+  library.impl("match_halves", TORCH_BOX(&match_halves));
+  library.impl("split_fused", TORCH_BOX(&split_fused));
+  library.impl("pair_and_cluster", TORCH_BOX(&pair_and_cluster));
   library.impl("match_pairs", TORCH_BOX(&match_pairs));
   library.impl("density_peaks", TORCH_BOX(&density_peaks));
   library.impl("move_tokens", TORCH_BOX(&move_tokens));

@@ -71,9 +71,9 @@ Tensor mean_rows(const Tensor& features, bool unit) {
   return out;
 }
 
-// metric (B, M, D), to what bipartite_matching in ops/matching.py answers. No matrix of similarities is held.
-std::tuple<Tensor, Tensor, Tensor> bipartite_matching(const Tensor& metric, int64_t remove, int64_t first) {
-  const int64_t batch = metric.size(0), length = metric.size(1), dim = metric.size(2);
+// metric (B, H, M, D), to what match_halves in ops/matching.py answers. No matrix of similarities is held.
+std::tuple<Tensor, Tensor, Tensor> match_halves(const Tensor& metric, int64_t remove, int64_t first) {
+  const int64_t batch = metric.size(0), heads = metric.size(1), length = metric.size(2), dim = metric.size(3);
   const int64_t side_b = first ? (length + 1) / 2 : length / 2, side_a = length - side_b;
   const int64_t staying = side_a - remove, count = staying + side_b, width = round_up(side_b, WIDTH);
   Tensor keep = new_int64(metric, {batch, count});
@@ -100,10 +100,10 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_matching(const Tensor& metric, int6
       for (int64_t task = begin; task < end; ++task) {
         const int64_t b = task / stripes, stripe = task % stripes;
         const T* image = values + b * metric.stride(0);
-        const int64_t step = metric.stride(1);
+        const int64_t step = metric.stride(2), head_step = metric.stride(1);
         if (prepared != b) {
           for (int64_t j = 0; j < side_b; ++j) {
-            mean_row(image + (2 * j + 1 - first) * step, 1, 0, dim, true, unit + j * dim);
+            mean_row(image + (2 * j + 1 - first) * step, heads, head_step, dim, true, unit + j * dim);
           }
           partners.fill(side_b, dim, [&](int64_t j) { return unit + j * dim; });
           partners.pack();
@@ -113,7 +113,7 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_matching(const Tensor& metric, int6
         for (int64_t i = from; i < to; i += ROWS) {
           const int64_t rows = std::min(ROWS, to - i);
           for (int64_t r = 0; r < rows; ++r) {
-            mean_row(image + (2 * (i + r) + first) * step, 1, 0, dim, true, left + r * dim);
+            mean_row(image + (2 * (i + r) + first) * step, heads, head_step, dim, true, left + r * dim);
           }
           partners.products(left, dim, side_b, products, width);
           for (int64_t r = 0; r < rows; ++r) {

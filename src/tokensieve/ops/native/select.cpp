@@ -98,6 +98,30 @@ std::tuple<Tensor, Tensor> split_top(const Tensor& score, int64_t count) {
   return {top, others};
 }
 
+// score (B, M) float32 to what split_fused in ops/rows.py answers.
+std::tuple<Tensor, Tensor, Tensor> split_fused(const Tensor& score, int64_t count) {
+  const int64_t batch = score.size(0), length = score.size(1), rest = length - count;
+  Tensor keep = new_int64(score, {batch, count}), moved = new_int64(score, {batch, rest});
+  Tensor onto = new_int64(score, {batch, rest});
+  const float* scores = data<float>(score);
+  int64_t* keeps = out_data<int64_t>(keep);
+  int64_t* moves = out_data<int64_t>(moved);
+  std::fill_n(out_data<int64_t>(onto), batch * rest, count - 1);
+  const int64_t step = score.stride(0);
+  in_parallel(batch, 1, [&](int64_t begin, int64_t end) {
+    std::vector<uint64_t> order(length);
+    for (int64_t b = begin; b < end; ++b) {
+      for (int64_t m = 0; m < length; ++m) order[m] = descending_key(scores[b * step + m], static_cast<uint32_t>(m));
+      std::sort(order.begin(), order.end());
+      int64_t* const first = keeps + b * count;
+      for (int64_t k = 0; k < count; ++k) first[k] = static_cast<int64_t>(order[k] & 0xFFFFFFFFu);
+      std::sort(first, first + count - 1);
+      for (int64_t r = 0; r < rest; ++r) moves[b * rest + r] = static_cast<int64_t>(order[count + r] & 0xFFFFFFFFu);
+    }
+  });
+  return {keep, moved, onto};
+}
+
 // size (B, M) to the bias (B, 1, 1, prefix + M) of log-size attention: log(size), and nothing for the prefix.
 Tensor size_bias(const Tensor& size, int64_t prefix) {
   const int64_t batch = size.size(0), length = size.size(1), width = prefix + length;

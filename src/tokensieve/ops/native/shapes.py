@@ -38,9 +38,23 @@ def mean_rows(features: Tensor, unit: bool) -> Tensor:
     return features.new_empty(batch, length, dim, dtype=torch.float32)
 
 
-def bipartite_matching(metric: Tensor, remove: int, first: int) -> Triple:
-    batch, length, _ = metric.shape
+def match_halves(metric: Tensor, remove: int, first: int) -> Triple:
+    batch, _, length, _ = metric.shape
     return _places(metric, batch, length - remove), _places(metric, batch, remove), _places(metric, batch, remove)
+
+
+def split_fused(score: Tensor, count: int) -> Triple:
+    batch, length = score.shape
+    rest = length - count
+    return _places(score, batch, count), _places(score, batch, rest), _places(score, batch, rest)
+
+
+def pair_and_cluster(
+    x: Tensor, prefix: int, score: Tensor, attentive: int, pairs: int, clusters: int, rounds: int
+) -> Triple:
+    batch, length = score.shape
+    left = attentive - pairs + clusters
+    return _places(score, batch, left), _places(score, batch, length - left), _places(score, batch, length - left)
 
 
 def match_pairs(features: Tensor, score: Tensor, pairs: int, rounds: int) -> Triple:
@@ -102,7 +116,9 @@ KERNELS = (
     split_top,
     size_bias,
     mean_rows,
-    bipartite_matching,
+    match_halves,
+    split_fused,
+    pair_and_cluster,
     match_pairs,
     density_peaks,
     move_tokens,
