@@ -117,7 +117,8 @@ def apply(
         block.__class__ = sieved_class(SievedBlock, type(block))  # type: ignore[arg-type]
     if hasattr(located.owner, "forward_intermediates"):
         located.owner.__class__ = sieved_class(SievedOwner, type(located.owner))  # type: ignore[arg-type]
-    if located.family.images is not None:
+    # Only for those: a compiler puts no ContextVar into its graph, and images of another size than the model's set one.
+    if located.family.images is not None and any(m.undivided or m.looks_at_grid for m in chosen):
         grid.attach(located.owner, located.family.images, located.family.patch_size(located.owner), layout.grid)
     for entry in located.family.readings(model, located.owner):
         reading.attach(entry)

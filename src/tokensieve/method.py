@@ -42,6 +42,7 @@ class Method(ABC):
         ragged: True when images may keep different numbers of tokens.
         undisturbed: True when no other method may act between one of its sites and the return of its tokens.
         undivided: True when it acts on the grid of all patches: nobody may have removed any before.
+        looks_at_grid: True when it reads ``view.grid`` where somebody knows it; those that are ``undivided`` always do.
         gridded: True when the tokens it leaves are a grid too, so that their number cannot be rounded.
         auxiliary: True when it adds to the loss while training (``View.add_loss``, ``View.add_answer``).
         mixes: True when it may answer with a SoftAssignment, now or while training: no token may be away then.
@@ -57,6 +58,7 @@ class Method(ABC):
     ragged: ClassVar[bool] = False
     undisturbed: ClassVar[bool] = False
     undivided: ClassVar[bool] = False
+    looks_at_grid: ClassVar[bool] = False
     gridded: ClassVar[bool] = False
     auxiliary: ClassVar[bool] = False
     mixes: ClassVar[bool] = False

@@ -267,6 +267,14 @@ def test_the_grid_of_patches_follows_the_images(name: str, spec: str) -> None:
     assert running_grid() is None
 
 
+def test_a_model_whose_methods_need_no_grid_is_one_graph_at_any_size() -> None:
+    torch.compiler.reset()
+    model, x = ts.apply(build("depth-anything"), "tome:r=3"), images(1, 3, 6)
+    compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)
+    torch.testing.assert_close(run(compiled, x), run(model, x))
+    torch.compiler.reset()
+
+
 def test_a_grid_of_one_row() -> None:
     x, model = images(1, 1, 6), build("depth-anything")
     for spec in GRIDDED:

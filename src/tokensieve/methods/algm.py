@@ -42,6 +42,7 @@ class ALGM(Method):
 
     knob = "threshold"
     ragged = True
+    looks_at_grid = True
     paper = (
         "ALGM: Adaptive Local-then-Global Token Merging for Efficient Semantic Segmentation with Plain Vision "
         "Transformers",

@@ -45,6 +45,7 @@ class GTP(Method):
     similar: int = 8
 
     knob = "r"
+    looks_at_grid = True
     paper = (
         "GTP-ViT: Efficient Vision Transformers via Graph-based Token Propagation",
         "Xu et al.",
