@@ -142,6 +142,20 @@ def test_from_scratch_with_labels_of_patches_in_order(tmp_path: Path) -> None:
     assert "token_labels needs labels of patches, which this data set has not" in wrong
 
 
+def test_the_demos_recipe_trains_a_dense_model_on_a_part_of_the_patches(tmp_path: Path) -> None:
+    recipe = Path(__file__).parents[2] / "scripts" / "digits_vit.yaml"
+    result = call(
+        "tokensieve_digits_vit", "--stage", "scratch", "--recipe", recipe, "--dataset", "digits", *QUICK, "--steps", 3,
+        "--split", "lessons", "--amp", "--val-limit", 4, "--log-every", 1, "-o", tmp_path / "out",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").open()]
+    assert [line["step"] for line in log] == [1, 2, 3]
+    trained, before = ts.load(tmp_path / "out"), timm.create_model("tokensieve_digits_vit")
+    assert not ts.is_applied(trained)
+    assert not torch.equal(trained.head.weight, before.head.weight)  # type: ignore[union-attr]
+
+
 def test_patience_ends_a_run_and_keeps_the_best_weights(pictures: Path, tmp_path: Path) -> None:
     result = call(
         *MODEL, "--stage", "finetune", "-m", "tome:r=2", "--data", pictures, *QUICK, "--steps", 20, "--lr", "1e-12",
