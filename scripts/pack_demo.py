@@ -11,7 +11,7 @@ The dense model first, since everything else starts from what is packed:
     tokensieve train tokensieve_digits_vit --pretrained --stage finetune --recipe bat --method bat:keep=0.775 \\
         TUNE -o digits-bat
     tokensieve train digits-selectors --stage finetune --recipe tosa TUNE -o digits-tosa \\
-        --method 'tosa:keep=[1.0,1.0,0.7,0.3,0.1,0.05]' --lr 3e-4
+        --method 'tosa:keep=[1.0,1.0,0.66,0.28,0.1,0.05]' --lr 3e-4
     python scripts/pack_demo.py digits-selectors digits-bat digits-tosa
 
 where TUNE stands for ``--dataset digits --limit 9600 --steps 48 --batch-size 16 --no-aug --mixup 0 --cutmix 0

@@ -15,7 +15,7 @@ def test_the_demo_writes_figures_plot_and_pictures(tmp_path: Path) -> None:
     assert run.exit_code == 0, run.output
     rows = json.loads((output / "demo.json").read_text())["rows"]
     tuned = sorted(row["variant"] for row in rows if row["variant"].endswith(", fine-tuned"))
-    assert tuned == ["bat:keep=0.775, fine-tuned", "tosa:keep=[1.0,1.0,0.7,0.3,0.1,0.05], fine-tuned"]
+    assert tuned == ["bat:keep=0.775, fine-tuned", "tosa:keep=[1.0,1.0,0.66,0.28,0.1,0.05], fine-tuned"]
     rows = [row for row in rows if row["variant"] not in tuned]
     specs = {row["variant"] for row in rows}
     assert all(name.removesuffix(", fine-tuned") in specs for name in tuned)  # each beside its setting off the shelf
