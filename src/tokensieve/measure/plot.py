@@ -15,6 +15,7 @@ from tokensieve.measure.results import DENSE, Row
 from tokensieve.registry import methods
 
 MARKERS = "osD^vPX*hp<>"
+LEGEND_ROWS, LEGEND_INCHES = 19, 1.5  # what stands beside the panels in one column, and the width of one more
 
 
 def pareto(rows: Sequence[Row], file: Path, title: str = "", batch: int | None = None) -> None:
@@ -52,7 +53,9 @@ def pareto(rows: Sequence[Row], file: Path, title: str = "", batch: int | None =
     macs_panel.set_xlabel("GMACs per image")
     panels[0].set_ylabel(metric or ("top-1 accuracy (%)" if labelled else "agreement with the dense model (%)"))
     handles, labels = macs_panel.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", frameon=False)
+    columns = -(-len(labels) // LEGEND_ROWS)
+    figure.set_figwidth(figure.get_figwidth() + LEGEND_INCHES * (columns - 1))
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, ncols=columns)
     if title:
         figure.suptitle(title, fontsize=11)
     with replacing(file) as beside:
