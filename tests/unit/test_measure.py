@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from PIL import Image
 from torch import nn
 
 import tokensieve as ts
@@ -168,6 +169,15 @@ def test_a_plot_is_written(tmp_path: Path) -> None:
     assert series("tome:r=4+tosa:keep=0.5") == "tome+tosa"
     assert series("tosa:keep=0.5:score=own") == "tosa:score=own" != series("tosa:keep=0.5")
     assert series("bat:keep=[0.9,0.8]:sites=[1,2]+tome:r=[1,2]") == "bat:sites=[1,2]+tome"
+
+
+def test_a_plot_of_many_methods_names_them_all_beside_its_panels(tmp_path: Path) -> None:
+    size = []
+    for count in (5, 30):
+        pareto([row(f"method-{number}") for number in range(count)], tmp_path / "p.png")
+        with Image.open(tmp_path / "p.png") as picture:
+            size.append(picture.size)
+    assert size[1][0] > size[0][0] and size[1][1] == size[0][1]
 
 
 def test_checkpoints_that_cannot_be_loaded_say_why(small: nn.Module, tmp_path: Path) -> None:
