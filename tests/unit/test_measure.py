@@ -173,8 +173,8 @@ def test_a_plot_is_written(tmp_path: Path) -> None:
 
 def test_a_plot_of_many_methods_names_them_all_beside_its_panels(tmp_path: Path) -> None:
     size = []
-    for count in (5, 30):
-        pareto([row(f"method-{number}") for number in range(count)], tmp_path / "p.png")
+    for number in (5, 30):
+        pareto([row(f"method-{index}") for index in range(number)], tmp_path / "p.png")
         with Image.open(tmp_path / "p.png") as picture:
             size.append(picture.size)
     assert size[1][0] > size[0][0] and size[1][1] == size[0][1]
