@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C import _len_torch_function_stack
 from torch.overrides import TorchFunctionMode
 
 from tokensieve.errors import RefusedError
@@ -89,8 +90,11 @@ class Tap(TorchFunctionMode):
 
     @property
     def by_mask(self) -> bool:
-        """Whether an attention may be watched by its mask; TorchDynamo does not trace that."""
-        return self.attention_alone and not torch.compiler.is_compiling()
+        """Whether an attention may be watched by its mask.
+
+        Not under TorchDynamo, which does not trace that, nor inside modes of others, which would see the mask first.
+        """
+        return self.attention_alone and not torch.compiler.is_compiling() and not _len_torch_function_stack()
 
     @property
     def mask(self) -> Any:
