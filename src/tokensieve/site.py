@@ -67,8 +67,7 @@ class Site(nn.Module):
         self.family = family
         self.layout = layout
         self.block = block
-        self.steps = tuple(steps)
-        self.steps_at = {point: tuple(s for s in self.steps if s.method.point == point) for point in POINTS}
+        self.take(steps)
         self.methods = methods
         self.fill: Fill = fill
         self.rounding = rounding
@@ -84,6 +83,11 @@ class Site(nn.Module):
         self.borrows, self.lends = (
             any(number in m.sharing(layout.depth) for m in methods) for number in (block, block + 1)
         )
+
+    def take(self, steps: Sequence[Step]) -> None:
+        """Act by ``steps`` from now on."""
+        self.steps = tuple(steps)
+        self.steps_at = {point: tuple(s for s in self.steps if s.method.point == point) for point in POINTS}
 
     def extra_repr(self) -> str:
         return ", ".join(f"{step.method.point}: {step.method}" for step in self.steps)

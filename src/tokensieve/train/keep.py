@@ -45,8 +45,8 @@ def use(model: nn.Module, methods: Sequence[Method]) -> None:
     """Let the sites of ``model`` act with ``methods``: the ones applied to it, in order, with other options."""
     for site in sites(model):
         places = [site.methods.index(step.method) for step in site.steps]
-        site.steps = tuple(
-            dataclasses.replace(step, method=methods[place]) for step, place in zip(site.steps, places, strict=True)
+        site.take(
+            [dataclasses.replace(step, method=methods[place]) for step, place in zip(site.steps, places, strict=True)]
         )
         site.methods = tuple(methods)
 
