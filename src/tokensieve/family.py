@@ -138,6 +138,14 @@ class Family(ABC):
     def mlp(self, block: nn.Module, x: Tensor) -> Tensor:
         """``x`` (B, L, C) after the MLP half of the block, residual included."""
 
+    def mlp_norm(self, block: nn.Module) -> nn.Module | None:
+        """The norm that the MLP half begins with, where ``mlp_behind_norm`` goes on behind it. Default: None."""
+        return None
+
+    def mlp_behind_norm(self, block: nn.Module, x: Tensor, normed: Tensor) -> Tensor:
+        """``mlp`` of ``x``, given ``normed``, what ``mlp_norm`` makes of it; both (B, L, C)."""
+        raise NotImplementedError(f"{self.name} names no mlp_norm, so nothing runs behind it")
+
     @abstractmethod
     def macs(self, block: nn.Module) -> BlockMacs:
         """What the block costs."""

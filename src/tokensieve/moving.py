@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tokensieve.decision import Assignment, merge_weights, slots
 from tokensieve.ops.fused import fused
+from tokensieve.ops.norm import Norm
 from tokensieve.ops.rows import at_least_float32, take_rows
 
 
@@ -24,8 +25,8 @@ def behind_prefix(index: Tensor, prefix: int) -> Tensor:
 
 @fused
 def move_tokens(
-    x: Tensor, group: Tensor, rep: Tensor, size: Tensor | None, assignment: Assignment
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+    x: Tensor, group: Tensor, rep: Tensor, size: Tensor | None, assignment: Assignment, norm: Norm | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
     """Apply an assignment: keep, merge and let go.
 
     Args:
@@ -34,10 +35,11 @@ def move_tokens(
         rep: (B, M) int64, the original whose position each patch token carries.
         size: (B, M) how many originals each token stands for, in float32 or better; None where all stand for one.
         assignment: over the M patch tokens.
+        norm: the norm that reads the answer next, or None.
 
     Returns:
         ``x`` (B, P + K, C), ``group`` (B, N), ``rep`` (B, K), ``size`` (B, K) or None where nothing has ever merged,
-        and ``slots`` (B, M): the new place of each old patch token, -1 for those that leave.
+        ``slots`` (B, M): the new place of each old patch token, -1 for those that leave, and ``norm(x)`` or None.
     """
     keep, prefix = assignment.keep, x.shape[1] - rep.shape[1]
     index = slots(assignment)
@@ -53,7 +55,8 @@ def move_tokens(
         own = F.pad(own, (prefix, 0), value=1.0).unsqueeze(2).to(kept.dtype)
         mixing = F.pad(mixing, (0, 0, prefix, 0)).to(kept.dtype)
         kept = torch.baddbmm(kept * own, mixing, moved)
-    return kept, regroup(group, index), rep.gather(1, keep), after, index
+    normed = None if norm is None else norm(kept)
+    return kept, regroup(group, index), rep.gather(1, keep), after, index, normed
 
 
 def add_spread(out: Tensor, x: Tensor, assignment: Assignment) -> Tensor:

@@ -24,6 +24,7 @@ from tokensieve.family import Family
 from tokensieve.grid import on_grid, running_grid
 from tokensieve.history import Stage
 from tokensieve.method import POINTS, Method, Point
+from tokensieve.ops.norm import Norm, norm_of
 from tokensieve.packing import Packing, packing_of
 from tokensieve.restoring import visible
 from tokensieve.sharing import Maps, SharingTap
@@ -118,7 +119,8 @@ class Site(nn.Module):
         tokens, signals, saved = self._attend(tokens, block, bias, own, packs, kwargs)
         observed = self._observe(visible(tokens), signals)
         if self.steps_at["middle"]:
-            tokens = self._act(tokens, "middle", signals, block.training)
+            norm = norm_of(self.family.mlp_norm(block))
+            tokens = self._act(tokens, "middle", signals, block.training, norm=norm)
         before = tokens
         tokens = algebra.returning(tokens, self.block, after_attention=True)
         if signals is not None and tokens is not before:
@@ -199,6 +201,8 @@ class Site(nn.Module):
 
     def _mlp(self, block: SievedBlock, tokens: Tokens) -> Tensor:
         packing = self._packing(tokens)
+        if packing is None and tokens.normed is not None:
+            return self.family.mlp_behind_norm(block, tokens.x, tokens.normed)
         if packing is None:
             return self.family.mlp(block, tokens.x)
         return packing.unpack(self.family.mlp(block, packing.pack(tokens.x)))
@@ -244,6 +248,7 @@ class Site(nn.Module):
         signals: BlockSignals | None,
         training: bool,
         observed: Mapping[str, Tensor] | None = None,
+        norm: Norm | None = None,
     ) -> Tokens:
         for step in self.steps_at[point]:
             method = step.method
@@ -266,7 +271,8 @@ class Site(nn.Module):
                 tokens = masking.hide(tokens, decision, self.block, point, step.label)
             else:
                 whole = masking.among_hidden(tokens, decision)
-                tokens = algebra.apply(tokens, whole, self.block, point, step.label)
+                last = step is self.steps_at[point][-1]
+                tokens = algebra.apply(tokens, whole, self.block, point, step.label, norm if last else None)
             if view.losses or view.answers:
                 tokens = tokens.changed(losses=(*tokens.losses, *view.losses), answers=(*tokens.answers, *view.answers))
             if signals is not None:

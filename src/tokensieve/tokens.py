@@ -37,6 +37,7 @@ from tokensieve.errors import TokensieveError
 from tokensieve.history import Event, Stage
 from tokensieve.mixing import Blend
 from tokensieve.moving import add_spread, behind_prefix, move_tokens, put_back
+from tokensieve.ops.norm import Norm
 from tokensieve.ops.rows import take_rows
 from tokensieve.restoring import patches_at_originals
 from tokensieve.restoring import restore as restore
@@ -114,6 +115,7 @@ class Tokens:
         answers: what their own heads answered so far, while training.
         maps: where the attention maps of the block before come from, where the next one shares them.
         carried: (B, P + M, D) what a ragged method carries beside each token, see ``Method.behind``; None otherwise.
+        normed: (B, P + M, C) ``x`` behind the norm that reads it next, where the move had it on its way; else None.
     """
 
     x: Tensor
@@ -137,6 +139,7 @@ class Tokens:
     answers: tuple[Answer, ...] = ()
     carried: Tensor | None = None
     maps: Maps | None = None
+    normed: Tensor | None = None
 
     @staticmethod
     def start(x: Tensor, prefix: int, fill: Fill = "last", grid: tuple[int, int] | None = None) -> Tokens:
@@ -176,7 +179,12 @@ class Tokens:
         return self.changed(x=x, **changes)
 
     def changed(self, **changes: Any) -> Tokens:
-        """What ``dataclasses.replace`` gives, without its walk over the fields, which takes longer than a kernel."""
+        """What ``dataclasses.replace`` gives, without its walk over the fields, which takes longer than a kernel.
+
+        Other tokens ``x`` have no ``normed`` unless it is given with them.
+        """
+        if "x" in changes:
+            changes.setdefault("normed", None)
         if torch.compiler.is_compiling():
             return replace(self, **changes)
         new = object.__new__(Tokens)
@@ -272,6 +280,7 @@ _register(
         "shares",
         "carried",
         "maps",
+        "normed",
     ),
 )
 _register(Parked, ("before", "index", "dropped", "start"))
@@ -284,13 +293,21 @@ _register(Answer, ("logits",))
 _register(Maps, ("pairs",))
 
 
-def apply(tokens: Tokens, decision: Decision, block: int = 0, point: str = "middle", method: str = "") -> Tokens:
+def apply(
+    tokens: Tokens,
+    decision: Decision,
+    block: int = 0,
+    point: str = "middle",
+    method: str = "",
+    norm: Norm | None = None,
+) -> Tokens:
     """The state after a decision.
 
     Args:
         tokens: the state the decision was made on.
         decision: an ``Assignment``, a ``SoftAssignment`` or a ``KeepMask`` over its M patch tokens.
         block, point, method: where it happened, for the record and to resolve ``until``.
+        norm: what reads the tokens next, for ``Tokens.normed``; None where nobody asks for that.
     """
     if isinstance(decision, KeepMask):
         mask = decision.mask if tokens.mask is None else tokens.mask * decision.mask
@@ -300,7 +317,7 @@ def apply(tokens: Tokens, decision: Decision, block: int = 0, point: str = "midd
     if isinstance(decision, SoftAssignment):
         changes = _mixed(tokens, decision)
     else:
-        changes = _moved(tokens, decision, block, point)
+        changes = _moved(tokens, decision, block, point, norm)
     returns = isinstance(decision, Assignment) and decision.dropped is not None and decision.until != "end"
     group = None if isinstance(decision, SoftAssignment) or tokens.outer is not None else changes["group"]
     after = changes["x"].shape[1] - tokens.prefix
@@ -312,11 +329,12 @@ def apply(tokens: Tokens, decision: Decision, block: int = 0, point: str = "midd
     return tokens.changed(**changes, version=tokens.version + 1, events=(*tokens.events, event), shares=shares)
 
 
-def _moved(tokens: Tokens, assignment: Assignment, block: int, point: str) -> dict[str, Any]:
+def _moved(tokens: Tokens, assignment: Assignment, block: int, point: str, norm: Norm | None = None) -> dict[str, Any]:
     """What an assignment changes in the state."""
     keep = assignment.keep
     before = tokens.sizes if assignment.joining is not None and tokens.alive is not None else tokens.size
-    x, group, rep, size, index = move_tokens(tokens.x, tokens.group, tokens.rep, before, assignment)
+    norm = norm if assignment.spread is None else None
+    x, group, rep, size, index, normed = move_tokens(tokens.x, tokens.group, tokens.rep, before, assignment, norm)
     x = add_spread(x, tokens.x, assignment)
     leaves = assignment.dropped is not None or assignment.alive is not None or assignment.parts
     parked, canvas = tokens.parked, tokens.canvas
@@ -335,6 +353,7 @@ def _moved(tokens: Tokens, assignment: Assignment, block: int, point: str) -> di
         alive = tokens.alive.gather(1, keep)
     return {
         "x": x,
+        "normed": normed,
         "group": group,
         "rep": rep,
         "size": size,

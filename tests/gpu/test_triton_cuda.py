@@ -19,6 +19,7 @@ from tokensieve.moving import move_tokens, put_back
 from tokensieve.ops import gpu
 from tokensieve.ops.density import density_peaks
 from tokensieve.ops.matching import bipartite_matching, match_pairs, unit_rows
+from tokensieve.ops.norm import Norm
 from tokensieve.ops.rows import head_mean, split_top
 from tokensieve.ops.selector import Selector, selected_columns
 
@@ -77,6 +78,8 @@ def calls(batch: int, count: int, dtype: torch.dtype) -> Iterator[Call]:
     yield density_peaks, (features.float(), count // 10)
     yield density_peaks, (features.float(), count // 10, 5)
     yield move_tokens, movement(batch, count, dtype)
+    norm = Norm(random(12, 384, dtype=dtype), random(13, 384, dtype=dtype), 1e-6)
+    yield move_tokens, (*movement(batch, count, dtype), norm)
     away = torch.randint(-1, count, (batch, count), device="cuda")
     x, other = random(10, batch, 1 + count, 384, dtype=dtype), random(11, batch, 1 + count, 384, dtype=dtype)[:, 1:]
     yield put_back, (x, away, other, 1, True)
@@ -86,6 +89,8 @@ def in_double(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     def one(value: Any) -> Any:
         if isinstance(value, Tensor) and value.is_floating_point():
             return value.double()
+        if isinstance(value, Norm):
+            return Norm(value.weight.double(), None if value.bias is None else value.bias.double(), value.eps)
         if isinstance(value, Attended):
             bias = None if value.bias is None else value.bias.double()
             return Attended(value.queries.double(), value.keys.double(), value.values.double(), value.scale, bias)

@@ -21,6 +21,7 @@ from tokensieve.moving import move_tokens, put_back
 from tokensieve.ops import gpu, native
 from tokensieve.ops.density import density_peaks
 from tokensieve.ops.matching import bipartite_matching, lead_pairs, similarity, unit_rows
+from tokensieve.ops.norm import Norm
 from tokensieve.ops.rows import head_mean, split_top
 from tokensieve.ops.selector import Selector, selected_columns
 
@@ -306,8 +307,15 @@ def test_move_tokens(seed: int, batch: int, length: int, prefix: int, dtype: tor
     group = torch.randint(-1, length, (batch, length + 4), generator=generator).to(DEVICE)
     rep = torch.arange(length, device=DEVICE).expand(batch, -1)
     size = torch.randint(1, 5, (batch, length), generator=generator).float().to(DEVICE) if sized else None
-    answer = gpu.move_tokens(x, group, rep, size, assignment)
+    bias = random(seed + 2, 20, dtype=dtype) if data.draw(st.booleans()) else None
+    norm = Norm(random(seed + 1, 20, dtype=dtype), bias, 1e-5) if data.draw(st.booleans()) else None
+    answer = gpu.move_tokens(x, group, rep, size, assignment, norm)
     wanted = reference(move_tokens)(x.double(), group, rep, size, assignment)
+    assert (answer[5] is None) == (norm is None)
+    if norm is not None:
+        exact = Norm(norm.weight.double(), None if bias is None else bias.double(), norm.eps)(answer[0].double())
+        near = {"rtol": 2e-5, "atol": 2e-5} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-2}
+        torch.testing.assert_close(answer[5].double(), exact, **near)
     close = {"rtol": 2e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-3}
     torch.testing.assert_close(answer[0].double(), wanted[0], **close)
     assert answer[0].dtype == dtype
@@ -330,9 +338,11 @@ def test_move_tokens_of_more_channels_than_a_program_holds() -> None:
         name: torch.tensor([places], device=DEVICE) for name, places in (("keep", [4, 0, 1]), ("moved", [2, 3, 5]))
     }
     assignment = Assignment(**index, onto=torch.tensor([[2, 0, 2]], device=DEVICE))
-    answer, wanted = (move(x, rep, rep, None, assignment) for move in (gpu.move_tokens, reference(move_tokens)))
+    norm = Norm(random(1, 1100), None, 1e-6)
+    answer, wanted = (move(x, rep, rep, None, assignment, norm) for move in (gpu.move_tokens, reference(move_tokens)))
     torch.testing.assert_close(answer[0], wanted[0])
-    agree(answer[1:], wanted[1:])
+    torch.testing.assert_close(answer[5], wanted[5])
+    agree(answer[1:5], wanted[1:5])
 
 
 def test_weights_that_vanish_leave_the_leader_as_it_is() -> None:

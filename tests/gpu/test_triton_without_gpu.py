@@ -20,6 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from tokensieve.attention import Attended
 from tokensieve.decision import Assignment
 from tokensieve.ops import gpu
+from tokensieve.ops.norm import Norm
 from tokensieve.ops.rows import split_top
 from tokensieve.ops.selector import Selector
 
@@ -114,6 +115,9 @@ def cases(dtype: torch.dtype) -> Iterator[tuple[str, Case]]:
     yield "move_tokens-prune", (gpu.move_tokens, movement(dtype, 0, False), 2)
     yield "move_tokens", (gpu.move_tokens, movement(dtype, 56, False), 2)
     yield "move_tokens-weights", (gpu.move_tokens, movement(dtype, 30, True), 2)
+    norm = Norm(empty(384, dtype=dtype), empty(384, dtype=dtype), 1e-6)
+    yield "move_tokens-norm", (gpu.move_tokens, (*movement(dtype, 56, False), norm), 2)
+    yield "move_tokens-prune-norm", (gpu.move_tokens, (*movement(dtype, 0, False), norm), 2)
     index = empty(8, 196, dtype=INDEX)
     yield (
         "put_back",

@@ -27,6 +27,7 @@ from tokensieve.ops.density import density_peaks
 from tokensieve.ops.local_density import local_distances
 from tokensieve.ops.matching import bipartite_matching, match_halves, match_pairs, unit_rows
 from tokensieve.ops.native.build import library_path
+from tokensieve.ops.norm import Norm
 from tokensieve.ops.rows import head_mean, split_fused, split_top
 from tokensieve.ops.selector import Selector, selected_columns
 from tokensieve.ops.superpixels import superpixels
@@ -410,11 +411,16 @@ def test_move_tokens(seed: int, batch: int, length: int, prefix: int, dtype: tor
     group = torch.randint(-1, length, (batch, length + 4), generator=generator)
     rep = torch.arange(length).expand(batch, -1)
     size = torch.randint(1, 5, (batch, length), generator=generator).float() if sized else None
+    bias = random(seed + 2, 5, dtype=dtype) if data.draw(st.booleans()) else None
+    norm = Norm(random(seed + 1, 5, dtype=dtype), bias, 1e-5) if data.draw(st.booleans()) else None
     answer, wanted = (
-        native.move_tokens(x, group, rep, size, assignment),
-        reference(move_tokens)(x, group, rep, size, assignment),
+        native.move_tokens(x, group, rep, size, assignment, norm),
+        reference(move_tokens)(x, group, rep, size, assignment, norm),
     )
     torch.testing.assert_close(answer[0], wanted[0], **tolerance(dtype))
+    assert (answer[5] is None) == (norm is None)
+    if norm is not None:
+        torch.testing.assert_close(answer[5], norm(answer[0]), **tolerance(dtype))
     for place in (1, 2, 4):
         assert torch.equal(answer[place], wanted[place])
     assert (answer[3] is None) == (wanted[3] is None)
@@ -426,6 +432,13 @@ def test_move_tokens(seed: int, batch: int, length: int, prefix: int, dtype: tor
         alone = joined == 0
     untouched = x[:, prefix:].gather(1, assignment.keep.unsqueeze(2).expand(-1, -1, 5))
     assert torch.equal(answer[0][:, prefix:][alone], untouched[alone])
+
+
+def test_a_norm_in_another_dtype_is_left_to_torch() -> None:
+    x, rep = random(0, 1, 4, 8, dtype=torch.bfloat16), torch.arange(4).unsqueeze(0)
+    norm = Norm(torch.rand(8), torch.rand(8), 1e-6)
+    answer = native.move_tokens(x, rep, rep, None, Assignment(keep=rep[:, :2], dropped=rep[:, 2:]), norm)
+    assert torch.equal(answer[5], norm(x[:, :2]))
 
 
 def test_an_assignment_that_names_no_token_is_refused_and_reads_no_memory() -> None:

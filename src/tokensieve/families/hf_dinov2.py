@@ -29,7 +29,13 @@ class HfDinov2(TransformersFamily):
         return block.drop_path(block.layer_scale1(update)) + x  # type: ignore[no-any-return]
 
     def mlp(self, block: Any, x: Tensor) -> Tensor:
-        return block.drop_path(block.layer_scale2(block.mlp(block.norm2(x)))) + x  # type: ignore[no-any-return]
+        return self.mlp_behind_norm(block, x, block.norm2(x))
+
+    def mlp_norm(self, block: Any) -> nn.Module | None:
+        return block.norm2  # type: ignore[no-any-return]
+
+    def mlp_behind_norm(self, block: Any, x: Tensor, normed: Tensor) -> Tensor:
+        return block.drop_path(block.layer_scale2(block.mlp(normed))) + x  # type: ignore[no-any-return]
 
     def macs(self, block: Any) -> BlockMacs:
         attention = block.attention

@@ -29,7 +29,13 @@ class HfViT(TransformersFamily):
         return block.dropout(update) + x  # type: ignore[no-any-return]
 
     def mlp(self, block: Any, x: Tensor) -> Tensor:
-        return block.dropout(block.mlp(block.layernorm_after(x))) + x  # type: ignore[no-any-return]
+        return self.mlp_behind_norm(block, x, block.layernorm_after(x))
+
+    def mlp_norm(self, block: Any) -> nn.Module | None:
+        return block.layernorm_after  # type: ignore[no-any-return]
+
+    def mlp_behind_norm(self, block: Any, x: Tensor, normed: Tensor) -> Tensor:
+        return block.dropout(block.mlp(normed)) + x  # type: ignore[no-any-return]
 
     def macs(self, block: Any) -> BlockMacs:
         attention = block.attention

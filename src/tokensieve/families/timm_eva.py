@@ -42,7 +42,13 @@ class TimmEva(Family):
     def mlp(self, block: Any, x: Tensor) -> Tensor:
         if isinstance(block, EvaBlockPostNorm):
             return x + block.drop_path2(block.norm2(block.mlp(x)))  # type: ignore[no-any-return]
-        update = block.mlp(block.norm2(x))
+        return self.mlp_behind_norm(block, x, block.norm2(x))
+
+    def mlp_norm(self, block: Any) -> nn.Module | None:
+        return None if isinstance(block, EvaBlockPostNorm) else block.norm2
+
+    def mlp_behind_norm(self, block: Any, x: Tensor, normed: Tensor) -> Tensor:
+        update = block.mlp(normed)
         if block.gamma_2 is not None:
             update = block.gamma_2 * update
         return x + block.drop_path2(update)  # type: ignore[no-any-return]

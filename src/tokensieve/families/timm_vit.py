@@ -82,7 +82,13 @@ class TimmViT(Family):
             return x + torch.stack([ffn(x) for ffn in block.ffns]).sum(dim=0)
         if isinstance(block, ParallelScalingBlock):
             return x
-        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))  # type: ignore[no-any-return]
+        return self.mlp_behind_norm(block, x, block.norm2(x))
+
+    def mlp_norm(self, block: Any) -> nn.Module | None:
+        return block.norm2 if isinstance(block, Block) else None
+
+    def mlp_behind_norm(self, block: Any, x: Tensor, normed: Tensor) -> Tensor:
+        return x + block.drop_path2(block.ls2(block.mlp(normed)))  # type: ignore[no-any-return]
 
     def macs(self, block: Any) -> BlockMacs:
         if isinstance(block, ParallelScalingBlock):

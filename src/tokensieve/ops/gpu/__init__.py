@@ -20,6 +20,7 @@ from tokensieve.errors import TokensieveWarning
 if TYPE_CHECKING:
     from tokensieve.attention import Attended
     from tokensieve.decision import Assignment
+    from tokensieve.ops.norm import Norm
     from tokensieve.ops.selector import Selector
 
 SERVED = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.int64})
@@ -218,8 +219,8 @@ def density_peaks(
 
 
 def move_tokens(
-    x: Tensor, group: Tensor, rep: Tensor, size: Tensor | None, assignment: Assignment
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor] | Any:
+    x: Tensor, group: Tensor, rep: Tensor, size: Tensor | None, assignment: Assignment, norm: Norm | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor | None] | Any:
     """See ``tokensieve.moving.move_tokens``."""
     keep, weight = assignment.keep, assignment.weight
     nobody = keep[:, :0]
@@ -235,7 +236,14 @@ def move_tokens(
 
     parts = tuple(part if _dense(part) else part.contiguous() for part in (keep, moved, onto, dropped))
     weight = weight if moved.shape[1] else None
-    return moving.move_tokens(x, group, rep, size, parts, weight, assignment.reduce == "mean")
+    fits = norm is None or (
+        x.shape[2] <= moving.MOST_CHANNELS
+        and not torch.is_autocast_enabled("cuda")
+        and _serves(norm.weight, norm.bias)
+        and norm.weight.dtype in FLOATS
+    )
+    answer = moving.move_tokens(x, group, rep, size, parts, weight, assignment.reduce == "mean", norm if fits else None)
+    return answer if fits or norm is None else (*answer[:5], norm(answer[0]))
 
 
 def put_back(x: Tensor, index: Tensor, other: Tensor | None, prefix: int, with_prefix: bool) -> Tensor | Any:

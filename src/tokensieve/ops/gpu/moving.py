@@ -12,10 +12,24 @@ import triton.language as tl
 from torch import Tensor
 
 from tokensieve.ops.gpu.launch import blocks, launch, power_of_two
+from tokensieve.ops.norm import Norm
 
 SCAN = 128  # index entries that a program handles or looks at together
 MOST_CHANNELS = 1024  # channels that a program copies together
 TILE = 8192  # entries of the rows that a program sums together
+
+
+@triton.jit
+def _store_normed(row, values, lanes, channels, weight, bias, eps):
+    """Write to ``row`` the LayerNorm of one row of ``values``, which is 0 behind the last of its channels."""
+    inside = lanes < channels
+    values = values.to(tl.float32)
+    centred = tl.where(inside, values - tl.sum(values, axis=0) / channels, 0.0)
+    centred *= tl.rsqrt(tl.sum(centred * centred, axis=0) / channels + eps)
+    centred *= tl.load(weight + lanes, mask=inside, other=0.0).to(tl.float32)
+    if bias is not None:
+        centred += tl.load(bias + lanes, mask=inside, other=0.0).to(tl.float32)
+    tl.store(row + lanes, centred.to(row.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["prefix", "present", "kept", "merging", "dropping"])
@@ -31,6 +45,9 @@ def _lead(
     reps,
     sizes,
     slots,
+    normed,
+    norm_weight,
+    norm_bias,
     x_image,
     x_token,
     rep_image,
@@ -47,10 +64,14 @@ def _lead(
     merging,
     dropping,
     channels,
+    eps,
     CHANNELS: tl.constexpr,
     SCAN: tl.constexpr,
 ):
-    """Copy one row and note its leader's place; the programs behind the rows note where the other tokens go."""
+    """Copy one row and note its leader's place; the programs behind the rows note where the other tokens go.
+
+    Where the row is read by a norm next, its channels are one block and ``normed`` gets what that makes of it.
+    """
     number, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     width = prefix + kept
     slots += image * present
@@ -65,6 +86,9 @@ def _lead(
             lanes = start + tl.arange(0, CHANNELS)
             values = tl.load(source + lanes, mask=lanes < readable, other=0.0)
             tl.store(out + (image * width + number) * channels + lanes, values, mask=lanes < channels)
+            if normed is not None:
+                row = normed + (image * width + number) * channels
+                _store_normed(row, values, lanes, channels, norm_weight, norm_bias, eps)
         tl.store(slots + old, place.to(tl.int64), mask=known)
         position = tl.load(rep + image * rep_image + old * rep_token, mask=known, other=0)
         tl.store(reps + image * kept + place, position, mask=place >= 0)
@@ -95,6 +119,9 @@ def _follow(
     out,
     groups,
     sizes,
+    normed,
+    norm_weight,
+    norm_bias,
     x_image,
     x_token,
     group_image,
@@ -112,6 +139,7 @@ def _follow(
     kept,
     merging,
     channels,
+    eps,
     MEAN: tl.constexpr,
     CHANNELS: tl.constexpr,
     SCAN: tl.constexpr,
@@ -171,7 +199,10 @@ def _follow(
                 # A weight can underflow to zero; its token then stays as it is instead of becoming 0/0.
                 sums = tl.where(total > 0.0, sums / total, leading)
             row = image * (prefix + kept) + prefix + place
-            tl.store(out + row * channels + lanes, sums.to(out.dtype.element_ty), mask=inside)
+            rounded = sums.to(out.dtype.element_ty)
+            tl.store(out + row * channels + lanes, rounded, mask=inside)
+            if normed is not None:
+                _store_normed(normed + row * channels, rounded, lanes, channels, norm_weight, norm_bias, eps)
             if sizes is not None:  # there always are here, but the compiler cannot know
                 tl.store(sizes + image * kept + place, stands_for, mask=tl.program_id(1) == 0)
 
@@ -184,11 +215,12 @@ def move_tokens(
     parts: tuple[Tensor, ...],
     weight: Tensor | None,
     mean: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+    norm: Norm | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
     """See ``tokensieve.moving.move_tokens``.
 
     ``parts`` are keep, moved, onto and dropped, empty where the assignment has none, dense in the last dimension.
-    Indices of tokens that are not there are left out.
+    Indices of tokens that are not there are left out. A ``norm`` is for at most ``MOST_CHANNELS`` channels.
     """
     keep, moved, onto, dropped = parts
     batch, _, channels = x.shape
@@ -199,6 +231,9 @@ def move_tokens(
     groups = torch.empty(batch, originals, dtype=torch.int64, device=device)
     reps = torch.empty(batch, kept, dtype=torch.int64, device=device)
     slots = torch.empty(batch, present, dtype=torch.int64, device=device)
+    normed = None if norm is None else torch.empty_like(out)
+    norms = (None, None) if norm is None else (norm.weight, norm.bias)
+    eps = 0.0 if norm is None else norm.eps
     counted = size is not None or merging > 0
     sizes = torch.empty(batch, kept, dtype=torch.float32, device=device) if counted else None
     size_steps = (0, 0) if size is None else size.stride()
@@ -207,27 +242,28 @@ def move_tokens(
     launch(
         _lead,
         (prefix + kept + noting, batch),
-        *(x, rep, size, keep, moved, onto, dropped, out, reps, sizes, slots),
+        *(x, rep, size, keep, moved, onto, dropped, out, reps, sizes, slots, normed, *norms),
         *(*x.stride()[:2], *rep.stride(), *size_steps, *indices, dropped.stride(0)),
-        *(prefix, present, kept, merging, dropped.shape[1], channels),
+        *(prefix, present, kept, merging, dropped.shape[1], channels, eps),
         CHANNELS=min(MOST_CHANNELS, power_of_two(channels, 16)),
         SCAN=SCAN,
         num_warps=1,  # a program that mostly waits should be small
     )
-    # Many tokens may all join one: then it takes fewer channels and more of them at a time.
-    width = min(256 if merging <= 256 else 64, power_of_two(channels, 16))
+    # Many tokens may all join one: then it takes fewer channels and more of them at a time. A norm wants them all.
+    widest = MOST_CHANNELS if norm is not None else 256 if merging <= 256 else 64
+    width = min(widest, power_of_two(channels, 16))
     launch(
         _follow,
         (blocks(originals, SCAN) + merging, blocks(channels, width) if merging else 1, batch),
-        *(x, group, size, weight, keep, moved, onto, slots, out, groups, sizes),
+        *(x, group, size, weight, keep, moved, onto, slots, out, groups, sizes, normed, *norms),
         *(*x.stride()[:2], *group.stride(), *size_steps, *((0, 0) if weight is None else weight.stride()), *indices),
-        *(prefix, originals, present, kept, merging, channels),
+        *(prefix, originals, present, kept, merging, channels, eps),
         MEAN=mean,
         CHANNELS=width,
         SCAN=SCAN,
         TILE=min(128, TILE // width),
     )
-    return out, groups, reps, sizes, slots
+    return out, groups, reps, sizes, slots, normed
 
 
 @triton.jit(do_not_specialize=["prefix", "front", "present", "originals"])

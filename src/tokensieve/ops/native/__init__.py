@@ -19,6 +19,7 @@ from tokensieve.ops.native.build import library_path
 if TYPE_CHECKING:
     from tokensieve.attention import Attended
     from tokensieve.decision import Assignment
+    from tokensieve.ops.norm import Norm
     from tokensieve.ops.selector import Selector
     from tokensieve.ops.windows import Windows
 
@@ -273,15 +274,16 @@ def distances_between(similarities: Tensor) -> Tensor | Any:
 
 
 def move_tokens(
-    x: Tensor, group: Tensor, rep: Tensor, size: Tensor | None, assignment: Assignment
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor] | Any:
+    x: Tensor, group: Tensor, rep: Tensor, size: Tensor | None, assignment: Assignment, norm: Norm | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor | None] | Any:
     """See ``tokensieve.moving.move_tokens``."""
     weight = assignment.weight
     if assignment.alive is not None or not x.is_contiguous() or not _serves(x, size, weight, group, rep):
         return NotImplemented
     moved, onto = assignment.moved, assignment.onto
     merges = moved is not None and moved.shape[1] > 0
-    out, groups, reps, sizes, slots = torch.ops.tokensieve.move_tokens.default(
+    fits = norm is not None and _norms(norm, x)
+    out, groups, reps, sizes, slots, normed = torch.ops.tokensieve.move_tokens.default(
         x,
         group,
         rep,
@@ -291,8 +293,20 @@ def move_tokens(
         onto.contiguous() if merges and onto is not None else None,
         None if weight is None or not merges else weight.float().contiguous(),
         assignment.reduce == "mean",
+        norm.weight if norm is not None and fits else None,
+        norm.bias if norm is not None and fits else None,
+        0.0 if norm is None else norm.eps,
     )
-    return out, groups, reps, None if size is None and not merges else sizes, slots
+    if not fits:
+        normed = None if norm is None else norm(out)
+    return out, groups, reps, None if size is None and not merges else sizes, slots, normed
+
+
+def _norms(norm: Norm, x: Tensor) -> bool:
+    """Whether the kernel may normalise rows of ``x`` by ``norm``, as torch would."""
+    bias = norm.bias
+    alike = norm.weight.dtype == x.dtype and (bias is None or bias.dtype == x.dtype)
+    return alike and not torch.is_autocast_enabled("cpu") and _serves(norm.weight, bias)
 
 
 def put_back(x: Tensor, index: Tensor, other: Tensor | None, prefix: int, with_prefix: bool) -> Tensor | Any:
