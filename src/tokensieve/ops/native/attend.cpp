@@ -6,7 +6,7 @@ namespace {
 
 constexpr int64_t BLOCK = 32;    // query rows at a time
 constexpr int64_t CHUNK = 1024;  // keys at a time
-static_assert(BLOCK % ROWS == 0 && CHUNK % WIDTH == 0);
+static_assert(BLOCK % ROWS == 0 && CHUNK % LANES == 0);
 
 #ifdef HAS_BFLOAT16_PAIRS
 #define FOR_PAIRS __attribute__((target("arch=x86-64-v4,avx512bf16")))
@@ -15,7 +15,7 @@ static_assert(BLOCK % ROWS == 0 && CHUNK % WIDTH == 0);
 FOR_PAIRS void interleave(const uint16_t* first, const uint16_t* second, int64_t dim, int64_t pairs, uint32_t* out) {
   for (int64_t d = 0; d < dim; ++d) {
     const uint32_t high = second ? static_cast<uint32_t>(second[d]) << 16 : 0u;
-    out[d / WIDTH * pairs * WIDTH + d % WIDTH] = high | first[d];
+    out[d / LANES * pairs * LANES + d % LANES] = high | first[d];
   }
 }
 
@@ -35,7 +35,7 @@ FOR_PAIRS inline __m512 exponential(__m512 x) {
 }
 
 // A row of products to the numerators of its softmax, in bfloat16; updates the row's running maximum and sum and
-// returns by what everything added up before has to be multiplied. `width` is a multiple of WIDTH.
+// returns by what everything added up before has to be multiplied. `width` is a multiple of LANES.
 FOR_PAIRS float soften(float* row, const float* bias, int64_t width, float scale, float* highest, float* sum,
                        uint16_t* out) {
   const __m512 factor = _mm512_set1_ps(scale);
@@ -96,25 +96,25 @@ class Head {
  public:
   void start(const c10::BFloat16* keys, int64_t key_step, const c10::BFloat16* values, int64_t value_step,
              int64_t length, int64_t dim) {
-    length_ = length, dim_ = dim, wide_ = round_up(dim, WIDTH);
+    length_ = length, dim_ = dim, wide_ = round_up(dim, LANES);
     keys_.fill(length, dim, [&](int64_t j) { return keys + j * key_step; });
     keys_.pack();
     // Values are packed by chunks of keys: what a chunk's probabilities are multiplied with lies together.
     const int64_t chunks = (length + CHUNK - 1) / CHUNK;
     values_ = packed_values_.room(chunks * CHUNK / 2 * wide_);
     for (int64_t first = 0; first < length; first += CHUNK) {
-      const int64_t width = round_up(std::min(CHUNK, length - first), WIDTH);
+      const int64_t width = round_up(std::min(CHUNK, length - first), LANES);
       uint32_t* chunk = reinterpret_cast<uint32_t*>(values_) + first / 2 * wide_;
       std::fill_n(chunk, width / 2 * wide_, 0u);
       for (int64_t j = first; j < std::min(first + CHUNK, length); j += 2) {
         const uint16_t* row = reinterpret_cast<const uint16_t*>(values + j * value_step);
         const uint16_t* next = j + 1 < length ? row + value_step : nullptr;
-        interleave(row, next, dim, width / 2, chunk + (j - first) / 2 * WIDTH);
+        interleave(row, next, dim, width / 2, chunk + (j - first) / 2 * LANES);
       }
     }
   }
 
-  // Rows [first, last) of the answer, `out_step` apart. `bias` (round_up(length, WIDTH)) is minus infinity behind the end.
+  // Rows [first, last) of the answer, `out_step` apart. `bias` (round_up(length, LANES)) is minus infinity behind the end.
   // The attention of query 0 goes into `class_row` (length) where that is not null and the rows begin with it.
   void rows(const c10::BFloat16* queries, int64_t query_step, float scale, const float* bias, int64_t first, int64_t last,
             c10::BFloat16* out, int64_t out_step, float* class_row) {
@@ -134,10 +134,10 @@ class Head {
       }
       std::fill_n(sums, BLOCK * wide_, 0.0f);
       for (int64_t start = 0; start < length_; start += CHUNK) {
-        const int64_t width = round_up(std::min(CHUNK, length_ - start), WIDTH);
+        const int64_t width = round_up(std::min(CHUNK, length_ - start), LANES);
         const float* values = values_ + start / 2 * wide_;
         for (int64_t group = 0; group < count; group += ROWS) {
-          keys_.products_of_panels(cells + group * kind.count, kind.count, start / WIDTH, width / WIDTH, logits, width);
+          keys_.products_of_panels(cells + group * kind.count, kind.count, start / LANES, width / LANES, logits, width);
           for (int64_t r = 0; r < ROWS; ++r) {
             fade[r] = soften(logits + r * width, bias + start, width, scale, &highest[group + r], &total[group + r],
                              shares + r * width);
@@ -146,7 +146,7 @@ class Head {
             for (int64_t j = 0; j < start; ++j) row[j] *= fade[0];
             numerators(logits, highest[0], std::min(width, length_ - start), row + start);
           }
-          pair_rows(reinterpret_cast<const float*>(shares), width / 2, values, width / 2, wide_ / WIDTH, tile, wide_);
+          pair_rows(reinterpret_cast<const float*>(shares), width / 2, values, width / 2, wide_ / LANES, tile, wide_);
           for (int64_t r = 0; r < ROWS; ++r) fade_and_add(sums + (group + r) * wide_, tile + r * wide_, wide_, fade[r]);
         }
       }
@@ -181,7 +181,7 @@ std::tuple<Tensor, Tensor> attend(const Tensor& queries, const Tensor& keys, con
   Tensor firsts = new_float(queries, {batch, class_row ? length : 0});
 #ifdef HAS_BFLOAT16_PAIRS
   c10::BFloat16* result = out_data<c10::BFloat16>(out);
-  const int64_t width = round_up(length, WIDTH);
+  const int64_t width = round_up(length, LANES);
   std::vector<float> first(class_row ? batch * heads * length : 0);  // of every head
   // Few heads are cut into stripes of rows, so that every thread has work.
   const int64_t stripes = batch * heads >= 32 ? 1 : std::max<int64_t>(1, std::min<int64_t>(4, rows / 64));

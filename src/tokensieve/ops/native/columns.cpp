@@ -93,7 +93,7 @@ Tensor column_sums(const Tensor& queries, const Tensor& keys, double scale, cons
                    int64_t stride, const Maybe& expand, const Maybe& expand_bias, const Maybe& reduce,
                    const Maybe& reduce_bias, bool logarithm) {
   const int64_t batch = keys.size(0), heads = keys.size(1), length = keys.size(2), dim = keys.size(3);
-  const int64_t width = round_up(length, WIDTH), hidden = expand ? expand->size(0) : 0;
+  const int64_t width = round_up(length, LANES), hidden = expand ? expand->size(0) : 0;
   Tensor out = new_float(keys, {batch, heads, length});
   float* result = out_data<float>(out);
   std::vector<float> reduced(hidden * heads);

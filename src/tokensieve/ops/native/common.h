@@ -8,6 +8,7 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -70,11 +71,24 @@ INLINE uint64_t descending_key(float score, uint32_t index) {
   return (static_cast<uint64_t>(~ascending) << 32) | index;
 }
 
-inline Tensor new_int64(const Tensor& like, std::initializer_list<int64_t> sizes) {
-  return torch::stable::new_empty(like, std::vector<int64_t>(sizes), ScalarType::Long);
+// A tensor on the CPU, not initialised; rows lie behind each other unless `strides` says otherwise. Asked of the
+// allocator itself: through the dispatcher that takes longer than many a kernel computes for one image.
+inline Tensor new_tensor(ScalarType type, std::initializer_list<int64_t> sizes,
+                         std::initializer_list<int64_t> strides = {}) {
+  const int64_t count = static_cast<int64_t>(sizes.size());
+  int64_t steps[8], step = 1;
+  for (int64_t k = count - 1; k >= 0; step *= std::max<int64_t>(sizes.begin()[k--], 1)) steps[k] = step;
+  const int32_t number = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  AtenTensorHandle made = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(count, sizes.begin(), strides.size() ? strides.begin() : steps,
+                                                         number, aoti_torch_device_type_cpu(), 0, &made));
+  return Tensor(made);
 }
-inline Tensor new_float(const Tensor& like, std::initializer_list<int64_t> sizes) {
-  return torch::stable::new_empty(like, std::vector<int64_t>(sizes), ScalarType::Float);
+inline Tensor new_int64(const Tensor&, std::initializer_list<int64_t> sizes) {
+  return new_tensor(ScalarType::Long, sizes);
+}
+inline Tensor new_float(const Tensor&, std::initializer_list<int64_t> sizes) {
+  return new_tensor(ScalarType::Float, sizes);
 }
 
 // Runs `body(begin, end)` over [0, count) on torch's own threads.

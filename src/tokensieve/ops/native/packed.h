@@ -1,7 +1,7 @@
 // Inner products of rows with packed columns, a tile at a time: what matching, clustering, column sums and attention share.
 //
 // A cell is 32 bits of a row: one float, or two neighbouring bfloat16 where the processor multiplies such pairs. Packed
-// columns lie in panels of WIDTH, cell by cell, so that a tile of products reads them in order.
+// columns lie in panels of LANES, cell by cell, so that a tile of products reads them in order.
 #pragma once
 
 #include "common.h"
@@ -17,9 +17,8 @@
 namespace tokensieve {
 namespace {
 
-constexpr int64_t LANES = 16;         // floats side by side in a vector
-constexpr int64_t WIDTH = 2 * LANES;  // columns of a panel
-constexpr int64_t ROWS = 8;           // rows of a tile
+constexpr int64_t LANES = 16;  // floats side by side in a vector, and columns of a panel
+constexpr int64_t ROWS = 8;    // rows of a tile
 
 typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
 typedef float Unaligned __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float))));
@@ -55,81 +54,86 @@ inline bool has_pairs() {
 #endif
 }
 
-// Up to ROWS rows of cells (`step` apart) times `panels` panels: out (rows, panels · WIDTH) in rows `out_step` apart.
+// COUNT rows of cells (`step` apart) times VECTORS panels (`panel_step` apart): out (COUNT, VECTORS · LANES).
 template <int64_t COUNT, int64_t VECTORS>
-INLINE void float_tile(const float* left, int64_t step, const float* right, int64_t cells, float* out, int64_t out_step) {
+INLINE void float_tile(const float* left, int64_t step, const float* right, int64_t panel_step, int64_t cells, float* out,
+                       int64_t out_step) {
   Lanes sums[COUNT][VECTORS] = {};
   for (int64_t c = 0; c < cells; ++c) {
     Lanes columns[VECTORS];
-    for (int64_t v = 0; v < VECTORS; ++v) columns[v] = *reinterpret_cast<const Lanes*>(right + c * WIDTH + v * LANES);
+#pragma GCC unroll 3
+    for (int64_t v = 0; v < VECTORS; ++v) columns[v] = *reinterpret_cast<const Lanes*>(right + v * panel_step + c * LANES);
 #pragma GCC unroll 8
     for (int64_t r = 0; r < COUNT; ++r) {
       const Lanes value = spread(left[r * step + c]);
-#pragma GCC unroll 2
+#pragma GCC unroll 3
       for (int64_t v = 0; v < VECTORS; ++v) sums[r][v] += value * columns[v];
     }
   }
 #pragma GCC unroll 8
   for (int64_t r = 0; r < COUNT; ++r) {
+#pragma GCC unroll 3
     for (int64_t v = 0; v < VECTORS; ++v) *reinterpret_cast<Unaligned*>(out + r * out_step + v * LANES) = sums[r][v];
   }
 }
 
-INLINE void float_rows_body(const float* left, int64_t step, const float* right, int64_t cells, int64_t panels,
-                            float* out, int64_t out_step, bool wide) {
-  for (int64_t p = 0; p < panels; ++p, right += cells * WIDTH, out += WIDTH) {
-    if (wide) {
-      float_tile<ROWS, 2>(left, step, right, cells, out, out_step);
-    } else {
-      for (int64_t r = 0; r < ROWS; r += 4) {
-        for (int64_t v = 0; v < WIDTH; v += LANES) {
-          float_tile<4, 1>(left + r * step, step, right + v, cells, out + r * out_step + v, out_step);
-        }
-      }
-    }
-  }
-}
-
 #ifdef HAS_BFLOAT16_PAIRS
-__attribute__((target("arch=x86-64-v4"))) inline void float_rows_wide(const float* left, int64_t step,
-                                                                     const float* right, int64_t cells,
-                                                                     int64_t panels, float* out, int64_t out_step) {
-  float_rows_body(left, step, right, cells, panels, out, out_step, true);
-}
+#define FOR_PAIRS __attribute__((target("arch=x86-64-v4,avx512bf16")))
 
-__attribute__((target("arch=x86-64-v4,avx512bf16"))) inline void pair_rows(const float* left, int64_t step,
-                                                                         const float* right, int64_t cells,
-                                                                         int64_t panels, float* out,
-                                                                         int64_t out_step) {
-  for (int64_t p = 0; p < panels; ++p, right += cells * WIDTH, out += WIDTH) {
-    __m512 sums[ROWS][2];
+// The same for pairs of bfloat16.
+template <int64_t COUNT, int64_t VECTORS>
+FOR_PAIRS INLINE void pair_tile(const float* left, int64_t step, const float* right, int64_t panel_step, int64_t cells,
+                                float* out, int64_t out_step) {
+  __m512 sums[COUNT][VECTORS];
 #pragma GCC unroll 8
-    for (int64_t r = 0; r < ROWS; ++r) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
-    for (int64_t c = 0; c < cells; ++c) {
-      const __m512bh first = (__m512bh)_mm512_load_ps(right + c * WIDTH);
-      const __m512bh second = (__m512bh)_mm512_load_ps(right + c * WIDTH + LANES);
+  for (int64_t r = 0; r < COUNT; ++r) {
+#pragma GCC unroll 3
+    for (int64_t v = 0; v < VECTORS; ++v) sums[r][v] = _mm512_setzero_ps();
+  }
+  for (int64_t c = 0; c < cells; ++c) {
+    __m512bh columns[VECTORS];
+#pragma GCC unroll 3
+    for (int64_t v = 0; v < VECTORS; ++v) columns[v] = (__m512bh)_mm512_load_ps(right + v * panel_step + c * LANES);
 #pragma GCC unroll 8
-      for (int64_t r = 0; r < ROWS; ++r) {
-        const __m512bh value = (__m512bh)_mm512_set1_ps(left[r * step + c]);
-        sums[r][0] = _mm512_dpbf16_ps(sums[r][0], value, first);
-        sums[r][1] = _mm512_dpbf16_ps(sums[r][1], value, second);
-      }
-    }
-#pragma GCC unroll 8
-    for (int64_t r = 0; r < ROWS; ++r) {
-      _mm512_storeu_ps(out + r * out_step, sums[r][0]);
-      _mm512_storeu_ps(out + r * out_step + LANES, sums[r][1]);
+    for (int64_t r = 0; r < COUNT; ++r) {
+      const __m512bh value = (__m512bh)_mm512_set1_ps(left[r * step + c]);
+#pragma GCC unroll 3
+      for (int64_t v = 0; v < VECTORS; ++v) sums[r][v] = _mm512_dpbf16_ps(sums[r][v], value, columns[v]);
     }
   }
+#pragma GCC unroll 8
+  for (int64_t r = 0; r < COUNT; ++r) {
+#pragma GCC unroll 3
+    for (int64_t v = 0; v < VECTORS; ++v) _mm512_storeu_ps(out + r * out_step + v * LANES, sums[r][v]);
+  }
 }
+
+// Panels two by two; three at the end of an odd number, because one alone leaves the multipliers waiting.
+#define ROWS_OF_TILES(NAME, TARGET, TILE)                                                                             \
+  TARGET inline void NAME(const float* left, int64_t step, const float* right, int64_t cells, int64_t panels,         \
+                          float* out, int64_t out_step) {                                                             \
+    const int64_t panel_step = cells * LANES;                                                                         \
+    for (; panels > 3 || panels == 2; panels -= 2, right += 2 * panel_step, out += 2 * LANES) {                       \
+      TILE<ROWS, 2>(left, step, right, panel_step, cells, out, out_step);                                             \
+    }                                                                                                                 \
+    if (panels == 3) TILE<ROWS, 3>(left, step, right, panel_step, cells, out, out_step);                              \
+    if (panels == 1) TILE<ROWS, 1>(left, step, right, panel_step, cells, out, out_step);                              \
+  }
+ROWS_OF_TILES(float_rows_wide, __attribute__((target("arch=x86-64-v4"))), float_tile)
+ROWS_OF_TILES(pair_rows, FOR_PAIRS, pair_tile)
+#undef ROWS_OF_TILES
 #endif
 
 FOR_EVERY_PROCESSOR inline void float_rows_narrow(const float* left, int64_t step, const float* right, int64_t cells,
                                                   int64_t panels, float* out, int64_t out_step) {
-  float_rows_body(left, step, right, cells, panels, out, out_step, false);
+  for (int64_t p = 0; p < panels; ++p, right += cells * LANES, out += LANES) {
+    for (int64_t r = 0; r < ROWS; r += 4) {
+      float_tile<4, 1>(left + r * step, step, right, 0, cells, out + r * out_step, out_step);
+    }
+  }
 }
 
-// Products of ROWS rows of cells with panels of packed cells.
+// ROWS rows of cells (`step` apart) times panels of packed cells: out (ROWS, panels · LANES) in rows `out_step` apart.
 inline void product_rows(bool pairs, const float* left, int64_t step, const float* right, int64_t cells, int64_t panels,
                          float* out, int64_t out_step) {
 #ifdef HAS_BFLOAT16_PAIRS
@@ -147,10 +151,13 @@ struct Cells {
   int64_t dim, count;
   explicit Cells(int64_t dim) : dim(dim), count(pairs ? (dim + 1) / 2 : dim) {}
 
+  // Whether cells are the memory of a row as it is.
+  bool copies() const { return pairs || std::is_same_v<T, float>; }
+
   // The cells of one row; zero behind its end.
   void fill(const T* row, float* cells) const {
-    if (pairs) {
-      if (dim % 2) cells[count - 1] = 0.0f;
+    if (copies()) {
+      if (pairs && dim % 2) cells[count - 1] = 0.0f;
       std::memcpy(cells, row, dim * sizeof(T));
     } else {
       for (int64_t d = 0; d < dim; ++d) cells[d] = load(row[d]);
@@ -177,73 +184,100 @@ INLINE void exchange(Lanes* square) {
   }
 }
 
-// cells (length, count) to panels of WIDTH columns, zero behind the last: out has round_up(length, WIDTH) · count cells.
-FOR_EVERY_PROCESSOR inline void pack_cells(const float* cells, int64_t length, int64_t count, float* out) {
-  for (int64_t first = 0; first < length; first += WIDTH, out += WIDTH * count) {
-    for (int64_t begin = 0; begin < count; begin += LANES) {
-      for (int64_t half = 0; half < WIDTH; half += LANES) {
-        const int64_t last = length - first - half < LANES ? length - first - half : LANES;
-        const float* corner = cells + (first + half) * count + begin;
-        float* place = out + begin * WIDTH + half;
-        Lanes square[LANES] = {};
-        if (begin + LANES <= count) {
+// Up to LANES rows of `bytes` bytes to one panel of `count` columns of cells, zero behind the last row and behind its end.
+FOR_EVERY_PROCESSOR inline void pack_panel(const char* const* rows, int64_t present, int64_t bytes, int64_t count,
+                                           float* out) {
+  constexpr int64_t SQUARE = LANES * sizeof(float);
+  for (int64_t begin = 0; begin < count; begin += LANES) {
+    Lanes square[LANES] = {};
+    const int64_t left = bytes - begin * static_cast<int64_t>(sizeof(float));
+    if (left >= SQUARE && present == LANES) {
 #pragma GCC unroll 16
-          for (int64_t j = 0; j < LANES; ++j) {
-            if (j < last) square[j] = *reinterpret_cast<const Unaligned*>(corner + j * count);
-          }
-        } else {
-          for (int64_t j = 0; j < last; ++j) {
-            for (int64_t c = 0; c < count - begin; ++c) square[j][c] = corner[j * count + c];
-          }
-        }
-        exchange<1>(square);
-        exchange<2>(square);
-        exchange<4>(square);
-        exchange<8>(square);
-        const int64_t rows = count - begin < LANES ? count - begin : LANES;
-        for (int64_t c = 0; c < rows; ++c) *reinterpret_cast<Lanes*>(place + c * WIDTH) = square[c];
+      for (int64_t j = 0; j < LANES; ++j) {
+        square[j] = *reinterpret_cast<const Unaligned*>(rows[j] + begin * sizeof(float));
       }
+    } else {
+      for (int64_t j = 0; j < present; ++j) {
+        std::memcpy(&square[j], rows[j] + begin * sizeof(float), left < SQUARE ? left : SQUARE);
+      }
+    }
+    exchange<1>(square);
+    exchange<2>(square);
+    exchange<4>(square);
+    exchange<8>(square);
+    if (begin + LANES <= count) {
+#pragma GCC unroll 16
+      for (int64_t c = 0; c < LANES; ++c) *reinterpret_cast<Lanes*>(out + (begin + c) * LANES) = square[c];
+    } else {
+      for (int64_t c = begin; c < count; ++c) *reinterpret_cast<Lanes*>(out + c * LANES) = square[c - begin];
     }
   }
 }
 
-// Rows as cells, both as they are (left) and packed as columns (right).
+// Rows as cells: as they are (left), packed as columns (right), or both.
 template <class T>
 class Packed {
  public:
+  // Room for `length` rows of `dim` elements as cells, for the caller to fill; zero behind the last.
+  float* open(int64_t length, int64_t dim) {
+    kind_ = Cells<T>(dim), length_ = length;
+    rows_ = cells_.room(round_up(length, ROWS) * kind_.count);
+    std::fill_n(rows_ + length * kind_.count, (round_up(length, ROWS) - length) * kind_.count, 0.0f);
+    return rows_;
+  }
   // `row(i)` points to the i-th of `length` rows of `dim` elements.
   template <class Row>
   void fill(int64_t length, int64_t dim, const Row& row) {
-    const Cells<T> kind(dim);
-    length_ = length, count_ = kind.count, pairs_ = kind.pairs;
-    rows_ = cells_.room((round_up(length, ROWS)) * count_);
-    for (int64_t i = 0; i < length; ++i) kind.fill(row(i), rows_ + i * count_);
-    std::fill_n(rows_ + length * count_, (round_up(length, ROWS) - length) * count_, 0.0f);
+    open(length, dim);
+    for (int64_t i = 0; i < length; ++i) kind_.fill(row(i), rows_ + i * kind_.count);
   }
+  // The rows that were filled as columns too.
   void pack() {
-    columns_ = panels_.room(round_up(length_, WIDTH) * count_);
-    pack_cells(rows_, length_, count_, columns_);
+    const int64_t bytes = kind_.count * sizeof(float);
+    pack_from([&](int64_t i) { return reinterpret_cast<const char*>(rows_ + i * kind_.count); }, bytes);
+  }
+  // Columns alone.
+  template <class Row>
+  void pack(int64_t length, int64_t dim, const Row& row) {
+    kind_ = Cells<T>(dim), length_ = length;
+    if (kind_.copies()) {
+      pack_from([&](int64_t i) { return reinterpret_cast<const char*>(row(i)); }, dim * sizeof(T));
+    } else {
+      fill(length, dim, row);
+      pack();
+    }
   }
   int64_t length() const { return length_; }
-  int64_t width() const { return round_up(length_, WIDTH); }
-  int64_t cells() const { return count_; }
-  const float* row(int64_t i) const { return rows_ + i * count_; }
+  int64_t width() const { return round_up(length_, LANES); }
+  int64_t cells() const { return kind_.count; }
+  const float* row(int64_t i) const { return rows_ + i * kind_.count; }
 
   // Products of ROWS rows of cells, `step` apart, with this one's first columns, at least `columns` of them.
   void products(const float* left, int64_t step, int64_t columns, float* out, int64_t out_step) const {
-    product_rows(pairs_, left, step, columns_, count_, (columns + WIDTH - 1) / WIDTH, out, out_step);
+    products_of_panels(left, step, 0, (columns + LANES - 1) / LANES, out, out_step);
   }
   // Products of ROWS rows of cells with the columns of some panels.
   void products_of_panels(const float* left, int64_t step, int64_t first, int64_t panels, float* out,
                           int64_t out_step) const {
-    product_rows(pairs_, left, step, columns_ + first * count_ * WIDTH, count_, panels, out, out_step);
+    product_rows(kind_.pairs, left, step, columns_ + first * kind_.count * LANES, kind_.count, panels, out, out_step);
   }
 
  private:
+  template <class Row>
+  void pack_from(const Row& row, int64_t bytes) {
+    columns_ = panels_.room(width() * kind_.count);
+    const char* rows[LANES];
+    for (int64_t first = 0; first < length_; first += LANES) {
+      const int64_t present = std::min(LANES, length_ - first);
+      for (int64_t j = 0; j < present; ++j) rows[j] = row(first + j);
+      pack_panel(rows, present, bytes, kind_.count, columns_ + first * kind_.count);
+    }
+  }
+
   Buffer<float> cells_, panels_;
   float *rows_ = nullptr, *columns_ = nullptr;
-  int64_t length_ = 0, count_ = 0;
-  bool pairs_ = false;
+  int64_t length_ = 0;
+  Cells<T> kind_{0};
 };
 
 }  // namespace

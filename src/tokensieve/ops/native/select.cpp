@@ -1,7 +1,5 @@
 // Scores and who they select: class attention in one pass over the keys, and the split into the highest and the rest.
-#include "common.h"
-
-#include <algorithm>
+#include "split.h"
 
 namespace tokensieve {
 namespace {
@@ -74,25 +72,10 @@ std::tuple<Tensor, Tensor> split_top(const Tensor& score, int64_t count) {
   int64_t* chosen = out_data<int64_t>(top);
   int64_t* left = out_data<int64_t>(others);
   const int64_t step = score.stride(0);
-  in_parallel(batch, 1, [&](int64_t begin, int64_t end) {
-    std::vector<uint64_t> keys(length);
+  in_parallel(batch, 8, [&](int64_t begin, int64_t end) {
+    std::vector<uint32_t> keys;
     for (int64_t b = begin; b < end; ++b) {
-      for (int64_t m = 0; m < length; ++m) keys[m] = descending_key(scores[b * step + m], static_cast<uint32_t>(m));
-      uint64_t worst = 0;
-      if (count > 0) {
-        std::vector<uint64_t> ranked(keys);
-        std::nth_element(ranked.begin(), ranked.begin() + (count - 1), ranked.end());
-        worst = ranked[count - 1];
-      }
-      int64_t* a = chosen + b * count;
-      int64_t* z = left + b * rest;
-      for (int64_t m = 0; m < length; ++m) {
-        if (count > 0 && keys[m] <= worst) {
-          *a++ = m;
-        } else {
-          *z++ = m;
-        }
-      }
+      split_scores(scores + b * step, length, count, keys, chosen + b * count, left + b * rest);
     }
   });
   return {top, others};
