@@ -4,18 +4,21 @@
 namespace tokensieve {
 namespace {
 
-constexpr int64_t BLOCK = 32;    // query rows at a time
-constexpr int64_t CHUNK = 1024;  // keys at a time
+constexpr int64_t BLOCK = 32;       // query rows at a time
+constexpr int64_t CHUNK = 1024;     // keys at a time
+constexpr int64_t TILES_APART = 8;  // of a head, at least, for each of the threads that share it
 static_assert(BLOCK % ROWS == 0 && CHUNK % LANES == 0);
 
 #ifdef HAS_BFLOAT16_PAIRS
-#define FOR_PAIRS __attribute__((target("arch=x86-64-v4,avx512bf16")))
 
 // Two rows of values, interleaved: the cells of a pair of keys. `second` is null behind the last key.
 FOR_PAIRS void interleave(const uint16_t* first, const uint16_t* second, int64_t dim, int64_t pairs, uint32_t* out) {
-  for (int64_t d = 0; d < dim; ++d) {
-    const uint32_t high = second ? static_cast<uint32_t>(second[d]) << 16 : 0u;
-    out[d / LANES * pairs * LANES + d % LANES] = high | first[d];
+  for (int64_t d = 0; d < dim; d += LANES, out += pairs * LANES) {
+    const __mmask16 inside = dim - d < LANES ? static_cast<__mmask16>((1u << (dim - d)) - 1) : 0xFFFF;
+    const __mmask16 present = second ? inside : 0;
+    const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(inside, first + d));
+    const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(present, second + d));
+    _mm512_store_si512(out, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
   }
 }
 
@@ -97,19 +100,25 @@ class Head {
   void start(const c10::BFloat16* keys, int64_t key_step, const c10::BFloat16* values, int64_t value_step,
              int64_t length, int64_t dim) {
     length_ = length, dim_ = dim, wide_ = round_up(dim, LANES);
-    keys_.fill(length, dim, [&](int64_t j) { return keys + j * key_step; });
-    keys_.pack();
+    keys_.pack(length, dim, [&](int64_t j) { return keys + j * key_step; });
     // Values are packed by chunks of keys: what a chunk's probabilities are multiplied with lies together.
     const int64_t chunks = (length + CHUNK - 1) / CHUNK;
     values_ = packed_values_.room(chunks * CHUNK / 2 * wide_);
     for (int64_t first = 0; first < length; first += CHUNK) {
       const int64_t width = round_up(std::min(CHUNK, length - first), LANES);
       uint32_t* chunk = reinterpret_cast<uint32_t*>(values_) + first / 2 * wide_;
-      std::fill_n(chunk, width / 2 * wide_, 0u);
-      for (int64_t j = first; j < std::min(first + CHUNK, length); j += 2) {
+      const int64_t last = std::min(first + CHUNK, length);
+      for (int64_t j = first; j < last; j += 2) {
         const uint16_t* row = reinterpret_cast<const uint16_t*>(values + j * value_step);
         const uint16_t* next = j + 1 < length ? row + value_step : nullptr;
+        for (int64_t k = j + AHEAD; k < std::min(j + AHEAD + 2, last); ++k) {
+          fetch(values + k * value_step, dim * sizeof(*values));
+        }
         interleave(row, next, dim, width / 2, chunk + (j - first) / 2 * LANES);
+      }
+      const int64_t filled = (last - first + 1) / 2;
+      for (int64_t panel = 0; panel < wide_ / LANES; ++panel) {
+        std::fill_n(chunk + (panel * width / 2 + filled) * LANES, (width / 2 - filled) * LANES, 0u);
       }
     }
   }
@@ -119,25 +128,34 @@ class Head {
   void rows(const c10::BFloat16* queries, int64_t query_step, float scale, const float* bias, int64_t first, int64_t last,
             c10::BFloat16* out, int64_t out_step, float* class_row) {
     const Cells<c10::BFloat16> kind(dim_);
-    float* cells = query_cells_.room(BLOCK * kind.count);
+    float* copied = query_cells_.room(ROWS * kind.count);
     float* logits = logits_.room(ROWS * CHUNK);
     uint16_t* shares = shares_.room(ROWS * CHUNK);
     float* tile = tile_.room(ROWS * wide_);
     float* sums = sums_.room(BLOCK * wide_);
     float highest[BLOCK], total[BLOCK], fade[ROWS];
+    // Rows of whole cells are read where they lie.
+    const bool aligned = reinterpret_cast<uintptr_t>(queries) % sizeof(float) == 0;
+    const bool whole = aligned && dim_ % 2 == 0 && query_step % 2 == 0;
     for (; first < last; first += BLOCK) {
       const int64_t count = std::min(BLOCK, last - first);
       float* const row = first == 0 ? class_row : nullptr;
-      for (int64_t r = 0; r < BLOCK; ++r) {
-        kind.fill(queries + (first + std::min(r, count - 1)) * query_step, cells + r * kind.count);
-        highest[r] = -INFINITE, total[r] = 0.0f;
-      }
-      std::fill_n(sums, BLOCK * wide_, 0.0f);
+      std::fill_n(highest, BLOCK, -INFINITE);
+      std::fill_n(total, BLOCK, 0.0f);
       for (int64_t start = 0; start < length_; start += CHUNK) {
         const int64_t width = round_up(std::min(CHUNK, length_ - start), LANES);
         const float* values = values_ + start / 2 * wide_;
         for (int64_t group = 0; group < count; group += ROWS) {
-          keys_.products_of_panels(cells + group * kind.count, kind.count, start / LANES, width / LANES, logits, width);
+          const c10::BFloat16* query = queries + (first + group) * query_step;
+          const bool there = whole && group + ROWS <= count;
+          for (int64_t r = first + group + ROWS; r < std::min(first + group + 2 * ROWS, last); ++r) {
+            fetch(queries + r * query_step, dim_ * sizeof(*queries));
+          }
+          for (int64_t r = 0; !there && r < ROWS; ++r) {
+            kind.fill(query + std::min(r, count - group - 1) * query_step, copied + r * kind.count);
+          }
+          keys_.products_of_panels(there ? reinterpret_cast<const float*>(query) : copied,
+                                   there ? query_step / 2 : kind.count, start / LANES, width / LANES, logits, width);
           for (int64_t r = 0; r < ROWS; ++r) {
             fade[r] = soften(logits + r * width, bias + start, width, scale, &highest[group + r], &total[group + r],
                              shares + r * width);
@@ -146,8 +164,12 @@ class Head {
             for (int64_t j = 0; j < start; ++j) row[j] *= fade[0];
             numerators(logits, highest[0], std::min(width, length_ - start), row + start);
           }
-          pair_rows(reinterpret_cast<const float*>(shares), width / 2, values, width / 2, wide_ / LANES, tile, wide_);
-          for (int64_t r = 0; r < ROWS; ++r) fade_and_add(sums + (group + r) * wide_, tile + r * wide_, wide_, fade[r]);
+          float* const so_far = sums + group * wide_;
+          pair_rows(reinterpret_cast<const float*>(shares), width / 2, values, width / 2, wide_ / LANES,
+                    start ? tile : so_far, wide_);
+          for (int64_t r = 0; start && r < ROWS; ++r) {
+            fade_and_add(so_far + r * wide_, tile + r * wide_, wide_, fade[r]);
+          }
         }
       }
       for (int64_t r = 0; r < count; ++r) store_row(sums + r * wide_, total[r], dim_, out + (first + r) * out_step);
@@ -177,33 +199,34 @@ std::tuple<Tensor, Tensor> attend(const Tensor& queries, const Tensor& keys, con
   const int64_t rows = queries.size(2);
   STD_TORCH_CHECK(has_pairs(), "this processor does not multiply pairs of bfloat16");
   // Laid out as (B, L, H, D), which is how the heads are put side by side next.
-  Tensor out = torch::stable::new_empty(queries, {batch, rows, heads, dim});
+  Tensor out = new_tensor(ScalarType::BFloat16, {batch, heads, rows, dim}, {rows * heads * dim, dim, heads * dim, 1});
   Tensor firsts = new_float(queries, {batch, class_row ? length : 0});
 #ifdef HAS_BFLOAT16_PAIRS
   c10::BFloat16* result = out_data<c10::BFloat16>(out);
-  const int64_t width = round_up(length, LANES);
+  const int64_t width = round_up(length, LANES), tiles = (rows + ROWS - 1) / ROWS;
   std::vector<float> first(class_row ? batch * heads * length : 0);  // of every head
-  // Few heads are cut into stripes of rows, so that every thread has work.
-  const int64_t stripes = batch * heads >= 32 ? 1 : std::max<int64_t>(1, std::min<int64_t>(4, rows / 64));
-  in_parallel(batch * heads * stripes, 1, [&](int64_t begin, int64_t end) {
+  const int64_t query_steps[] = {queries.stride(0), queries.stride(1), queries.stride(2)};
+  const int64_t key_steps[] = {keys.stride(0), keys.stride(1), keys.stride(2)};
+  const int64_t value_steps[] = {values.stride(0), values.stride(1), values.stride(2)};
+  const float* biases = bias ? data<float>(*bias) : nullptr;
+  // A head's tiles may be shared by two threads, each of which packs its keys and values.
+  in_parallel(batch * heads * tiles, TILES_APART, [&](int64_t begin, int64_t end) {
     Head head;
     Buffer<float> storage;
-    float* biases = storage.room(width);
-    int64_t prepared = -1;
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t place = task / stripes, stripe = task % stripes, b = place / heads, h = place % heads;
-      if (prepared != place) {
-        head.start(data<c10::BFloat16>(keys) + b * keys.stride(0) + h * keys.stride(1), keys.stride(2),
-                   data<c10::BFloat16>(values) + b * values.stride(0) + h * values.stride(1), values.stride(2), length,
-                   dim);
-        std::fill_n(biases, length, 0.0f);
-        if (bias) std::copy_n(data<float>(*bias) + b * length, length, biases);
-        std::fill_n(biases + length, width - length, -INFINITE);
-        prepared = place;
-      }
-      head.rows(data<c10::BFloat16>(queries) + b * queries.stride(0) + h * queries.stride(1), queries.stride(2),
-                static_cast<float>(scale), biases, rows * stripe / stripes, rows * (stripe + 1) / stripes,
-                result + (b * rows * heads + h) * dim, heads * dim, class_row ? first.data() + place * length : nullptr);
+    float* own_bias = storage.room(width);
+    std::fill_n(own_bias, length, 0.0f);
+    std::fill_n(own_bias + length, width - length, -INFINITE);
+    while (begin < end) {
+      const int64_t place = begin / tiles, b = place / heads, h = place % heads;
+      const int64_t tile = begin % tiles, last = std::min(tiles, tile + end - begin);
+      if (biases) std::copy_n(biases + b * length, length, own_bias);
+      head.start(data<c10::BFloat16>(keys) + b * key_steps[0] + h * key_steps[1], key_steps[2],
+                 data<c10::BFloat16>(values) + b * value_steps[0] + h * value_steps[1], value_steps[2], length, dim);
+      head.rows(data<c10::BFloat16>(queries) + b * query_steps[0] + h * query_steps[1], query_steps[2],
+                static_cast<float>(scale), own_bias, tile * ROWS, std::min(rows, last * ROWS),
+                result + (b * rows * heads + h) * dim, heads * dim,
+                class_row ? first.data() + place * length : nullptr);
+      begin += last - tile;
     }
   });
   if (class_row) {
@@ -211,7 +234,7 @@ std::tuple<Tensor, Tensor> attend(const Tensor& queries, const Tensor& keys, con
     for (int64_t b = 0; b < batch; ++b) mean_of_rows(first.data() + b * heads * length, heads, length, mean + b * length);
   }
 #endif
-  return {torch::stable::transpose(out, 1, 2), firsts};
+  return {out, firsts};
 }
 
 }  // namespace tokensieve

@@ -102,38 +102,44 @@ Tensor column_sums(const Tensor& queries, const Tensor& keys, double scale, cons
   }
   // The selector mixes the heads of an image; without it every head is work of its own.
   const int64_t together = hidden ? heads : 1;
+  const int64_t query_steps[] = {queries.stride(0), queries.stride(1), queries.stride(2)};
+  const int64_t key_steps[] = {keys.stride(0), keys.stride(1), keys.stride(2)};
+  const float* own_bias = bias ? data<float>(*bias) : nullptr;
+  const float* weights = votes ? data<float>(*votes) : nullptr;
   with_type(keys, [&](auto kind) {
     using T = std::decay_t<decltype(*kind)>;
-    const T* q = data<T>(queries);
-    const T* k = data<T>(keys);
     in_parallel(batch * heads / together, 1, [&](int64_t begin, int64_t end) {
       const Cells<T> kind_of_cells(dim);
       std::vector<Packed<T>> packed(together);
-      std::vector<float> biases(width, 0.0f);
-      Buffer<float> storage[2];
-      float* rows = storage[0].room(together * ROWS * width);
-      float* query_cells = storage[1].room(ROWS * kind_of_cells.count);
+      Buffer<float> storage;
+      float* biases = storage.room(width + together * ROWS * width + ROWS * kind_of_cells.count);
+      float* rows = biases + width;
+      float* query_cells = rows + together * ROWS * width;
+      std::fill_n(biases, width, 0.0f);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t b = task * together / heads, start = task * together % heads;
-        if (bias) std::copy_n(data<float>(*bias) + b * length, length, biases.begin());
+        if (own_bias) std::copy_n(own_bias + b * length, length, biases);
         for (int64_t h = 0; h < together; ++h) {
-          const T* head = k + b * keys.stride(0) + (start + h) * keys.stride(1);
-          packed[h].fill(length, dim, [&](int64_t j) { return head + j * keys.stride(2); });
-          packed[h].pack();
-          std::fill_n(result + (b * heads + start + h) * length, length, 0.0f);
+          const T* head = data<T>(keys) + b * key_steps[0] + (start + h) * key_steps[1];
+          packed[h].pack(length, dim, [&](int64_t j) { return head + j * key_steps[2]; });
         }
+        std::fill_n(result + (b * heads + start) * length, together * length, 0.0f);
         for (int64_t first = 0; first < length; first += ROWS * stride) {
           const int64_t count = std::min(ROWS, (length - first + stride - 1) / stride);
           for (int64_t h = 0; h < together; ++h) {
-            const T* query = q + b * queries.stride(0) + (start + h) * queries.stride(1);
-            for (int64_t r = 0; r < ROWS; ++r) {
-              const int64_t row = r < count ? first + r * stride : first;
-              kind_of_cells.fill(query + row * queries.stride(2), query_cells + r * kind_of_cells.count);
-            }
-            packed[h].products(query_cells, kind_of_cells.count, length, rows + h * ROWS * width, width);
+            const T* query = data<T>(queries) + b * query_steps[0] + (start + h) * query_steps[1];
             for (int64_t r = 0; r < count; ++r) {
-              scale_row(rows + (h * ROWS + r) * width, static_cast<float>(scale), biases.data(), width);
+              const T* row = query + (first + r * stride) * query_steps[2];
+              kind_of_cells.fill(row, query_cells + r * kind_of_cells.count);
             }
+            float* const logits = rows + h * ROWS * width;
+            // What lies in the cells of rows that are not there is not looked at.
+            if (count == 1) {
+              packed[h].products_of_one(query_cells, logits);
+            } else {
+              packed[h].products(query_cells, kind_of_cells.count, length, logits, width);
+            }
+            for (int64_t r = 0; r < count; ++r) scale_row(logits + r * width, static_cast<float>(scale), biases, width);
           }
           if (hidden) {
             mix_rows(rows, count, width, data<float>(*expand), data<float>(*expand_bias), reduced.data(),
@@ -141,7 +147,7 @@ Tensor column_sums(const Tensor& queries, const Tensor& keys, double scale, cons
           }
           for (int64_t h = 0; h < together; ++h) {
             for (int64_t r = 0; r < count; ++r) {
-              const float vote = votes ? data<float>(*votes)[b * length + first + r * stride] : 1.0f;
+              const float vote = weights ? weights[b * length + first + r * stride] : 1.0f;
               if (vote == 0.0f) continue;
               add_softmax(rows + (h * ROWS + r) * width, length, vote, logarithm,
                           result + (b * heads + start + h) * length);

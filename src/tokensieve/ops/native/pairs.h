@@ -66,7 +66,7 @@ FOR_EVERY_PROCESSOR inline void meet_tile(float* products, int64_t step, const f
   for (int64_t r = 0; r < ROWS; ++r) best_of_lanes(rows[r], best + r, where + r);
 }
 
-// The pairs of one image. Similarities are worked out on one side of the diagonal; the best of every row, on both sides,
+// The pairs of one image. Similarities are worked out on one side of the diagonal; the best of a row, on both sides,
 // is known when they are.
 template <class T>
 class Pairs {
