@@ -55,8 +55,9 @@ NORM_ROW(c10::Half)
 
 template <class T>
 std::vector<float> floats(const Tensor& values) {
+  const T* from = data<T>(values);
   std::vector<float> out(values.size(0));
-  for (size_t i = 0; i < out.size(); ++i) out[i] = load(data<T>(values)[i]);
+  for (size_t i = 0; i < out.size(); ++i) out[i] = load(from[i]);
   return out;
 }
 
@@ -75,15 +76,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> move_tokens(const Ten
                                                                        double eps) {
   const int64_t batch = x.size(0), channels = x.size(2), present = rep.size(1), prefix = x.size(1) - present;
   const int64_t originals = group.size(1), kept = keep.size(1), merging = moved ? moved->size(1) : 0;
-  Tensor out = torch::stable::new_empty(x, {batch, prefix + kept, channels});
+  Tensor out = new_tensor(x.scalar_type(), {batch, prefix + kept, channels});
   Tensor groups = new_int64(x, {batch, originals}), reps = new_int64(x, {batch, kept});
   Tensor sizes = new_float(x, {batch, kept}), slots = new_int64(x, {batch, present});
-  Tensor normed = torch::stable::new_empty(x, {norm_weight ? batch : 0, prefix + kept, channels});
+  Tensor normed = new_tensor(x.scalar_type(), {norm_weight ? batch : 0, prefix + kept, channels});
   const int64_t* keeps = data<int64_t>(keep);
   const int64_t* moves = moved ? data<int64_t>(*moved) : nullptr;
   const int64_t* targets = onto ? data<int64_t>(*onto) : nullptr;
   const float* weights = weight ? data<float>(*weight) : nullptr;
   const float* before = size ? data<float>(*size) : nullptr;
+  const int64_t *position = data<int64_t>(rep), *was = data<int64_t>(group);
+  const int64_t position_step = rep.stride(0), was_step = group.stride(0);
+  int64_t *positions = out_data<int64_t>(reps), *is = out_data<int64_t>(groups);
   int64_t* slot = out_data<int64_t>(slots);
   float* after = out_data<float>(sizes);
   std::vector<float> own(batch * kept, 1.0f), factors(batch * merging);
@@ -102,7 +106,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> move_tokens(const Ten
         place[m] = j;
         total[j] = weight_of(m);
         after[b * kept + j] = size_of(m);
-        out_data<int64_t>(reps)[b * kept + j] = data<int64_t>(rep)[b * rep.stride(0) + m];
+        positions[b * kept + j] = position[b * position_step + m];
       }
       int64_t* start = starts.data() + b * (kept + 1);
       for (int64_t r = 0; r < merging; ++r) {
@@ -130,8 +134,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> move_tokens(const Ten
         factors[b * merging + next[j]++] = share;
       }
       for (int64_t n = 0; n < originals; ++n) {
-        const int64_t g = data<int64_t>(group)[b * group.stride(0) + n];
-        out_data<int64_t>(groups)[b * originals + n] = g < 0 ? g : place[g];
+        const int64_t g = was[b * was_step + n];
+        is[b * originals + n] = g < 0 ? g : place[g];
       }
     }
   });
@@ -182,7 +186,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> move_tokens(const Ten
 Tensor put_back(const Tensor& x, const Tensor& index, const Maybe& other, int64_t prefix, bool with_prefix) {
   const int64_t batch = x.size(0), length = x.size(1), channels = x.size(2), originals = index.size(1);
   const int64_t front = with_prefix ? prefix : 0, width = front + originals;
-  Tensor out = torch::stable::new_empty(x, {batch, width, channels});
+  Tensor out = new_tensor(x.scalar_type(), {batch, width, channels});
   const int64_t bytes = channels * static_cast<int64_t>(x.element_size());
   const char* from = static_cast<const char*>(x.const_data_ptr());
   const char* rest = other ? static_cast<const char*>(other->const_data_ptr()) : nullptr;
