@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tokensieve.engine import sites
 from tokensieve.errors import TokensieveError
-from tokensieve.registry import family_of
+from tokensieve.registry import blocks_of, family_of
 from tokensieve.tokens import Tokens
 from tokensieve.train.losses import Outputs, Step, Term
 from tokensieve.train.patch_drop import check_patch_drop, choose_patches, rate_at, reading_only
@@ -120,8 +120,7 @@ class FineTune(Objective):
         return choose_patches(len(images), owner.patch_embed.num_patches, rate, wanted).to(images.device)
 
     def shards(self) -> list[nn.Module]:
-        located = family_of(self.model)
-        return located.family.blocks(located.owner)
+        return blocks_of(self.model)
 
     def to_teacher_device(self, device: torch.device) -> None:
         if self._teacher[0] is not None:
