@@ -33,6 +33,7 @@ MERGE_ROW(c10::Half)
 
 // Applies keep (B, K), moved and onto (B, R) to x (B, P + M, C), group (B, N), rep (B, M) and size (B, M) or none.
 //
+// Where onto is -1 the token leaves, where it is -2 it stays after all: images that move fewer name tokens that they keep.
 // Merges weigh by `weight` (B, M), or by size where there is none, and divide by the summed weight when `mean`.
 // Returns x (B, P + K, C), group (B, N), rep (B, K), size (B, K) and slots (B, M), -1 for tokens that leave.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> move_tokens(const Tensor& x, const Tensor& group, const Tensor& rep,
@@ -72,7 +73,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> move_tokens(const Tensor& x, 
       int64_t* start = starts.data() + b * (kept + 1);
       for (int64_t r = 0; r < merging; ++r) {
         const int64_t m = moves[b * merging + r], j = targets[b * merging + r];
-        if (m < 0 || m >= present || j < -1 || j >= kept) { valid = false; return; }
+        if (m < 0 || m >= present || j < -2 || j >= kept) { valid = false; return; }
+        if (j == -2) continue;  // it stays: a slot of `keep` that holds a token
         place[m] = j;
         if (j < 0) continue;  // leaves instead
         total[j] += weight_of(m);
