@@ -16,7 +16,7 @@ import tokensieve as ts
 from tokensieve.identity import probe_input
 from tokensieve.measure.macs import count
 from tokensieve.train.arguments import TrainArguments
-from tokensieve.train.loop import Told
+from tokensieve.train.loop import Told, make_optimizer
 from tokensieve.train.prepare import prepare
 from tokensieve.train.recipe import Recipe
 from tokensieve.train.run import train
@@ -73,6 +73,28 @@ def test_stochastic_depth_rises_over_the_blocks_of_all_stages() -> None:
     build("scratch", model, Recipe(task=1.0, drop_path=0.2))
     rates = [part.drop_prob for part in model.modules() if isinstance(part, DropPath)]
     assert rates == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [
+        (psvit(), {"model.cls_token", "model.pos_embed"}),
+        (timm.create_model("test_vit", img_size=64, num_classes=3), {"model.cls_token", "model.pos_embed"}),
+        (timm.create_model("lemevit_tiny", num_classes=3), {"model.meta_tokens"}),
+    ],
+    ids=["psvit", "vit", "lemevit"],
+)
+def test_what_a_model_names_does_not_decay(model: nn.Module, named: set[str]) -> None:
+    recipe = Recipe(task=1.0, weight_decay=0.05)
+    objective = build("scratch", model, recipe).objective
+    free = {
+        id(parameter)
+        for group in make_optimizer(objective, recipe, 4).param_groups
+        if not group["weight_decay"]
+        for parameter in group["params"]
+    }
+    wide = {name for name, parameter in objective.named_parameters() if id(parameter) in free and parameter.dim() > 1}
+    assert wide == named
 
 
 def test_what_they_cannot_do_is_refused() -> None:

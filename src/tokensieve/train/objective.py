@@ -35,6 +35,11 @@ class Objective(nn.Module, ABC):
     def shards(self) -> list[nn.Module]:
         """Submodules that fully sharded training keeps apart, innermost first; the objective itself comes on top."""
 
+    def no_weight_decay(self) -> set[str]:
+        """What the model names, class token and positions say, by its name here: timm's optimizers ask for it."""
+        named = getattr(self.model, "no_weight_decay", set)()
+        return {f"model.{name}" for name in named}
+
     def to_teacher_device(self, device: torch.device) -> None:
         """Move what is read and not trained. Default: there is none."""
 
