@@ -24,7 +24,7 @@ from tokensieve._version import VERSION
 from tokensieve.errors import TokensieveError
 from tokensieve.hugging_face import PREFIX, HuggingFaceModel, describe, is_transformers, rebuild
 from tokensieve.method import Method
-from tokensieve.registry import family_of, method_class, nearest
+from tokensieve.registry import family_of, irreducible, method_class, nearest
 from tokensieve.tasks.model import DenseModel, dense_config
 from tokensieve.tasks.model import from_config as dense_from_config
 
@@ -78,7 +78,7 @@ def base_of(model: nn.Module) -> tuple[str, dict[str, Any]]:
     arguments.setdefault("num_classes", getattr(model, "num_classes", 1000))
     if dense:
         arguments["num_classes"] = 0
-    embed: Any = family_of(model).owner.patch_embed
+    embed: Any = None if irreducible(model) is not None else family_of(model).owner.patch_embed
     if getattr(embed, "img_size", None) is not None:
         arguments["img_size"] = list(embed.img_size)
     plain = {key: value for key, value in arguments.items() if _is_json(value)}

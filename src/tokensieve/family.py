@@ -40,6 +40,15 @@ def linear_macs(module: nn.Module) -> int:
     return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
 
 
+def own_input_size(model: nn.Module) -> tuple[int, int, int]:
+    """(channels, height, width) of the images that a model of timm was built for."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    embed = getattr(model, "patch_embed", None)
+    height, width = getattr(embed, "img_size", None) or config.get("input_size", (3, 224, 224))[1:]
+    channels = getattr(model, "in_chans", 0) or getattr(getattr(embed, "proj", None), "in_channels", 3)
+    return channels, height, width
+
+
 class Family(ABC):
     """A model family. A subclass is one file under families/; it never sees a method.
 
@@ -104,12 +113,7 @@ class Family(ABC):
 
     def input_size(self, owner: nn.Module) -> tuple[int, int, int]:
         """(channels, height, width) of the images that ``owner`` was built for."""
-        model: Any = owner
-        config = getattr(owner, "pretrained_cfg", None) or {}
-        embed = model.patch_embed
-        height, width = getattr(embed, "img_size", None) or config.get("input_size", (3, 224, 224))[1:]
-        channels = getattr(owner, "in_chans", 0) or getattr(getattr(embed, "proj", None), "in_channels", 3)
-        return channels, height, width
+        return own_input_size(owner)
 
     def patch_size(self, owner: nn.Module) -> tuple[int, int]:
         """(height, width) of a patch in pixels."""

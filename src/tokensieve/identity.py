@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tokensieve.attention import Tap
 from tokensieve.errors import RefusedError, TokensieveError
-from tokensieve.registry import family_of
+from tokensieve.family import own_input_size
+from tokensieve.registry import family_of, irreducible
 
 
 @contextmanager
@@ -29,10 +30,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def probe_input(model: nn.Module) -> Tensor:
     """A fixed random image (1, C, H, W) of the model's input size, on its device and in its dtype."""
-    located = family_of(model)
-    weight = next(located.owner.parameters())
+    owner = irreducible(model)
+    if owner is None:
+        located = family_of(model)
+        owner, size = located.owner, located.family.input_size(located.owner)
+    else:
+        size = own_input_size(owner)
+    weight = next(owner.parameters())
     generator = torch.Generator().manual_seed(0)
-    image = torch.rand(1, *located.family.input_size(located.owner), generator=generator) * 2 - 1
+    image = torch.rand(1, *size, generator=generator) * 2 - 1
     return image.to(device=weight.device, dtype=weight.dtype)
 
 

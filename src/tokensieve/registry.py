@@ -92,18 +92,37 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f", did you mean {by_lower_case[close[0]]!r}?" if close else ""
 
 
+def irreducible(model: nn.Module) -> nn.Module | None:
+    """The part of ``model`` that says in a class attribute ``irreducible`` why no token can leave it, or None."""
+    return next((part for part in model.modules() if isinstance(getattr(part, "irreducible", None), str)), None)
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The blocks of ``model`` in the order they run; of one that cannot be reduced those that it names itself.
+
+    Raises:
+        RefusedError: no family knows the blocks; says why.
+    """
+    own: Any = irreducible(model)
+    if own is not None:
+        return list(own.all_blocks())
+    located = family_of(model)
+    return located.family.blocks(located.owner)
+
+
 def family_of(model: nn.Module) -> Located:
     """The family of ``model`` and the module inside it that owns the blocks.
 
-    A model that no token can leave says why in a class attribute ``irreducible``.
+    A model that no token can leave says why in a class attribute ``irreducible``, and gives its blocks by a method
+    ``all_blocks``: it is trained and measured, and never reduced.
 
     Raises:
         RefusedError: no family knows the blocks, or the family or the model itself refuses; says why.
     """
+    own: Any = irreducible(model)
+    if own is not None:
+        raise RefusedError(f"{type(own).__name__} cannot be reduced: {own.irreducible}")
     for module in model.modules():
-        reason = getattr(module, "irreducible", None)
-        if isinstance(reason, str):
-            raise RefusedError(f"{type(module).__name__} cannot be reduced: {reason}")
         for family in families().values():
             if family.matches(module):
                 reason = family.refuse(module)

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 import tokensieve as ts
 from tokensieve.backbones.lemevit import DualCrossAttention
+from tokensieve.measure import macs
+from tokensieve.measure.transform import data_config
 
 SIZE = (64, 96)
 
@@ -186,28 +188,69 @@ def counted(name: str) -> tuple[int, int]:
     """(parameters, MACs of convolutions and linear layers) at 224² pixels."""
     with torch.device("meta"):
         model = timm.create_model(name).eval()
-    macs = 0
+    total = 0
 
     def count(layer: Any, args: Any, out: Tensor) -> None:
-        nonlocal macs
-        macs += out.numel() * layer.weight[0].numel()
+        nonlocal total
+        total += out.numel() * layer.weight[0].numel()
 
     for layer in model.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             layer.register_forward_hook(count)
     model(torch.empty(1, 3, 224, 224, device="meta"))
-    return sum(parameter.numel() for parameter in model.parameters()), macs
+    return sum(parameter.numel() for parameter in model.parameters()), total
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters", "macs"),
+    ("name", "parameters", "published"),
     [("lemevit_tiny", 8.636, 1.78), ("lemevit_small", 16.400, 3.74), ("lemevit_base", 53.098, 11.06)],
 )
-def test_sizes_are_published_ones(name: str, parameters: float, macs: float) -> None:
+def test_sizes_are_published_ones(name: str, parameters: float, published: float) -> None:
     """The paper's MACs count convolutions and linear layers, not the products of queries, keys and values."""
     found_parameters, found_macs = counted(name)
     assert round(found_parameters / 1e6, 3) == parameters
-    assert round(found_macs / 1e9, 2) == macs
+    assert round(found_macs / 1e9, 2) == published
+
+
+def products(name: str, grids: list[int]) -> int:
+    """MACs of queries with keys and of maps with values, in every block of a small model."""
+    total, given = 0, SMALL[name]
+    for stage, (patches, depth, dim) in enumerate(zip(grids, given["depths"], given["dims"], strict=True)):
+        if name == "psvit_tiny":  # every second block has no map of its own
+            total += (depth + (depth + 1) // 2) * (1 + patches) ** 2 * dim
+        else:
+            pairs = [16 * patches, 2 * 16 * patches, 2 * 16 * patches, (16 + patches) ** 2, (16 + patches) ** 2][stage]
+            total += depth * 2 * pairs * dim
+    return total
+
+
+@pytest.mark.parametrize(("name", "grids"), [("lemevit_tiny", [384, 384, 96, 24, 6]), ("psvit_tiny", [24, 6, 2])])
+def test_macs_are_those_of_layers_and_of_attention(name: str, grids: list[int]) -> None:
+    model, layers = build(name), [0]
+
+    def add(layer: Any, args: Any, out: Tensor) -> None:
+        layers[0] += out.numel() * layer.weight[0].numel()
+
+    for layer in model.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            layer.register_forward_hook(add)
+    report = macs.count(model, images(1))
+    assert report.blocks == ()
+    assert report.total == layers[0] + products(name, grids)
+    assert macs.count(model, images(3)).total == report.total
+
+
+@pytest.mark.parametrize("size", [96, (64, 128)])
+def test_lemevit_prepares_data_for_the_size_it_is_given(size: Any) -> None:
+    model = timm.create_model("lemevit_tiny", img_size=size, num_classes=10)
+    height, width = (size, size) if isinstance(size, int) else size
+    assert data_config(model)["input_size"] == (3, height, width)
+    assert model(torch.randn(1, 3, 64, 64)).shape == (1, 10)
+
+
+def test_images_have_the_channels_that_the_stem_takes() -> None:
+    assert data_config(create("imagepiece_tiny"))["input_size"] == (3, *SIZE)
+    assert data_config(create("imagepiece_tiny", in_chans=1))["input_size"] == (1, *SIZE)
 
 
 def test_dual_attention_follows_the_formula() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tokensieve.attention import Attended, attend, class_attention, column_sums, key_bias
-from tokensieve.decision import Assignment
+from tokensieve.decision import Assignment, ragged_merge
 from tokensieve.errors import TokensieveWarning
 from tokensieve.moving import move_tokens, put_back
 from tokensieve.ops import native
@@ -439,6 +439,77 @@ def test_a_norm_in_another_dtype_is_left_to_torch() -> None:
     norm = Norm(torch.rand(8), torch.rand(8), 1e-6)
     answer = native.move_tokens(x, rep, rep, None, Assignment(keep=rep[:, :2], dropped=rep[:, 2:]), norm)
     assert torch.equal(answer[5], norm(x[:, :2]))
+
+
+@some
+@given(seeds, st.integers(1, 3), st.integers(2, 30), st.integers(0, 2), dtypes, st.data())
+def test_move_tokens_of_unequal_numbers(
+    seed: int, batch: int, length: int, prefix: int, dtype: torch.dtype, data: st.DataObject
+) -> None:
+    """Slots of padding: what their old tokens join, those that join nothing, and merges beside them."""
+    kept = data.draw(st.integers(1, length))
+    merging = data.draw(st.integers(0, length - kept))
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.rand(batch, length, generator=generator).argsort(dim=1)
+    alive = torch.rand(batch, kept, generator=generator) < data.draw(st.sampled_from([0.2, 0.7, 1.0]))
+    onto = torch.randint(-1, kept, (batch, merging + kept), generator=generator)
+    weighted, sized, moves, pads = (data.draw(st.booleans()) for _ in range(4))
+    assignment = Assignment(
+        keep=order[:, :kept],
+        moved=order[:, kept : kept + merging] if moves else None,
+        onto=onto[:, :merging] if moves else None,
+        dropped=order[:, kept + merging :] if moves else order[:, kept:],
+        weight=torch.rand(batch, length, generator=generator) if weighted else None,
+        reduce=data.draw(st.sampled_from(["mean", "sum"])),
+        alive=alive,
+        padding_onto=onto[:, merging:] if pads else None,
+    )
+    x = random(seed, batch, prefix + length, 5, dtype=dtype)
+    group = torch.randint(-1, length, (batch, length + 4), generator=generator)
+    rep = torch.arange(length).expand(batch, -1)
+    size = torch.randint(1, 5, (batch, length), generator=generator).float() if sized else None
+    answer, wanted = (
+        native.move_tokens(x, group, rep, size, assignment),
+        reference(move_tokens)(x, group, rep, size, assignment),
+    )
+    torch.testing.assert_close(answer[0], wanted[0], **tolerance(dtype))
+    for place in (1, 2, 4):
+        assert torch.equal(answer[place], wanted[place])
+    assert (answer[3] is None) == (wanted[3] is None)
+    if answer[3] is not None:
+        torch.testing.assert_close(answer[3], wanted[3])
+
+
+@some
+@given(seeds, st.integers(2, 4), st.integers(2, 30), st.integers(0, 1), st.booleans())
+def test_ragged_merges_by_kernel_and_by_reference(
+    seed: int, batch: int, length: int, prefix: int, padded: bool
+) -> None:
+    """What methods give: pairs that join in some images, with slots that are empty from before or without."""
+    generator = torch.Generator().manual_seed(seed)
+    positions = torch.arange(length)
+    alive = torch.rand(batch, length, generator=generator) < 0.8 if padded else None
+    joins = positions.expand(batch, -1).clone()
+    for image in joins:
+        pairs = torch.randperm(length, generator=generator)[: int(torch.randint(length, (), generator=generator))]
+        image[pairs[len(pairs) // 2 :][: len(pairs) // 2]] = pairs[: len(pairs) // 2]
+    if alive is not None:
+        alive[:, 0] = True
+        joins = torch.where(alive & alive.gather(1, joins), joins, positions)
+    assignment = ragged_merge(joins, alive)
+    x, rep = random(seed, batch, prefix + length, 5), positions.expand(batch, -1)
+    size = torch.ones(batch, length) if alive is None else alive.float()
+    answer = native.move_tokens(x, rep, rep, size, assignment)
+    wanted = reference(move_tokens)(x, rep, rep, size, assignment)
+    left = torch.ones_like(wanted[3], dtype=torch.bool) if assignment.alive is None else assignment.alive
+    if assignment.alive is None and alive is not None:
+        left = alive.gather(1, assignment.keep)
+    torch.testing.assert_close(answer[0][:, prefix:][left], wanted[0][:, prefix:][left], rtol=2e-5, atol=1e-6)
+    assert torch.equal(answer[0][:, :prefix], x[:, :prefix])
+    assert answer[0].isfinite().all()
+    assert torch.equal(answer[4], wanted[4]) and torch.equal(answer[2], wanted[2])
+    torch.testing.assert_close(answer[3][left], wanted[3][left])
+    assert float(answer[3][left].sum()) == float(size.sum())
 
 
 def test_an_assignment_that_names_no_token_is_refused_and_reads_no_memory() -> None:

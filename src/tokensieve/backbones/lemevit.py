@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, trunc_normal_
+from timm.layers import DropPath, Mlp, to_2tuple, trunc_normal_
 from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
@@ -224,6 +224,12 @@ default_cfgs = untrained_cfgs(
 
 
 def _create(variant: str, pretrained: bool, kwargs: dict[str, Any]) -> LeMeViT:
+    """The model, which takes images of any size; ``img_size`` is the size that data is prepared for."""
+    img_size = kwargs.pop("img_size", None)
+    if img_size is not None:
+        overlay = kwargs.pop("pretrained_cfg_overlay", None) or {}
+        size = (kwargs.get("in_chans", 3), *to_2tuple(img_size))
+        kwargs["pretrained_cfg_overlay"] = {**overlay, "input_size": size}
     model: LeMeViT = build_model_with_cfg(
         LeMeViT,
         variant,

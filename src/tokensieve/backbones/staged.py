@@ -73,6 +73,10 @@ class StagedBackbone(nn.Module, ABC):
     def remove_norms(self) -> None:
         """Leave the last norms out."""
 
+    def all_blocks(self) -> list[nn.Module]:
+        """The blocks of all stages in the order they run."""
+        return [block for stage in self.stages for block in stage.blocks]  # type: ignore[union-attr]
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Compute the blocks again in the backward pass instead of keeping what they computed."""
         for stage in self.stages:

@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import tokensieve as ts
 from tokensieve.history import Stage
-from tokensieve.registry import family_of
+from tokensieve.identity import evaluating
+from tokensieve.registry import family_of, irreducible
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class MacReport:
     """MACs of one image.
 
     Attributes:
-        blocks: every block in order.
+        blocks: every block in order; none of a model that cannot be reduced.
         rest: patch embedding, pooling and head.
     """
 
@@ -53,8 +56,14 @@ def count(model: nn.Module, x: Tensor) -> MacReport:
 
     Blocks are counted by the formula of their family from the tokens they ran on; everything outside them by the
     convolutions, linear layers and attentions that it runs. A method's own arithmetic (matching, scores, learned
-    selectors) is not counted, as nowhere in the literature: what it costs shows in S/F.
+    selectors) is not counted, as nowhere in the literature: what it costs shows in S/F. Of a model that cannot be
+    reduced every matrix product, convolution and attention that it runs is counted, and no block is told apart.
     """
+    if irreducible(model) is not None:
+        with FlopCounterMode(display=False) as counter, evaluating(model):
+            # By detached weights: the counter stumbles over a parameter that is passed between modules.
+            functional_call(model, model.state_dict(), (x,))
+        return MacReport((), counter.get_total_flops() / 2 / x.shape[0])
     located = family_of(model)
     family, blocks = located.family, located.family.blocks(located.owner)
     prefix = family.layout(located.owner).prefix

@@ -112,7 +112,8 @@ def time_variants(
 
     Args:
         dense: the dense model, placed where ``runtime`` says.
-        variants: the reduced models, placed there too; one of the name ``DENSE`` is the dense model and has no oracle.
+        variants: the reduced models, placed there too; one of the name ``DENSE`` is the dense model and has no oracle,
+            nor has one whose report tells no blocks apart.
         x: (B, C, H, W), the images.
         runtime: device, precision and engine.
         rounds: timings of each model.
@@ -122,7 +123,11 @@ def time_variants(
     progress = Silent() if progress is None else progress
     x = runtime.send(x)
     models = {DENSE: dense} | {variant.name: variant.model for variant in variants}
-    free = {variant.name: oracle(dense, variant.report) for variant in variants if variant.name != DENSE}
+    free = {
+        variant.name: oracle(dense, variant.report)
+        for variant in variants
+        if variant.name != DENSE and variant.report.blocks
+    }
     runs: dict[str, Callable[[Tensor], Any]] = {name: runtime.callable(model) for name, model in models.items()}
     runs |= {_free(name): runtime.callable(model) for name, model in free.items()}
 

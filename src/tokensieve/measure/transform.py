@@ -49,7 +49,8 @@ def data_config(
     own = getattr(embed, "img_size", None) if asked_size is None else asked_size
     asked = {"crop_pct": crop_pct, "interpolation": interpolation}
     config: dict[str, Any] = resolve_data_config(asked, model=model)
-    channels = getattr(getattr(embed, "proj", None), "in_channels", config["input_size"][0])
+    convolved = getattr(getattr(embed, "proj", None), "in_channels", config["input_size"][0])
+    channels = getattr(model, "in_chans", 0) or convolved  # a projection behind a stem has the stem's channels
     config["input_size"] = (channels, *(own or config["input_size"][1:]))
     for name, given in (("mean", mean), ("std", std)):
         config[name] = _per_channel(name, config[name] if given is None else given, channels, given is not None)

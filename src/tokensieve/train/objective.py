@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tokensieve.engine import sites
 from tokensieve.errors import TokensieveError
-from tokensieve.registry import family_of
+from tokensieve.registry import blocks_of, family_of
 from tokensieve.tokens import Tokens
 from tokensieve.train.losses import Outputs, Step, Term
 from tokensieve.train.patch_drop import check_patch_drop, choose_patches, rate_at, reading_only
@@ -34,6 +34,11 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def shards(self) -> list[nn.Module]:
         """Submodules that fully sharded training keeps apart, innermost first; the objective itself comes on top."""
+
+    def no_weight_decay(self) -> set[str]:
+        """What the model names, class token and positions say, by its name here: timm's optimizers ask for it."""
+        named = getattr(self.model, "no_weight_decay", set)()
+        return {f"model.{name}" for name in named}
 
     def to_teacher_device(self, device: torch.device) -> None:
         """Move what is read and not trained. Default: there is none."""
@@ -120,8 +125,7 @@ class FineTune(Objective):
         return choose_patches(len(images), owner.patch_embed.num_patches, rate, wanted).to(images.device)
 
     def shards(self) -> list[nn.Module]:
-        located = family_of(self.model)
-        return located.family.blocks(located.owner)
+        return blocks_of(self.model)
 
     def to_teacher_device(self, device: torch.device) -> None:
         if self._teacher[0] is not None:

@@ -14,7 +14,7 @@ from torch import nn
 import tokensieve as ts
 from tokensieve.errors import TokensieveError
 from tokensieve.ops.selector import Selector
-from tokensieve.registry import family_of
+from tokensieve.registry import blocks_of, family_of, irreducible
 from tokensieve.tasks.fit import FitHead, RecoverMaps
 from tokensieve.tasks.model import DenseModel
 from tokensieve.train.densedino import DenseDINO, check_model
@@ -106,6 +106,11 @@ def build(
     if summed and any(method.auxiliary for method in ts.applied(model)):
         summed.append(Added(smoothing=0.0 if recipe.mixes else recipe.smoothing))
     if recipe.token_labels and labelled:
+        if irreducible(model) is not None:
+            kind = type(model).__name__
+            raise TokensieveError(
+                f"token_labels needs a token for every patch at the end, and {kind} has none: set it to 0"
+            )
         owner: Any = family_of(model).owner
         summed.append(TokenLabels(recipe.token_labels, owner.embed_dim, owner.num_classes))
     if stage == "scratch" and any(term.teacher for term in summed):
@@ -171,10 +176,9 @@ def _train_only(model: nn.Module, patterns: Sequence[str]) -> None:
 
 def _drop_paths(model: nn.Module, rate: float) -> None:
     """Give the blocks timm's stochastic depth, rising linearly to ``rate``; without weights, at rest at inference."""
-    located = family_of(model)
-    blocks = located.family.blocks(located.owner)
+    blocks = blocks_of(model)
     for number, block in enumerate(blocks):
-        for name in ("drop_path1", "drop_path2"):
+        for name in ("drop_path1", "drop_path2", "drop_path"):
             part: Any = getattr(block, name, None)
             if rate and isinstance(part, (nn.Identity, DropPath)):
                 setattr(block, name, DropPath(rate * number / max(1, len(blocks) - 1)))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SERVED = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.int64})
 PLAIN = frozenset({Tensor, torch.nn.Parameter})
 MOST_HEADS = 64
+STAYS = -2  # as the new place of a token that does not move after all
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -278,9 +279,9 @@ def move_tokens(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor | None] | Any:
     """See ``tokensieve.moving.move_tokens``."""
     weight = assignment.weight
-    if assignment.alive is not None or not x.is_contiguous() or not _serves(x, size, weight, group, rep):
+    if not x.is_contiguous() or not _serves(x, size, weight, group, rep):
         return NotImplemented
-    moved, onto = assignment.moved, assignment.onto
+    moved, onto = _moves(assignment)
     merges = moved is not None and moved.shape[1] > 0
     fits = norm is not None and _norms(norm, x)
     out, groups, reps, sizes, slots, normed = torch.ops.tokensieve.move_tokens.default(
@@ -299,7 +300,7 @@ def move_tokens(
     )
     if not fits:
         normed = None if norm is None else norm(out)
-    return out, groups, reps, None if size is None and not merges else sizes, slots, normed
+    return out, groups, reps, None if size is None and assignment.joining is None else sizes, slots, normed
 
 
 def _norms(norm: Norm, x: Tensor) -> bool:
@@ -307,6 +308,19 @@ def _norms(norm: Norm, x: Tensor) -> bool:
     bias = norm.bias
     alike = norm.weight.dtype == x.dtype and (bias is None or bias.dtype == x.dtype)
     return alike and not torch.is_autocast_enabled("cpu") and _serves(norm.weight, bias)
+
+
+def _moves(assignment: Assignment) -> tuple[Tensor | None, Tensor | None]:
+    """Tokens (B, R) that move and the new ones they join, with the slots of an image that padding fills among them."""
+    moved, onto, alive = assignment.moved, assignment.onto, assignment.alive
+    if alive is None:
+        return moved, onto
+    padding = assignment.padding_onto
+    places = torch.full_like(assignment.keep, -1) if padding is None else padding
+    places = places.masked_fill(alive, STAYS)
+    if moved is None or onto is None:
+        return assignment.keep, places
+    return torch.cat([moved, assignment.keep], dim=1), torch.cat([onto, places], dim=1)
 
 
 def put_back(x: Tensor, index: Tensor, other: Tensor | None, prefix: int, with_prefix: bool) -> Tensor | Any:

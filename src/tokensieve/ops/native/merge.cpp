@@ -34,13 +34,18 @@ template <class T>
 INLINE void norm_row_body(const T* row, const float* weight, const float* bias, float eps, int64_t channels,
                           float* values, T* out) {
   float sum = 0.0f, squares = 0.0f;
+  for (int64_t c = 0; c < channels; ++c) values[c] = load(row[c]);
 #pragma omp simd reduction(+ : sum)
-  for (int64_t c = 0; c < channels; ++c) sum += values[c] = load(row[c]);
+  for (int64_t c = 0; c < channels; ++c) sum += values[c];
   const float mean = sum / static_cast<float>(channels);
 #pragma omp simd reduction(+ : squares)
-  for (int64_t c = 0; c < channels; ++c) squares += (values[c] - mean) * (values[c] - mean);
+  for (int64_t c = 0; c < channels; ++c) {
+    values[c] -= mean;
+    squares += values[c] * values[c];
+  }
   const float factor = 1.0f / std::sqrt(squares / static_cast<float>(channels) + eps);
-  for (int64_t c = 0; c < channels; ++c) out[c] = static_cast<T>((values[c] - mean) * factor * weight[c] + bias[c]);
+  for (int64_t c = 0; c < channels; ++c) values[c] = values[c] * factor * weight[c] + bias[c];
+  for (int64_t c = 0; c < channels; ++c) out[c] = static_cast<T>(values[c]);
 }
 
 #define NORM_ROW(T)                                                                                                   \
@@ -65,6 +70,7 @@ std::vector<float> floats(const Tensor& values) {
 
 // Applies keep (B, K), moved and onto (B, R) to x (B, P + M, C), group (B, N), rep (B, M) and size (B, M) or none.
 //
+// Where onto is -1 the token leaves, where it is -2 it stays after all: images that move fewer name tokens that they keep.
 // Merges weigh by `weight` (B, M), or by size where there is none, and divide by the summed weight when `mean`.
 // Returns x (B, P + K, C), group (B, N), rep (B, K), size (B, K), slots (B, M), -1 for tokens that leave, and where there
 // is a `norm_weight` (C) of x's type the new x behind that LayerNorm, else nothing.
@@ -111,7 +117,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> move_tokens(const Ten
       int64_t* start = starts.data() + b * (kept + 1);
       for (int64_t r = 0; r < merging; ++r) {
         const int64_t m = moves[b * merging + r], j = targets[b * merging + r];
-        if (m < 0 || m >= present || j < -1 || j >= kept) { valid = false; return; }
+        if (m < 0 || m >= present || j < -2 || j >= kept) { valid = false; return; }
+        if (j == -2) continue;  // it stays: a slot of `keep` that holds a token
         place[m] = j;
         if (j < 0) continue;  // leaves instead
         total[j] += weight_of(m);

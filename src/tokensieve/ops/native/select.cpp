@@ -111,15 +111,18 @@ Tensor size_bias(const Tensor& size, int64_t prefix) {
   Tensor out = new_float(size, {batch, 1, 1, width});
   float* result = out_data<float>(out);
   const float* sizes = data<float>(size);
-  in_parallel(batch * length, 4096, [&](int64_t begin, int64_t end) {
-    for (int64_t place = begin; place < end; ++place) {
-      const float value = sizes[place / length * size.stride(0) + place % length];
-      const float least = std::numeric_limits<float>::min();
-      // Most tokens stand for one patch.
-      result[place / length * width + prefix + place % length] = value == 1.0f ? 0.0f : std::log(std::max(value, least));
+  const int64_t step = size.stride(0);
+  const float least = std::numeric_limits<float>::min();
+  in_parallel(batch, std::max<int64_t>(1, 4096 / width), [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      std::fill_n(result + b * width, prefix, 0.0f);
+      for (int64_t m = 0; m < length; ++m) {
+        const float value = sizes[b * step + m];
+        // Most tokens stand for one patch.
+        result[b * width + prefix + m] = value == 1.0f ? 0.0f : std::log(std::max(value, least));
+      }
     }
   });
-  for (int64_t b = 0; b < batch; ++b) std::fill_n(result + b * width, prefix, 0.0f);
   return out;
 }
 
