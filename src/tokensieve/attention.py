@@ -20,6 +20,7 @@ from torch._C import _len_torch_function_stack
 from torch.overrides import TorchFunctionMode
 
 from tokensieve.errors import RefusedError
+from tokensieve.ops import native
 from tokensieve.ops.fused import fused
 from tokensieve.ops.rows import at_least_float32
 
@@ -154,11 +155,11 @@ class Tap(TorchFunctionMode):
                 "with fused attention on, so that its signals can be read: timm.layers.set_fused_attn(True), or in "
                 "transformers model.set_attn_implementation('sdpa')"
             )
-        queries, keys, values = (
-            torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-            for parts in list(zip(*((q, k, v) for q, k, v, _ in self.calls), strict=True))
-        )
-        scale = self.calls[0][3]
+        queries, keys, values, scale = self.calls[0]
+        if len(self.calls) > 1:
+            queries, keys, values = (
+                torch.cat(parts, dim=1) for parts in list(zip(*((q, k, v) for q, k, v, _ in self.calls), strict=True))
+            )
         scale = queries.shape[-1] ** -0.5 if scale is None else scale
         outputs = torch.cat(self.outputs, dim=1) if self.outputs else None
         if self.packing is not None:
@@ -209,8 +210,6 @@ def attends_faster(x: Tensor) -> bool:
     """Whether a kernel of ours would compute the attention of a block on ``x`` (B, L, C) faster than torch's."""
     if x.dtype != torch.bfloat16 or torch.compiler.is_exporting():
         return False
-    from tokensieve.ops import native  # here, because kernels use the types of this file
-
     return native.attends(x)
 
 

@@ -38,6 +38,16 @@ SITE = "tokensieve"  # the name of the child module that a block with sites carr
 BESIDE = "_tokensieve_state"  # the attribute of a tensor out of a tapped block that holds the compact state
 
 
+def _refuse_masks(kwargs: dict[str, Any]) -> None:
+    """Take masks that say nothing out of a block's arguments, and refuse those that do."""
+    masks = [kwargs.pop(name, None) for name in ("attn_mask", "attention_mask")]
+    if any(mask is not None for mask in masks) or kwargs.pop("is_causal", False):
+        raise RefusedError(
+            "a model with reduced tokens takes no attn_mask, attention_mask or is_causal: its tokens are not where "
+            "the mask expects them; ts.remove(model) gives the dense model back"
+        )
+
+
 @dataclass(frozen=True)
 class Step:
     """One method at one block: ``ordinal`` counts the method's sites, ``key`` names its learned part in the Site and
@@ -74,12 +84,14 @@ class Site(nn.Module):
         self.rounding = rounding
         self.masked = masked
         self.tapped = tapped
+        self.followers = tuple(m for m in methods if type(m).behind is not Method.behind)
         self.log_size = any(m.log_size_attention for m in methods)
         self.learned = nn.ModuleDict()
         for step in self.steps:
             part = step.method.module(layout)
             if part is not None:
                 self.learned[step.key] = part
+        self.learns = frozenset(self.learned.keys())
         self.needs = frozenset(signal for step in self.steps for signal in step.method.needs(layout))
         self.borrows, self.lends = (
             any(number in m.sharing(layout.depth) for m in methods) for number in (block, block + 1)
@@ -88,6 +100,7 @@ class Site(nn.Module):
     def take(self, steps: Sequence[Step]) -> None:
         """Act by ``steps`` from now on."""
         self.steps = tuple(steps)
+        self.asked: dict[tuple[int, int, tuple[int, int] | None], int] = {}
         self.steps_at = {point: tuple(s for s in self.steps if s.method.point == point) for point in POINTS}
 
     def extra_repr(self) -> str:
@@ -95,12 +108,8 @@ class Site(nn.Module):
 
     def run(self, block: SievedBlock, x: Tensor | Tokens, kwargs: dict[str, Any]) -> Tensor | Tokens:
         """Run ``block`` on ``x``: a plain (B, L, C) tensor at the first site, ``Tokens`` behind it."""
-        masks = [kwargs.pop(name, None) for name in ("attn_mask", "attention_mask")]
-        if any(mask is not None for mask in masks) or kwargs.pop("is_causal", False):
-            raise RefusedError(
-                "a model with reduced tokens takes no attn_mask, attention_mask or is_causal: its tokens are not where "
-                "the mask expects them; ts.remove(model) gives the dense model back"
-            )
+        if kwargs:
+            _refuse_masks(kwargs)
         tokens = self.state_of(x)
         tokens = algebra.returning(tokens, self.block)
         if self.steps_at["before"]:
@@ -117,16 +126,15 @@ class Site(nn.Module):
         if plain and not self.steps and not any(entry.after_attention for entry in tokens.parked):
             return self._finish(self._stage(tokens, block.dense(tokens.x, **kwargs), attended, seen, 0, block.training))
         tokens, signals, saved = self._attend(tokens, block, bias, own, packs, kwargs)
-        observed = self._observe(visible(tokens), signals)
+        behind = self.steps_at["after"]
+        observed = self._observe(visible(tokens), signals) if behind else {}
         if self.steps_at["middle"]:
-            norm = norm_of(self.family.mlp_norm(block))
-            tokens = self._act(tokens, "middle", signals, block.training, norm=norm)
+            tokens = self._act(tokens, "middle", signals, block.training, norm=self._next_norm(block, tokens))
         before = tokens
         tokens = algebra.returning(tokens, self.block, after_attention=True)
         if signals is not None and tokens is not before:
             signals.follow_return(visible(before), visible(tokens))
         # Lets go of queries, keys and values before the MLP where nobody reads them behind it.
-        behind = self.steps_at["after"]
         if not behind:
             signals = None
         elif signals is not None and all(step.key in observed for step in behind if step.method.needs(self.layout)):
@@ -169,7 +177,7 @@ class Site(nn.Module):
         return observed
 
     def _part(self, step: Step) -> nn.Module | None:
-        return self.learned[step.key] if step.key in self.learned else None  # noqa: SIM401 - has no get
+        return self.learned[step.key] if step.key in self.learns else None
 
     def _attend(
         self, tokens: Tokens, block: SievedBlock, bias: Tensor | None, own: bool, packs: bool, kwargs: dict[str, Any]
@@ -199,6 +207,13 @@ class Site(nn.Module):
             attended = first_keys(attended, tokens.x.shape[1] - tokens.hidden)
         return tokens, BlockSignals(attended, visible(tokens).alive), saved
 
+    def _next_norm(self, block: SievedBlock, tokens: Tokens) -> Norm | None:
+        """The norm that a move in the middle of the block may run on its way, where that is worth it.
+
+        On a CPU it was measured and is not: what a row costs there are its two sums, not its way to memory.
+        """
+        return norm_of(self.family.mlp_norm(block)) if tokens.x.is_cuda else None
+
     def _mlp(self, block: SievedBlock, tokens: Tokens) -> Tensor:
         packing = self._packing(tokens)
         if packing is None and tokens.normed is not None:
@@ -222,12 +237,12 @@ class Site(nn.Module):
         """The state after the block's MLP, which gave ``x``."""
         stage = Stage(self.block, attended, x.shape[1], tokens.alive, seen, tokens.mask, saved)
         tokens = tokens.changed(x=x, stages=(*tokens.stages, stage))
-        for method in self.methods:
+        for method in self.followers:
             tokens = method.behind(tokens, self.block, self.layout, training)
         return tokens
 
     def _finish(self, tokens: Tokens) -> Tensor | Tokens:
-        out: Tensor | Tokens = self(tokens)
+        out: Tensor | Tokens = self(tokens)  # a module's call, so that hooks on the site see it
         return out
 
     def forward(self, tokens: Tokens) -> Tensor | Tokens:
@@ -281,12 +296,20 @@ class Site(nn.Module):
 
     def _budget(self, step: Step, tokens: Tokens) -> int:
         """How many patch tokens the schedule leaves at this step: the method's own number, or that number rounded."""
-        if self.rounding is None:
-            layout = self.layout
-            if step.method.undivided and tokens.grid is not None and tokens.grid != layout.grid:
-                layout = replace(layout, grid=tokens.grid)
-            return step.method.remaining(tokens.count, step.ordinal, layout)
-        return min(tokens.count, self.rounding.left(self.block, step, tokens.originals))
+        if self.rounding is not None:
+            return min(tokens.count, self.rounding.left(self.block, step, tokens.originals))
+        if torch.compiler.is_compiling():
+            return self._remaining(step, tokens)
+        question = (step.ordinal, tokens.count, tokens.grid)
+        if question not in self.asked:  # an answer never changes, and asking takes longer than a kernel
+            self.asked[question] = self._remaining(step, tokens)
+        return self.asked[question]
+
+    def _remaining(self, step: Step, tokens: Tokens) -> int:
+        layout = self.layout
+        if step.method.undivided and tokens.grid is not None and tokens.grid != layout.grid:
+            layout = replace(layout, grid=tokens.grid)
+        return step.method.remaining(tokens.count, step.ordinal, layout)
 
     def _check_grid(self, method: Method, tokens: Tokens) -> None:
         if method.undivided and tokens.grid is None:

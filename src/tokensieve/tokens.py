@@ -332,7 +332,7 @@ def apply(
 def _moved(tokens: Tokens, assignment: Assignment, block: int, point: str, norm: Norm | None = None) -> dict[str, Any]:
     """What an assignment changes in the state."""
     keep = assignment.keep
-    before = tokens.sizes if assignment.joining is not None and tokens.alive is not None else tokens.size
+    before = tokens.sizes if tokens.alive is not None and assignment.joining is not None else tokens.size
     norm = norm if assignment.spread is None else None
     x, group, rep, size, index, normed = move_tokens(tokens.x, tokens.group, tokens.rep, before, assignment, norm)
     x = add_spread(x, tokens.x, assignment)

@@ -134,7 +134,7 @@ def examples() -> dict[str, tuple[Any, ...]]:
         "pair_and_cluster": (x, 1, score, 6, 2, 2, 2),
         "match_pairs": (features, score, 3, 2),
         "density_peaks": (features, 4, 0),
-        "move_tokens": (x, places, places, size, keep, moved, onto, None, True, torch.ones(8), None, 1e-6),
+        "move_tokens": (x, places, places, size, keep, moved, onto, None, True),
         "put_back": (x, places, None, 1, True),
         "agglomerate": (symmetric, 4, 2),
         "distances_between": (symmetric,),

@@ -434,13 +434,6 @@ def test_move_tokens(seed: int, batch: int, length: int, prefix: int, dtype: tor
     assert torch.equal(answer[0][:, prefix:][alone], untouched[alone])
 
 
-def test_a_norm_in_another_dtype_is_left_to_torch() -> None:
-    x, rep = random(0, 1, 4, 8, dtype=torch.bfloat16), torch.arange(4).unsqueeze(0)
-    norm = Norm(torch.rand(8), torch.rand(8), 1e-6)
-    answer = native.move_tokens(x, rep, rep, None, Assignment(keep=rep[:, :2], dropped=rep[:, 2:]), norm)
-    assert torch.equal(answer[5], norm(x[:, :2]))
-
-
 @some
 @given(seeds, st.integers(1, 3), st.integers(2, 30), st.integers(0, 2), dtypes, st.data())
 def test_move_tokens_of_unequal_numbers(

@@ -23,6 +23,7 @@ from tokensieve.decision import (
     return_point,
     slots,
 )
+from tokensieve.ops.norm import Norm
 from tokensieve.tokens import Tokens, apply, restore, returning
 
 CHANNELS = 3
@@ -153,6 +154,16 @@ def test_a_token_nobody_joins_is_bit_identical() -> None:
     after = apply(tokens, assignment)
     assert torch.equal(after.patches[:, [0, 2, 3]], tokens.patches[:, [0, 2, 3]])
     assert not torch.equal(after.patches[:, 1], tokens.patches[:, 1])
+
+
+def test_what_a_norm_makes_of_tokens_goes_with_them_and_with_no_others() -> None:
+    tokens = start(2, 6, dtype=torch.float32)
+    norm = Norm(torch.rand(CHANNELS), None, 1e-6)
+    after = apply(tokens, keep_only(torch.tensor([[0, 2]] * 2), 6), norm=norm)
+    assert after.normed is not None and torch.equal(after.normed, norm(after.x))
+    assert after.changed(version=9).normed is after.normed
+    assert after.changed(x=after.x + 1).normed is None
+    assert apply(tokens, keep_only(torch.tensor([[0, 2]] * 2), 6)).normed is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])

@@ -283,8 +283,7 @@ def move_tokens(
         return NotImplemented
     moved, onto = _moves(assignment)
     merges = moved is not None and moved.shape[1] > 0
-    fits = norm is not None and _norms(norm, x)
-    out, groups, reps, sizes, slots, normed = torch.ops.tokensieve.move_tokens.default(
+    out, groups, reps, sizes, slots = torch.ops.tokensieve.move_tokens.default(
         x,
         group,
         rep,
@@ -294,20 +293,9 @@ def move_tokens(
         onto.contiguous() if merges and onto is not None else None,
         None if weight is None or not merges else weight.float().contiguous(),
         assignment.reduce == "mean",
-        norm.weight if norm is not None and fits else None,
-        norm.bias if norm is not None and fits else None,
-        0.0 if norm is None else norm.eps,
     )
-    if not fits:
-        normed = None if norm is None else norm(out)
+    normed = None if norm is None else norm(out)
     return out, groups, reps, None if size is None and assignment.joining is None else sizes, slots, normed
-
-
-def _norms(norm: Norm, x: Tensor) -> bool:
-    """Whether the kernel may normalise rows of ``x`` by ``norm``, as torch would."""
-    bias = norm.bias
-    alike = norm.weight.dtype == x.dtype and (bias is None or bias.dtype == x.dtype)
-    return alike and not torch.is_autocast_enabled("cpu") and _serves(norm.weight, bias)
 
 
 def _moves(assignment: Assignment) -> tuple[Tensor | None, Tensor | None]:

@@ -42,6 +42,16 @@ INLINE float load(c10::BFloat16 value) {
 }
 INLINE float load(c10::Half value) { return static_cast<float>(value); }
 
+// Rounds to the nearest, ties to even, as torch does; without branches, so that a compiler vectorises it.
+INLINE void store(float value, float* out) { *out = value; }
+INLINE void store(float value, c10::BFloat16* out) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  const uint32_t rounded = (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
+  out->x = static_cast<uint16_t>(value != value ? 0x7FC0u : rounded);
+}
+INLINE void store(float value, c10::Half* out) { *out = static_cast<c10::Half>(value); }
+
 // exp(x) to about two units in the last place, in a form that a compiler vectorises; exactly zero below -87.
 INLINE float fast_exp(float x) {
   const float clamped = x < -87.0f ? -87.0f : x;

@@ -16,7 +16,7 @@ INLINE void merge_row_body(const T* lead, float own, const T* rows, const int64_
     const float factor = factors[r];
     for (int64_t c = 0; c < channels; ++c) sum[c] += factor * load(row[c]);
   }
-  for (int64_t c = 0; c < channels; ++c) out[c] = static_cast<T>(sum[c]);
+  for (int64_t c = 0; c < channels; ++c) store(sum[c], out + c);
 }
 
 #define MERGE_ROW(T)                                                                                                  \
@@ -29,63 +29,22 @@ MERGE_ROW(c10::BFloat16)
 MERGE_ROW(c10::Half)
 #undef MERGE_ROW
 
-// A LayerNorm over the channels of one row; `weight` and `bias` in float32.
-template <class T>
-INLINE void norm_row_body(const T* row, const float* weight, const float* bias, float eps, int64_t channels,
-                          float* values, T* out) {
-  float sum = 0.0f, squares = 0.0f;
-  for (int64_t c = 0; c < channels; ++c) values[c] = load(row[c]);
-#pragma omp simd reduction(+ : sum)
-  for (int64_t c = 0; c < channels; ++c) sum += values[c];
-  const float mean = sum / static_cast<float>(channels);
-#pragma omp simd reduction(+ : squares)
-  for (int64_t c = 0; c < channels; ++c) {
-    values[c] -= mean;
-    squares += values[c] * values[c];
-  }
-  const float factor = 1.0f / std::sqrt(squares / static_cast<float>(channels) + eps);
-  for (int64_t c = 0; c < channels; ++c) values[c] = values[c] * factor * weight[c] + bias[c];
-  for (int64_t c = 0; c < channels; ++c) out[c] = static_cast<T>(values[c]);
-}
-
-#define NORM_ROW(T)                                                                                                   \
-  FOR_EVERY_PROCESSOR void norm_row(const T* row, const float* weight, const float* bias, float eps, int64_t channels, \
-                                    float* values, T* out) {                                                          \
-    norm_row_body<T>(row, weight, bias, eps, channels, values, out);                                                  \
-  }
-NORM_ROW(float)
-NORM_ROW(c10::BFloat16)
-NORM_ROW(c10::Half)
-#undef NORM_ROW
-
-template <class T>
-std::vector<float> floats(const Tensor& values) {
-  const T* from = data<T>(values);
-  std::vector<float> out(values.size(0));
-  for (size_t i = 0; i < out.size(); ++i) out[i] = load(from[i]);
-  return out;
-}
-
 }  // namespace
 
 // Applies keep (B, K), moved and onto (B, R) to x (B, P + M, C), group (B, N), rep (B, M) and size (B, M) or none.
 //
 // Where onto is -1 the token leaves, where it is -2 it stays after all: images that move fewer name tokens that they keep.
 // Merges weigh by `weight` (B, M), or by size where there is none, and divide by the summed weight when `mean`.
-// Returns x (B, P + K, C), group (B, N), rep (B, K), size (B, K), slots (B, M), -1 for tokens that leave, and where there
-// is a `norm_weight` (C) of x's type the new x behind that LayerNorm, else nothing.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> move_tokens(const Tensor& x, const Tensor& group,
-                                                                       const Tensor& rep, const Maybe& size,
-                                                                       const Tensor& keep, const Maybe& moved,
-                                                                       const Maybe& onto, const Maybe& weight, bool mean,
-                                                                       const Maybe& norm_weight, const Maybe& norm_bias,
-                                                                       double eps) {
+// Returns x (B, P + K, C), group (B, N), rep (B, K), size (B, K) and slots (B, M), -1 for tokens that leave.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> move_tokens(const Tensor& x, const Tensor& group, const Tensor& rep,
+                                                               const Maybe& size, const Tensor& keep,
+                                                               const Maybe& moved, const Maybe& onto,
+                                                               const Maybe& weight, bool mean) {
   const int64_t batch = x.size(0), channels = x.size(2), present = rep.size(1), prefix = x.size(1) - present;
   const int64_t originals = group.size(1), kept = keep.size(1), merging = moved ? moved->size(1) : 0;
   Tensor out = new_tensor(x.scalar_type(), {batch, prefix + kept, channels});
   Tensor groups = new_int64(x, {batch, originals}), reps = new_int64(x, {batch, kept});
   Tensor sizes = new_float(x, {batch, kept}), slots = new_int64(x, {batch, present});
-  Tensor normed = new_tensor(x.scalar_type(), {norm_weight ? batch : 0, prefix + kept, channels});
   const int64_t* keeps = data<int64_t>(keep);
   const int64_t* moves = moved ? data<int64_t>(*moved) : nullptr;
   const int64_t* targets = onto ? data<int64_t>(*onto) : nullptr;
@@ -151,25 +110,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> move_tokens(const Ten
     using T = std::decay_t<decltype(*kind)>;
     const T* from = data<T>(x);
     T* to = out_data<T>(out);
-    T* behind = norm_weight ? out_data<T>(normed) : nullptr;
-    std::vector<float> factor, shift(norm_weight ? channels : 0, 0.0f);
-    if (norm_weight) factor = floats<T>(*norm_weight);
-    if (norm_weight && norm_bias) shift = floats<T>(*norm_bias);
     const int64_t width = prefix + kept;
     in_parallel(batch * width, 16, [&](int64_t begin, int64_t end) {
       std::vector<float> sum(channels);
-      const auto finish = [&](int64_t row) {
-        if (behind) {
-          norm_row(to + row * channels, factor.data(), shift.data(), static_cast<float>(eps), channels, sum.data(),
-                   behind + row * channels);
-        }
-      };
       for (int64_t row = begin; row < end; ++row) {
         const int64_t b = row / width, j = row % width - prefix;
         const T* image = from + b * (prefix + present) * channels;
         if (j < 0) {
           std::memcpy(to + row * channels, image + (j + prefix) * channels, channels * sizeof(T));
-          finish(row);
           continue;
         }
         const T* lead = image + (prefix + keeps[b * kept + j]) * channels;
@@ -181,11 +129,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> move_tokens(const Ten
           merge_row(lead, own[b * kept + j], image, members.data() + b * merging + start[0],
                     factors.data() + b * merging + start[0], count, channels, sum.data(), to + row * channels);
         }
-        finish(row);
       }
     });
   });
-  return {out, groups, reps, sizes, slots, normed};
+  return {out, groups, reps, sizes, slots};
 }
 
 // The tokens behind `prefix` of x (B, P + M, C) at index (B, N), and the row of `other` (B, N, C) where index is negative;

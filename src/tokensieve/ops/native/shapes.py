@@ -69,18 +69,8 @@ def density_peaks(features: Tensor, clusters: int, neighbours: int) -> Triple:
 
 
 def move_tokens(
-    x: Tensor,
-    group: Tensor,
-    rep: Tensor,
-    size: Tensor | None,
-    keep: Tensor,
-    moved: Tensor | None,
-    onto: Tensor | None,
-    weight: Tensor | None,
-    mean: bool,
-    norm_weight: Tensor | None,
-    *others: object,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x: Tensor, group: Tensor, rep: Tensor, size: Tensor | None, keep: Tensor, *others: object
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, length, channels = x.shape
     present, left = rep.shape[1], keep.shape[1]
     return (
@@ -89,7 +79,6 @@ def move_tokens(
         _places(x, batch, left),
         x.new_empty(batch, left, dtype=torch.float32),
         _places(x, batch, present),
-        x.new_empty(batch if norm_weight is not None else 0, length - present + left, channels),
     )
 
 
