@@ -105,6 +105,26 @@ std::tuple<Tensor, Tensor, Tensor> split_fused(const Tensor& score, int64_t coun
   return {keep, moved, onto};
 }
 
+namespace {
+
+// Sizes are whole numbers, most of them small, where weights are not spread over tokens.
+const std::vector<float> LOGARITHMS = [] {
+  std::vector<float> table(256);
+  for (size_t k = 0; k < table.size(); ++k) table[k] = std::log(std::max<float>(k, std::numeric_limits<float>::min()));
+  return table;
+}();
+
+void log_of_sizes(const float* sizes, int64_t length, float* out) {
+  for (int64_t m = 0; m < length; ++m) {
+    const float value = sizes[m];
+    const size_t whole = value >= 0.0f && value < static_cast<float>(LOGARITHMS.size()) ? static_cast<size_t>(value) : 0;
+    out[m] = value == static_cast<float>(whole) ? LOGARITHMS[whole]
+                                               : std::log(std::max(value, std::numeric_limits<float>::min()));
+  }
+}
+
+}  // namespace
+
 // size (B, M) to the bias (B, 1, 1, prefix + M) of log-size attention: log(size), and nothing for the prefix.
 Tensor size_bias(const Tensor& size, int64_t prefix) {
   const int64_t batch = size.size(0), length = size.size(1), width = prefix + length;
@@ -112,15 +132,10 @@ Tensor size_bias(const Tensor& size, int64_t prefix) {
   float* result = out_data<float>(out);
   const float* sizes = data<float>(size);
   const int64_t step = size.stride(0);
-  const float least = std::numeric_limits<float>::min();
-  in_parallel(batch, std::max<int64_t>(1, 4096 / width), [&](int64_t begin, int64_t end) {
+  in_parallel(batch, 16, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       std::fill_n(result + b * width, prefix, 0.0f);
-      for (int64_t m = 0; m < length; ++m) {
-        const float value = sizes[b * step + m];
-        // Most tokens stand for one patch.
-        result[b * width + prefix + m] = value == 1.0f ? 0.0f : std::log(std::max(value, least));
-      }
+      log_of_sizes(sizes + b * step, length, result + b * width + prefix);
     }
   });
   return out;
