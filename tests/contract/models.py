@@ -164,7 +164,8 @@ MODELS: tuple[tuple[str, str], ...] = tuple((family, name) for family, models in
 FIRST: tuple[tuple[str, str], ...] = tuple((family, next(iter(models))) for family, models in FACTORIES.items())
 FIRST_OF_TIMM = tuple((family, name) for family, name in FIRST if family.startswith("timm"))
 
-# Methods whose untrained thresholds remove next to nothing of a small model.
+# Methods whose published thresholds remove nothing of random weights, see their cards: attention is even there, above
+# AS-ViT's first thresholds, and A-ViT's halting score has a first channel to reach that only its training makes.
 BITING: dict[str, dict[str, Any]] = {"as-vit": {"start": 0.005}, "a-vit": {"scale": 2.0, "shift": -3.0}}
 DEFAULTS: dict[str, tuple[Method, ...]] = {
     name: (cls(**BITING.get(name, {})),) for name, cls in registry.methods().items()

@@ -37,7 +37,7 @@ class Objective(nn.Module, ABC):
 
     def no_weight_decay(self) -> set[str]:
         """What the model names, class token and positions say, by its name here: timm's optimizers ask for it."""
-        named = getattr(self.model, "no_weight_decay", set)()
+        named: set[str] = getattr(self.model, "no_weight_decay", set)()
         return {f"model.{name}" for name in named}
 
     def to_teacher_device(self, device: torch.device) -> None:
