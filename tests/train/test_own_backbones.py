@@ -15,6 +15,8 @@ from torch import nn
 import tokensieve as ts
 from tokensieve.identity import probe_input
 from tokensieve.measure.macs import count
+from tokensieve.measure.plan import plan
+from tokensieve.measure.solve import solve
 from tokensieve.train.arguments import TrainArguments
 from tokensieve.train.loop import Told, make_optimizer
 from tokensieve.train.prepare import prepare
@@ -118,6 +120,13 @@ def test_stages_that_need_a_method_or_a_plain_vit_say_so(stage: str, reason: str
     with pytest.raises(ts.TokensieveError, match=reason):
         prepare(given)
     assert not Path(given.output).exists()
+
+
+def test_no_setting_is_looked_for() -> None:
+    with pytest.raises(ts.RefusedError, match="PSViT cannot be reduced: it pools its tokens"):
+        solve(psvit(), (ts.ToMe(r=2),), 0.7, torch.zeros(1, 3, 64, 64))
+    with pytest.raises(ts.RefusedError, match="PSViT cannot be reduced: it pools its tokens"):
+        plan(psvit(), ts.ToMe(r=2), target_speedup=1.5, batch_size=1)
 
 
 def test_a_method_is_refused_with_the_reason(arguments: Make) -> None:

@@ -14,6 +14,7 @@ from tokensieve.measure.knob import Knob
 from tokensieve.measure.macs import count
 from tokensieve.measure.model import share_weights
 from tokensieve.method import Method
+from tokensieve.registry import family_of
 
 
 def solve(model: nn.Module, methods: Sequence[Method], share: float, x: Tensor) -> tuple[Method, ...]:
@@ -26,6 +27,7 @@ def solve(model: nn.Module, methods: Sequence[Method], share: float, x: Tensor) 
         x: (B, C, H, W) images to count on; one is enough for methods that are not ragged.
 
     Raises:
+        RefusedError: the model cannot be reduced.
         TokensieveError: no method has a knob, or the share lies outside what the knob can reach.
     """
     check_share(share)
@@ -33,6 +35,7 @@ def solve(model: nn.Module, methods: Sequence[Method], share: float, x: Tensor) 
         knob = Knob.of(methods)
     except TokensieveError as error:
         raise TokensieveError(f"{error}; leave --macs out") from error
+    family_of(model)  # whom no token can leave says so here
     dense = count(model, x)
     target = share * dense.total
     settings = knob.settings(round(dense.blocks[0].attended))
