@@ -1,4 +1,4 @@
-"""A move that runs the MLP's norm on its way gives what the two give one after the other, hooks on the norm included."""
+"""A move that runs the norm of the MLP on its way gives what the two give one after the other."""
 
 from __future__ import annotations
 
