@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from tokensieve.attention import Tap
+from tokensieve.ops.norm import Norm
 from tokensieve.reading import Reading
 from tokensieve.view import Layout
 
@@ -142,8 +143,9 @@ class Family(ABC):
     def mlp(self, block: nn.Module, x: Tensor) -> Tensor:
         """``x`` (B, L, C) after the MLP half of the block, residual included."""
 
-    def mlp_norm(self, block: nn.Module) -> nn.Module | None:
-        """The norm that the MLP half begins with, where ``mlp_behind_norm`` goes on behind it. Default: None."""
+    def mlp_norm(self, block: nn.Module) -> Norm | None:
+        """The LayerNorm that the MLP half begins with, where it is a plain one that nobody listens to
+        (``families.norms.norm_of``) and ``mlp_behind_norm`` goes on behind it. Default: None."""
         return None
 
     def mlp_behind_norm(self, block: nn.Module, x: Tensor, normed: Tensor) -> Tensor:

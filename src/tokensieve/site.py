@@ -24,7 +24,7 @@ from tokensieve.family import Family
 from tokensieve.grid import on_grid, running_grid
 from tokensieve.history import Stage
 from tokensieve.method import POINTS, Method, Point
-from tokensieve.ops.norm import Norm, norm_of
+from tokensieve.ops.norm import Norm
 from tokensieve.packing import Packing, packing_of
 from tokensieve.restoring import visible
 from tokensieve.sharing import Maps, SharingTap
@@ -100,7 +100,7 @@ class Site(nn.Module):
     def take(self, steps: Sequence[Step]) -> None:
         """Act by ``steps`` from now on."""
         self.steps = tuple(steps)
-        self.asked: dict[tuple[int, int, tuple[int, int] | None], int] = {}
+        self.asked: dict[tuple[str, int, tuple[int, int] | None], int] = {}
         self.steps_at = {point: tuple(s for s in self.steps if s.method.point == point) for point in POINTS}
 
     def extra_repr(self) -> str:
@@ -212,7 +212,7 @@ class Site(nn.Module):
 
         On a CPU it was measured and is not: what a row costs there are its two sums, not its way to memory.
         """
-        return norm_of(self.family.mlp_norm(block)) if tokens.x.is_cuda else None
+        return self.family.mlp_norm(block) if tokens.x.is_cuda else None
 
     def _mlp(self, block: SievedBlock, tokens: Tokens) -> Tensor:
         packing = self._packing(tokens)
@@ -300,7 +300,7 @@ class Site(nn.Module):
             return min(tokens.count, self.rounding.left(self.block, step, tokens.originals))
         if torch.compiler.is_compiling():
             return self._remaining(step, tokens)
-        question = (step.ordinal, tokens.count, tokens.grid)
+        question = (step.key, tokens.count, tokens.grid)
         if question not in self.asked:  # an answer never changes, and asking takes longer than a kernel
             self.asked[question] = self._remaining(step, tokens)
         return self.asked[question]

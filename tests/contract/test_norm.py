@@ -8,7 +8,7 @@ from models import CONFIGS, FACTORIES, build, images, run
 from torch import nn
 
 import tokensieve as ts
-from tokensieve.ops.norm import norm_of
+from tokensieve.families.norms import norm_of
 from tokensieve.site import Site
 
 MODELS = [(family, name) for family, models in FACTORIES.items() for name in models]
@@ -19,7 +19,7 @@ def on_its_way(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     asked: list[bool] = []
 
     def norm(site: Site, block: nn.Module, tokens: ts.Tokens) -> object:
-        found = norm_of(site.family.mlp_norm(block))
+        found = site.family.mlp_norm(block)
         asked.append(found is not None)
         return found
 

@@ -85,9 +85,9 @@ def decisions(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, str, 
     taken: list[tuple[int, str, Decision]] = []
     plain = algebra.apply
 
-    def recording(tokens: Any, decision: Any, block: int = 0, point: str = "", method: str = "") -> Any:
+    def recording(tokens: Any, decision: Any, block: int, point: str, *rest: Any) -> Any:
         taken.append((block, point, decision))
-        return plain(tokens, decision, block, point, method)
+        return plain(tokens, decision, block, point, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(algebra, "apply", recording)

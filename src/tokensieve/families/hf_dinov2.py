@@ -9,7 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokensieve.families.hf import TransformersFamily
+from tokensieve.families.norms import norm_of
 from tokensieve.family import BlockMacs, linear_macs
+from tokensieve.ops.norm import Norm
 from tokensieve.reading import Reader, Reading
 
 
@@ -31,8 +33,8 @@ class HfDinov2(TransformersFamily):
     def mlp(self, block: Any, x: Tensor) -> Tensor:
         return self.mlp_behind_norm(block, x, block.norm2(x))
 
-    def mlp_norm(self, block: Any) -> nn.Module | None:
-        return block.norm2  # type: ignore[no-any-return]
+    def mlp_norm(self, block: Any) -> Norm | None:
+        return norm_of(block.norm2)
 
     def mlp_behind_norm(self, block: Any, x: Tensor, normed: Tensor) -> Tensor:
         return block.drop_path(block.layer_scale2(block.mlp(normed))) + x  # type: ignore[no-any-return]

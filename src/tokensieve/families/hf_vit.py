@@ -7,7 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokensieve.families.hf import TransformersFamily
+from tokensieve.families.norms import norm_of
 from tokensieve.family import BlockMacs, linear_macs
+from tokensieve.ops.norm import Norm
 from tokensieve.reading import Reading
 
 
@@ -31,8 +33,8 @@ class HfViT(TransformersFamily):
     def mlp(self, block: Any, x: Tensor) -> Tensor:
         return self.mlp_behind_norm(block, x, block.layernorm_after(x))
 
-    def mlp_norm(self, block: Any) -> nn.Module | None:
-        return block.layernorm_after  # type: ignore[no-any-return]
+    def mlp_norm(self, block: Any) -> Norm | None:
+        return norm_of(block.layernorm_after)
 
     def mlp_behind_norm(self, block: Any, x: Tensor, normed: Tensor) -> Tensor:
         return block.dropout(block.mlp(normed)) + x  # type: ignore[no-any-return]

@@ -7,8 +7,10 @@ from typing import Any
 from timm.models.eva import EvaBlock, EvaBlockPostNorm
 from torch import Tensor, nn
 
+from tokensieve.families.norms import norm_of
 from tokensieve.families.timm_vit import grid_of
 from tokensieve.family import BlockMacs, Family, linear_macs
+from tokensieve.ops.norm import Norm
 from tokensieve.view import Layout
 
 
@@ -44,8 +46,8 @@ class TimmEva(Family):
             return x + block.drop_path2(block.norm2(block.mlp(x)))  # type: ignore[no-any-return]
         return self.mlp_behind_norm(block, x, block.norm2(x))
 
-    def mlp_norm(self, block: Any) -> nn.Module | None:
-        return None if isinstance(block, EvaBlockPostNorm) else block.norm2
+    def mlp_norm(self, block: Any) -> Norm | None:
+        return None if isinstance(block, EvaBlockPostNorm) else norm_of(block.norm2)
 
     def mlp_behind_norm(self, block: Any, x: Tensor, normed: Tensor) -> Tensor:
         update = block.mlp(normed)

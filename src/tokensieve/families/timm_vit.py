@@ -17,7 +17,9 @@ from timm.models.vision_transformer import (
 from torch import Tensor, nn
 
 from tokensieve.attention import Tap
+from tokensieve.families.norms import norm_of
 from tokensieve.family import BlockMacs, Family, linear_macs
+from tokensieve.ops.norm import Norm
 from tokensieve.view import Layout
 
 
@@ -84,8 +86,8 @@ class TimmViT(Family):
             return x
         return self.mlp_behind_norm(block, x, block.norm2(x))
 
-    def mlp_norm(self, block: Any) -> nn.Module | None:
-        return block.norm2 if isinstance(block, Block) else None
+    def mlp_norm(self, block: Any) -> Norm | None:
+        return norm_of(block.norm2) if isinstance(block, Block) else None
 
     def mlp_behind_norm(self, block: Any, x: Tensor, normed: Tensor) -> Tensor:
         return x + block.drop_path2(block.ls2(block.mlp(normed)))  # type: ignore[no-any-return]
