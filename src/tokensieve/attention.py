@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 MASK_EPSILON = math.exp(-32)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Attended:
     """What one block's attention was computed from.
 

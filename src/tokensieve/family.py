@@ -145,7 +145,7 @@ class Family(ABC):
 
     def mlp_norm(self, block: nn.Module) -> Norm | None:
         """The LayerNorm that the MLP half begins with, where it is a plain one that nobody listens to
-        (``families.norms.norm_of``) and ``mlp_behind_norm`` goes on behind it. Default: None."""
+        (``families.modules.norm_of``) and ``mlp_behind_norm`` goes on behind it. Default: None."""
         return None
 
     def mlp_behind_norm(self, block: nn.Module, x: Tensor, normed: Tensor) -> Tensor:

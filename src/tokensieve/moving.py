@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,10 +25,32 @@ def behind_prefix(index: Tensor, prefix: int) -> Tensor:
     return torch.cat([front, index + prefix], dim=1) if prefix else index
 
 
+class Moved(NamedTuple):
+    """The tokens behind an assignment.
+
+    Attributes:
+        x: (B, P + K, C).
+        group: (B, N) int64, the patch token each original stands in, negative where it is gone.
+        rep: (B, K) int64, the original whose position each patch token carries.
+        size: (B, K) how many originals each stands for; None where nothing has ever merged.
+        slots: (B, M) int64, the new place of each old patch token, -1 for those that leave.
+        normed: (B, P + K, C) what the norm makes of ``x``, or None where there is none.
+        size_bias: (B, 1, 1, P + K) what ``key_bias`` makes of ``size``, where a kernel had it on its way; else None.
+    """
+
+    x: Tensor
+    group: Tensor
+    rep: Tensor
+    size: Tensor | None
+    slots: Tensor
+    normed: Tensor | None = None
+    size_bias: Tensor | None = None
+
+
 @fused
 def move_tokens(
     x: Tensor, group: Tensor, rep: Tensor, size: Tensor | None, assignment: Assignment, norm: Norm | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
+) -> Moved:
     """Apply an assignment: keep, merge and let go.
 
     Args:
@@ -36,10 +60,6 @@ def move_tokens(
         size: (B, M) how many originals each token stands for, in float32 or better; None where all stand for one.
         assignment: over the M patch tokens.
         norm: the norm that reads the answer next, or None.
-
-    Returns:
-        ``x`` (B, P + K, C), ``group`` (B, N), ``rep`` (B, K), ``size`` (B, K) or None where nothing has ever merged,
-        ``slots`` (B, M): the new place of each old patch token, -1 for those that leave, and ``norm(x)`` or None.
     """
     keep, prefix = assignment.keep, x.shape[1] - rep.shape[1]
     index = slots(assignment)
@@ -56,7 +76,7 @@ def move_tokens(
         mixing = F.pad(mixing, (0, 0, prefix, 0)).to(kept.dtype)
         kept = torch.baddbmm(kept * own, mixing, moved)
     normed = None if norm is None else norm(kept)
-    return kept, regroup(group, index), rep.gather(1, keep), after, index, normed
+    return Moved(kept, regroup(group, index), rep.gather(1, keep), after, index, normed)
 
 
 def add_spread(out: Tensor, x: Tensor, assignment: Assignment) -> Tensor:

@@ -69,12 +69,12 @@ class Packing:
         return torch.cat(outputs, dim=2)
 
 
-def packing_of(alive: Tensor | None, prefix: int) -> Packing | None:
+def packing_of(alive: Tensor, prefix: int) -> Packing | None:
     """How a batch with ``prefix`` tokens before the slots ``alive`` (B, M) packs; None where that saves nothing.
 
     None on a GPU too, where one padded call is faster than many, and in graphs, whose shapes cannot depend on the data.
     """
-    if alive is None or not alive.is_cpu or torch.compiler.is_compiling():
+    if not alive.is_cpu or torch.compiler.is_compiling():
         return None
     valid = voters_of(alive, prefix)
     assert valid is not None

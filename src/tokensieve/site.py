@@ -29,7 +29,7 @@ from tokensieve.packing import Packing, packing_of
 from tokensieve.restoring import visible
 from tokensieve.sharing import Maps, SharingTap
 from tokensieve.tokens import Fill, Tokens
-from tokensieve.view import BlockSignals, Layout, View
+from tokensieve.view import BlockSignals, Layout, Signal, View
 
 if TYPE_CHECKING:
     from tokensieve.placement import Rounding
@@ -92,7 +92,7 @@ class Site(nn.Module):
             if part is not None:
                 self.learned[step.key] = part
         self.learns = frozenset(self.learned.keys())
-        self.needs = frozenset(signal for step in self.steps for signal in step.method.needs(layout))
+        self.needs = frozenset[Signal]().union(*self.declared.values())
         self.borrows, self.lends = (
             any(number in m.sharing(layout.depth) for m in methods) for number in (block, block + 1)
         )
@@ -101,6 +101,8 @@ class Site(nn.Module):
         """Act by ``steps`` from now on."""
         self.steps = tuple(steps)
         self.asked: dict[tuple[str, int, tuple[int, int] | None], int] = {}
+        self.declared = {s.key: s.method.needs(self.layout) for s in self.steps}
+        self.returns = {s.key: s.method.returns_at(s.ordinal, self.layout) for s in self.steps}
         self.steps_at = {point: tuple(s for s in self.steps if s.method.point == point) for point in POINTS}
 
     def extra_repr(self) -> str:
@@ -115,12 +117,11 @@ class Site(nn.Module):
         if self.steps_at["before"]:
             tokens = self._act(tokens, "before", None, block.training)
         packs = True
-        if tokens.version:
+        if tokens.version and kwargs:
             placed = self.family.reindex(kwargs, tokens.rep, tokens.prefix)
             packs, kwargs = placed is kwargs, placed  # rotary angles lie as the padded tokens do
         attended, seen = tokens.x.shape[1], tokens.mask
-        size = tokens.size if self.log_size else None
-        bias = key_bias(tokens.prefix, size, tokens.alive, tokens.mask)
+        bias = self._key_bias(tokens)
         own = attends_faster(tokens.x) and (tokens.version > 0 or self._acts(visible(tokens)))
         plain = bias is None and tokens.shares is None and not (own or self.borrows or self.lends)
         if plain and not self.steps and not any(entry.after_attention for entry in tokens.parked):
@@ -137,7 +138,7 @@ class Site(nn.Module):
         # Lets go of queries, keys and values before the MLP where nobody reads them behind it.
         if not behind:
             signals = None
-        elif signals is not None and all(step.key in observed for step in behind if step.method.needs(self.layout)):
+        elif signals is not None and all(step.key in observed for step in behind if self.declared[step.key]):
             signals.attended = None
         tokens = self._stage(tokens, self._mlp(block, tokens), attended, seen, saved, block.training)
         return self._finish(self._act(tokens, "after", signals, block.training, observed) if behind else tokens)
@@ -153,6 +154,13 @@ class Site(nn.Module):
         grid = running_grid() or self.layout.grid
         known = grid if grid[0] * grid[1] == patches else None
         return Tokens.start(x, self.layout.prefix, self.fill, known)
+
+    def _key_bias(self, tokens: Tokens) -> Tensor | None:
+        """What sizes, padding and masks put on the logits of each key, see ``attention.key_bias``."""
+        size = tokens.size if self.log_size else None
+        if tokens.alive is None and tokens.mask is None and (size is None or tokens.size_bias is not None):
+            return None if size is None else tokens.size_bias
+        return key_bias(tokens.prefix, size, tokens.alive, tokens.mask)
 
     def _acts(self, tokens: Tokens) -> bool:
         """Whether a method will remove tokens in the middle of this block.
@@ -223,7 +231,9 @@ class Site(nn.Module):
         return packing.unpack(self.family.mlp(block, packing.pack(tokens.x)))
 
     def _packing(self, tokens: Tokens) -> Packing | None:
-        return None if tokens.hidden else packing_of(tokens.alive, tokens.prefix)
+        if tokens.alive is None or tokens.hidden:
+            return None
+        return packing_of(tokens.alive, tokens.prefix)
 
     def _tap(self, tokens: Tokens, block: SievedBlock, bias: Tensor | None, own: bool) -> Tap:
         maps = tokens.maps
@@ -268,20 +278,19 @@ class Site(nn.Module):
         for step in self.steps_at[point]:
             method = step.method
             shown = visible(tokens)
-            self._check_grid(method, shown)
+            if method.undivided:
+                self._check_grid(method, shown)
             keep = self._budget(step, shown)
             if keep == shown.count and not method.ragged:
                 continue
             part, remembered = self._part(step), observed.get(step.key) if observed else None
-            view = View(shown, method, self.layout, self.block, step.ordinal, keep, part, training, signals, remembered)
+            view = View(
+                *(shown, method, self.layout, self.block, step.ordinal, keep),
+                *(self.declared[step.key], part, training, signals, remembered),
+            )
             decision = method.assign(view)
             self._check_budget(decision, keep, method)
-            until = method.returns_at(step.ordinal, self.layout)
-            if isinstance(decision, Assignment) and until != decision.until:
-                raise TokensieveError(
-                    f"{method.name} declares that dropped tokens return at {until!r} "
-                    f"but its assignment says {decision.until!r}"
-                )
+            self._check_return(decision, step)
             if training and masking.stands_in(decision) and (self.masked or decision.soft is not None):
                 tokens = masking.hide(tokens, decision, self.block, point, step.label)
             else:
@@ -312,7 +321,7 @@ class Site(nn.Module):
         return step.method.remaining(tokens.count, step.ordinal, layout)
 
     def _check_grid(self, method: Method, tokens: Tokens) -> None:
-        if method.undivided and tokens.grid is None:
+        if tokens.grid is None:
             rows, columns = self.layout.grid
             raise TokensieveError(
                 f"{method.name} acts on the grid of patches, and {tokens.count} patches are not the {rows} × {columns} "
@@ -335,6 +344,14 @@ class Site(nn.Module):
             raise TokensieveError(
                 f"{method.name} left {left} tokens in block {self.block} where its schedule says {keep}: "
                 "remaining() and assign() must agree"
+            )
+
+    def _check_return(self, decision: Decision, step: Step) -> None:
+        until = self.returns[step.key]
+        if isinstance(decision, Assignment) and until != decision.until:
+            raise TokensieveError(
+                f"{step.method.name} declares that dropped tokens return at {until!r} "
+                f"but its assignment says {decision.until!r}"
             )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -116,6 +116,7 @@ class Tokens:
         maps: where the attention maps of the block before come from, where the next one shares them.
         carried: (B, P + M, D) what a ragged method carries beside each token, see ``Method.behind``; None otherwise.
         normed: (B, P + M, C) ``x`` behind the norm that reads it next, where the move had it on its way; else None.
+        size_bias: (B, 1, 1, P + M) what ``key_bias`` makes of ``size``, where the move had it on its way; else None.
     """
 
     x: Tensor
@@ -140,6 +141,7 @@ class Tokens:
     carried: Tensor | None = None
     maps: Maps | None = None
     normed: Tensor | None = None
+    size_bias: Tensor | None = None
 
     @staticmethod
     def start(x: Tensor, prefix: int, fill: Fill = "last", grid: tuple[int, int] | None = None) -> Tokens:
@@ -181,14 +183,16 @@ class Tokens:
     def changed(self, **changes: Any) -> Tokens:
         """What ``dataclasses.replace`` gives, without its walk over the fields, which takes longer than a kernel.
 
-        Other tokens ``x`` have no ``normed`` unless it is given with them.
+        Other tokens ``x`` have no ``normed``, and another ``size`` no ``size_bias``, unless it is given with them.
         """
-        if "x" in changes:
-            changes.setdefault("normed", None)
-        if torch.compiler.is_compiling():
+        if "x" in changes and "normed" not in changes:
+            changes["normed"] = None
+        if "size" in changes and "size_bias" not in changes:
+            changes["size_bias"] = None
+        if torch.compiler.is_dynamo_compiling():
             return replace(self, **changes)
         new = object.__new__(Tokens)
-        vars(new).update(vars(self), **changes)
+        new.__dict__.update(self.__dict__, **changes)
         return new
 
     def restore(self, fill: Fill | None = None) -> Tensor:
@@ -281,6 +285,7 @@ _register(
         "carried",
         "maps",
         "normed",
+        "size_bias",
     ),
 )
 _register(Parked, ("before", "index", "dropped", "start"))
@@ -334,8 +339,8 @@ def _moved(tokens: Tokens, assignment: Assignment, block: int, point: str, norm:
     keep = assignment.keep
     before = tokens.sizes if tokens.alive is not None and assignment.joining is not None else tokens.size
     norm = norm if assignment.spread is None else None
-    x, group, rep, size, index, normed = move_tokens(tokens.x, tokens.group, tokens.rep, before, assignment, norm)
-    x = add_spread(x, tokens.x, assignment)
+    moved = move_tokens(tokens.x, tokens.group, tokens.rep, before, assignment, norm)
+    x = add_spread(moved.x, tokens.x, assignment)
     leaves = assignment.dropped is not None or assignment.alive is not None or assignment.parts
     parked, canvas = tokens.parked, tokens.canvas
     if leaves and assignment.until != "end":
@@ -344,7 +349,7 @@ def _moved(tokens: Tokens, assignment: Assignment, block: int, point: str, norm:
         if assignment.alive is not None:
             dropped = torch.cat([dropped, keep], dim=1)  # slots of padding hold tokens that left
         start = x if assignment.parts else None
-        entry = Parked(tokens, index, dropped, at, after_attention, tokens.version + 1, start)
+        entry = Parked(tokens, moved.slots, dropped, at, after_attention, tokens.version + 1, start)
         parked = (*parked, entry)
     elif leaves:
         canvas = patches_at_originals(tokens)
@@ -353,10 +358,11 @@ def _moved(tokens: Tokens, assignment: Assignment, block: int, point: str, norm:
         alive = tokens.alive.gather(1, keep)
     return {
         "x": x,
-        "normed": normed,
-        "group": group,
-        "rep": rep,
-        "size": size,
+        "normed": moved.normed,
+        "group": moved.group,
+        "rep": moved.rep,
+        "size": moved.size,
+        "size_bias": moved.size_bias,
         "alive": alive,
         "mask": None if tokens.mask is None else tokens.mask.gather(1, keep),
         "carried": None if tokens.carried is None else take_rows(tokens.carried, behind_prefix(keep, tokens.prefix)),

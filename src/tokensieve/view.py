@@ -73,6 +73,8 @@ class BlockSignals:
 
     def carry(self, score: Tensor, how: Literal["sum", "mean"]) -> Tensor:
         """Take (B, M0) or (B, M0, D) values per token of the attention to the tokens present now."""
+        if not self.moves:
+            return score
         flat = score if score.dim() == 3 else score.unsqueeze(2)
         for move in self.moves:
             if isinstance(move, SoftAssignment):
@@ -98,7 +100,7 @@ def _join(values: Tensor, assignment: Assignment, how: Literal["sum", "mean"]) -
     return joined / (1 + joins.sum(dim=2, keepdim=True)) if how == "mean" else joined
 
 
-@dataclass(frozen=True)
+@dataclass
 class View:
     """The patch tokens at one site. M is their number; prefix tokens are not shown and cannot be touched.
 
@@ -109,6 +111,7 @@ class View:
         block: 0-based number of the block.
         site: how many of this method's sites came before.
         keep: how many patch tokens the method's schedule leaves here.
+        declared: the signals that the method's ``needs`` names, the only ones it is shown.
         module: the method's learned part at this site, or None.
         training: whether the model is in training mode.
         signals: the block's attention, None before the attention ran or when the method declared no signal.
@@ -123,6 +126,7 @@ class View:
     block: int
     site: int
     keep: int
+    declared: frozenset[Signal]
     module: nn.Module | None
     training: bool
     signals: BlockSignals | None
@@ -178,10 +182,10 @@ class View:
         return self.tokens.alive
 
     def _read(self, signal: Signal) -> tuple[BlockSignals, Attended]:
-        if signal not in self.method.needs(self.layout):
+        if signal not in self.declared:
             raise TokensieveError(
                 f"method {self.method.name!r} reads the signal {signal!r} without declaring it: "
-                f"name it in needs(), which now gives {sorted(self.method.needs(self.layout))}"
+                f"name it in needs(), which now gives {sorted(self.declared)}"
             )
         if self.signals is None:
             raise TokensieveError(

@@ -8,7 +8,7 @@ from models import CONFIGS, FACTORIES, build, images, run
 from torch import nn
 
 import tokensieve as ts
-from tokensieve.families.norms import norm_of
+from tokensieve.families.modules import norm_of
 from tokensieve.site import Site
 
 MODELS = [(family, name) for family, models in FACTORIES.items() for name in models]

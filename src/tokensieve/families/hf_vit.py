@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokensieve.families.hf import TransformersFamily
-from tokensieve.families.norms import norm_of
+from tokensieve.families.modules import norm_of
 from tokensieve.family import BlockMacs, linear_macs
 from tokensieve.ops.norm import Norm
 from tokensieve.reading import Reading

@@ -7,7 +7,7 @@ from typing import Any
 from timm.models.eva import EvaBlock, EvaBlockPostNorm
 from torch import Tensor, nn
 
-from tokensieve.families.norms import norm_of
+from tokensieve.families.modules import norm_of, through
 from tokensieve.families.timm_vit import grid_of
 from tokensieve.family import BlockMacs, Family, linear_macs
 from tokensieve.ops.norm import Norm
@@ -39,7 +39,7 @@ class TimmEva(Family):
         update = block.attn(block.norm1(x), rope=rope)
         if block.gamma_1 is not None:
             update = block.gamma_1 * update
-        return x + block.drop_path1(update)  # type: ignore[no-any-return]
+        return x + through(update, block.drop_path1)
 
     def mlp(self, block: Any, x: Tensor) -> Tensor:
         if isinstance(block, EvaBlockPostNorm):
@@ -53,7 +53,7 @@ class TimmEva(Family):
         update = block.mlp(normed)
         if block.gamma_2 is not None:
             update = block.gamma_2 * update
-        return x + block.drop_path2(update)  # type: ignore[no-any-return]
+        return x + through(update, block.drop_path2)
 
     def macs(self, block: Any) -> BlockMacs:
         return BlockMacs(linear_macs(block.attn), linear_macs(block.mlp), block.attn.num_heads * block.attn.head_dim)

@@ -17,7 +17,7 @@ from timm.models.vision_transformer import (
 from torch import Tensor, nn
 
 from tokensieve.attention import Tap
-from tokensieve.families.norms import norm_of
+from tokensieve.families.modules import norm_of, through
 from tokensieve.family import BlockMacs, Family, linear_macs
 from tokensieve.ops.norm import Norm
 from tokensieve.view import Layout
@@ -69,28 +69,31 @@ class TimmViT(Family):
         if isinstance(block, ParallelScalingBlock):
             # Not block(x): a block with sites is a subclass whose forward is the engine's.
             return ParallelScalingBlock.forward(block, x)
-        return x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))  # type: ignore[no-any-return]
+        return x + through(block.attn(block.norm1(x)), block.ls1, block.drop_path1)
 
     def tapped(self, block: Any, x: Tensor, tap: Tap, **kwargs: Any) -> Tensor:
         # This attention does nothing with its mask but hand it to the fused kernel.
-        if tap.by_mask and isinstance(block, Block) and type(block.attn) is Attention and block.attn.fused_attn:
-            return x + block.drop_path1(block.ls1(block.attn(block.norm1(x), attn_mask=tap.mask)))  # type: ignore[no-any-return]
+        if isinstance(block, Block) and tap.by_mask:
+            attention = block.attn
+            if type(attention) is Attention and attention.fused_attn:
+                update = attention(block.norm1(x), attn_mask=tap.mask)
+                return x + through(update, block.ls1, block.drop_path1)
         return super().tapped(block, x, tap, **kwargs)
 
     def mlp(self, block: Any, x: Tensor) -> Tensor:
+        if isinstance(block, Block):
+            return self.mlp_behind_norm(block, x, block.norm2(x))
         if isinstance(block, ResPostBlock):
             return x + block.drop_path2(block.norm2(block.mlp(x)))  # type: ignore[no-any-return]
         if isinstance(block, ParallelThingsBlock):
             return x + torch.stack([ffn(x) for ffn in block.ffns]).sum(dim=0)
-        if isinstance(block, ParallelScalingBlock):
-            return x
-        return self.mlp_behind_norm(block, x, block.norm2(x))
+        return x  # of a ParallelScalingBlock
 
     def mlp_norm(self, block: Any) -> Norm | None:
         return norm_of(block.norm2) if isinstance(block, Block) else None
 
     def mlp_behind_norm(self, block: Any, x: Tensor, normed: Tensor) -> Tensor:
-        return x + block.drop_path2(block.ls2(block.mlp(normed)))  # type: ignore[no-any-return]
+        return x + through(block.mlp(normed), block.ls2, block.drop_path2)
 
     def macs(self, block: Any) -> BlockMacs:
         if isinstance(block, ParallelScalingBlock):

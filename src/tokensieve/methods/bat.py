@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -84,6 +85,11 @@ class BAT(Method):
 
         With ``left``, K moves until K − m + c is that number, and m and c follow it.
         """
+        if torch.compiler.is_dynamo_compiling():  # looks through a cache, and says so
+            return self._count(patches, site, left)
+        return _counted(self, patches, site, left)
+
+    def _count(self, patches: int, site: int, left: int | None) -> tuple[int, int, int]:
         attentive, pairs, clusters = self._divide(patches, site, kept(patches, per_site(self.keep, site)))
         for _ in range(8):
             if left is None or left == attentive - pairs + clusters:
@@ -124,6 +130,12 @@ class BAT(Method):
         if self.weight == "size":
             return None
         return score if self.weight == "class" else torch.ones_like(score)
+
+
+@cache
+def _counted(method: BAT, patches: int, site: int, left: int | None) -> tuple[int, int, int]:
+    """``BAT.counts``, which takes longer to work out than a kernel to run."""
+    return method._count(patches, site, left)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,8 @@ from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch._C import _is_tracing
+from torch._C._functorch import maybe_current_level
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -24,15 +26,23 @@ def fused(reference: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(reference)
     def door(*args: P.args, **kwargs: P.kwargs) -> R:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             return _compiled(reference, *args, **kwargs)
-        for kernel in _kernels(reference.__name__):
-            answer = kernel(*args, **kwargs)
-            if answer is not NotImplemented:
-                return answer  # type: ignore[no-any-return]
+        if maybe_current_level() is None and not _is_tracing():  # ``followed``, whose call would cost as much again
+            for kernel in _kernels(name):
+                answer = kernel(*args, **kwargs)
+                if answer is not NotImplemented:
+                    return answer  # type: ignore[no-any-return]
         return reference(*args, **kwargs)
 
+    name = reference.__name__
+
     return door
+
+
+def followed() -> bool:
+    """Whether a functorch transform or a trace follows the calls: a tensor is then not what its type says."""
+    return maybe_current_level() is not None or _is_tracing()
 
 
 def _compiled(reference: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

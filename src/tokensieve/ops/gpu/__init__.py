@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from tokensieve.errors import TokensieveWarning
+from tokensieve.ops.fused import followed
 
 if TYPE_CHECKING:
     from tokensieve.attention import Attended
     from tokensieve.decision import Assignment
+    from tokensieve.moving import Moved
     from tokensieve.ops.norm import Norm
     from tokensieve.ops.selector import Selector
 
@@ -74,9 +76,7 @@ def _serves(*tensors: Tensor | None) -> bool:
         if tensor.dtype not in SERVED or (device is not None and tensor.device != device):
             return False
         device = tensor.device
-    if torch._C._functorch.maybe_current_level() is not None or torch._C._is_tracing() or _traced():
-        return False
-    return available()
+    return not (followed() or _traced()) and available()
 
 
 def _traced() -> bool:
@@ -220,7 +220,7 @@ def density_peaks(
 
 def move_tokens(
     x: Tensor, group: Tensor, rep: Tensor, size: Tensor | None, assignment: Assignment, norm: Norm | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor | None] | Any:
+) -> Moved | Any:
     """See ``tokensieve.moving.move_tokens``."""
     keep, weight = assignment.keep, assignment.weight
     nobody = keep[:, :0]
@@ -243,7 +243,7 @@ def move_tokens(
         and norm.weight.dtype in FLOATS
     )
     answer = moving.move_tokens(x, group, rep, size, parts, weight, assignment.reduce == "mean", norm if fits else None)
-    return answer if fits or norm is None else (*answer[:5], norm(answer[0]))
+    return answer if fits or norm is None else answer._replace(normed=norm(answer.x))
 
 
 def put_back(x: Tensor, index: Tensor, other: Tensor | None, prefix: int, with_prefix: bool) -> Tensor | Any:

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tokensieve.moving import Moved
 from tokensieve.ops.gpu.launch import blocks, launch, power_of_two
 from tokensieve.ops.norm import Norm
 
@@ -216,7 +217,7 @@ def move_tokens(
     weight: Tensor | None,
     mean: bool,
     norm: Norm | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
+) -> Moved:
     """See ``tokensieve.moving.move_tokens``.
 
     ``parts`` are keep, moved, onto and dropped, empty where the assignment has none, dense in the last dimension.
@@ -263,7 +264,7 @@ def move_tokens(
         SCAN=SCAN,
         TILE=min(128, TILE // width),
     )
-    return out, groups, reps, sizes, slots, normed
+    return Moved(out, groups, reps, sizes, slots, normed)
 
 
 @triton.jit(do_not_specialize=["prefix", "front", "present", "originals"])

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from tokensieve.errors import TokensieveWarning
+from tokensieve.moving import Moved
+from tokensieve.ops.fused import followed
 from tokensieve.ops.native import shapes
 from tokensieve.ops.native.build import library_path
 
@@ -64,13 +66,9 @@ def _serves(*tensors: Tensor | None) -> bool:
             continue
         if type(tensor) not in PLAIN or not tensor.is_cpu or (grad and tensor.requires_grad):
             return False
-        if tensor.dtype not in SERVED or (tensor.dim() and tensor.stride(-1) != 1):
+        if tensor.dtype not in SERVED or not (tensor.is_contiguous() or tensor.stride(-1) == 1):
             return False
-    return (torch.compiler.is_compiling() or not _transformed()) and available()
-
-
-def _transformed() -> bool:
-    return torch._C._functorch.maybe_current_level() is not None or torch._C._is_tracing()
+    return bool(available())
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -80,12 +78,12 @@ def _pairs() -> bool:
 
 @cache
 def _multiplies_pairs() -> bool:
-    return bool(torch.ops.tokensieve.can_attend.default())
+    return available() and bool(torch.ops.tokensieve.can_attend.default())
 
 
 def attends(x: Tensor) -> bool:
     """Whether ``attend`` serves the attention of a block that runs on ``x``."""
-    return x.dtype == torch.bfloat16 and _serves(x) and _pairs()
+    return x.dtype == torch.bfloat16 and x.is_cpu and _pairs()
 
 
 def attend(
@@ -98,7 +96,9 @@ def attend(
 ) -> tuple[Tensor, Tensor | None] | Any:
     """See ``tokensieve.attention.attend``."""
     alike = query.dtype == key.dtype == value.dtype and query.shape[:2] == key.shape[:2] == value.shape[:2]
-    if not alike or value.shape[2:] != key.shape[2:] or not attends(query) or not _serves(key, value, bias):
+    if not alike or value.shape[2:] != key.shape[2:] or query.dtype != torch.bfloat16:
+        return NotImplemented
+    if not _serves(query, key, value, bias) or not _pairs():
         return NotImplemented
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     out, row = torch.ops.tokensieve.attend.default(query, key, value, scale, _flat(bias, key), class_row)
@@ -151,7 +151,6 @@ def selected_columns(
         return NotImplemented
     if not _serves(attended.queries, attended.keys, attended.bias, *parameters):
         return NotImplemented
-    flat = [p.float().flatten(1) if p.dim() == 3 else p.float() for p in parameters if p is not None]
     return torch.ops.tokensieve.column_sums.default(
         attended.queries,
         attended.keys,
@@ -159,7 +158,7 @@ def selected_columns(
         _flat_bias(attended),
         None,
         stride,
-        *flat,
+        *parameters,
         sum_of == "log_probabilities",
     )
 
@@ -238,7 +237,7 @@ def density_peaks(
 
 def takes_windows(x: Tensor) -> bool:
     """Whether ``window_products`` and ``window_sums`` serve patches like ``x``."""
-    return x.dtype == torch.float32 and _serves(x)
+    return x.dtype == torch.float32 and (torch.compiler.is_compiling() or not followed()) and _serves(x)
 
 
 def window_products(x: Tensor, centres: Tensor, windows: Windows) -> Tensor | Any:
@@ -276,26 +275,28 @@ def distances_between(similarities: Tensor) -> Tensor | Any:
 
 def move_tokens(
     x: Tensor, group: Tensor, rep: Tensor, size: Tensor | None, assignment: Assignment, norm: Norm | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor | None] | Any:
+) -> Moved | Any:
     """See ``tokensieve.moving.move_tokens``."""
     weight = assignment.weight
     if not x.is_contiguous() or not _serves(x, size, weight, group, rep):
         return NotImplemented
     moved, onto = _moves(assignment)
     merges = moved is not None and moved.shape[1] > 0
-    out, groups, reps, sizes, slots = torch.ops.tokensieve.move_tokens.default(
+    out, groups, reps, sizes, slots, bias = torch.ops.tokensieve.move_tokens.default(
         x,
         group,
         rep,
-        None if size is None else size.float().contiguous(),
-        assignment.keep.contiguous(),
-        moved.contiguous() if merges and moved is not None else None,
-        onto.contiguous() if merges and onto is not None else None,
-        None if weight is None or not merges else weight.float().contiguous(),
+        size,
+        assignment.keep,
+        moved if merges else None,
+        onto if merges else None,
+        weight if merges else None,
         assignment.reduce == "mean",
     )
     normed = None if norm is None else norm(out)
-    return out, groups, reps, None if size is None and assignment.joining is None else sizes, slots, normed
+    if size is None and assignment.joining is None:
+        return Moved(out, groups, reps, None, slots, normed)
+    return Moved(out, groups, reps, sizes, slots, normed, bias)
 
 
 def _moves(assignment: Assignment) -> tuple[Tensor | None, Tensor | None]:

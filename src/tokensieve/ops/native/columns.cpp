@@ -83,12 +83,25 @@ void mix_rows(float* rows, int64_t count, int64_t width, const float* expand, co
   kernel(rows, count, width, expand, expand_bias, reduce, reduce_bias, heads, hidden);
 }
 
+// A parameter's numbers in float32; none where there is none.
+std::vector<float> numbers_of(const Maybe& parameter) {
+  if (!parameter) return {};
+  const Tensor rows = in_rows(*parameter);
+  std::vector<float> numbers(rows.numel());
+  with_type(rows, [&](auto kind) {
+    using T = std::decay_t<decltype(*kind)>;
+    std::transform(data<T>(rows), data<T>(rows) + numbers.size(), numbers.begin(), [](T value) { return load(value); });
+  });
+  return numbers;
+}
+
 }  // namespace
 
 // Column sums (B, H, L) of the softmax of attention logits, over the query rows first, first + stride, …
 //
 // queries and keys (B, H, L, D), bias (B, L) or none, votes (B, L) or none: the weight of every query row. With expand
-// (hidden, H), its bias, reduce (H, hidden) and its bias the logits go through ToSA's selector before the softmax.
+// (hidden, H), its bias, reduce (H, hidden) and its bias, of any element type, the logits go through ToSA's selector
+// before the softmax.
 Tensor column_sums(const Tensor& queries, const Tensor& keys, double scale, const Maybe& bias, const Maybe& votes,
                    int64_t stride, const Maybe& expand, const Maybe& expand_bias, const Maybe& reduce,
                    const Maybe& reduce_bias, bool logarithm) {
@@ -96,9 +109,11 @@ Tensor column_sums(const Tensor& queries, const Tensor& keys, double scale, cons
   const int64_t width = round_up(length, LANES), hidden = expand ? expand->size(0) : 0;
   Tensor out = new_float(keys, {batch, heads, length});
   float* result = out_data<float>(out);
+  const std::vector<float> expands = numbers_of(expand), expand_biases = numbers_of(expand_bias);
+  const std::vector<float> reduces = numbers_of(reduce), reduce_biases = numbers_of(reduce_bias);
   std::vector<float> reduced(hidden * heads);
   for (int64_t h = 0; h < (hidden ? heads : 0); ++h) {
-    for (int64_t k = 0; k < hidden; ++k) reduced[k * heads + h] = data<float>(*reduce)[h * hidden + k];
+    for (int64_t k = 0; k < hidden; ++k) reduced[k * heads + h] = reduces[h * hidden + k];
   }
   // The selector mixes the heads of an image; without it every head is work of its own.
   const int64_t together = hidden ? heads : 1;
@@ -142,8 +157,8 @@ Tensor column_sums(const Tensor& queries, const Tensor& keys, double scale, cons
             for (int64_t r = 0; r < count; ++r) scale_row(logits + r * width, static_cast<float>(scale), biases, width);
           }
           if (hidden) {
-            mix_rows(rows, count, width, data<float>(*expand), data<float>(*expand_bias), reduced.data(),
-                     data<float>(*reduce_bias), heads, hidden);
+            mix_rows(rows, count, width, expands.data(), expand_biases.data(), reduced.data(), reduce_biases.data(),
+                     heads, hidden);
           }
           for (int64_t h = 0; h < together; ++h) {
             for (int64_t r = 0; r < count; ++r) {

@@ -101,6 +101,17 @@ inline Tensor new_float(const Tensor&, std::initializer_list<int64_t> sizes) {
   return new_tensor(ScalarType::Float, sizes);
 }
 
+// The tensor itself where its rows lie behind each other, else a copy in which they do; one in float32 for weights.
+inline Tensor in_rows(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+inline Maybe in_rows(const Maybe& tensor) { return tensor ? Maybe(in_rows(*tensor)) : Maybe(); }
+inline Maybe in_float_rows(const Maybe& tensor) {
+  if (!tensor) return {};
+  if (tensor->scalar_type() == ScalarType::Float) return in_rows(*tensor);
+  return in_rows(torch::stable::to(*tensor, ScalarType::Float));
+}
+
 // Runs `body(begin, end)` over [0, count) on torch's own threads.
 template <class Body>
 inline void in_parallel(int64_t count, int64_t grain, const Body& body) {

@@ -13,9 +13,9 @@ std::tuple<Tensor, Tensor, Tensor> pair_and_cluster(const Tensor&, int64_t, cons
                                                     int64_t);
 std::tuple<Tensor, Tensor, Tensor> match_pairs(const Tensor&, const Tensor&, int64_t, int64_t);
 std::tuple<Tensor, Tensor, Tensor> density_peaks(const Tensor&, int64_t, int64_t);
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> move_tokens(const Tensor&, const Tensor&, const Tensor&,
-                                                               const Maybe&, const Tensor&, const Maybe&, const Maybe&,
-                                                               const Maybe&, bool);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> move_tokens(const Tensor&, const Tensor&, const Tensor&,
+                                                                       const Maybe&, const Tensor&, const Maybe&,
+                                                                       const Maybe&, const Maybe&, bool);
 Tensor agglomerate(const Tensor&, int64_t, int64_t);
 Tensor distances_between(const Tensor&);
 Tensor put_back(const Tensor&, const Tensor&, const Maybe&, int64_t, bool);
@@ -40,7 +40,7 @@ STABLE_TORCH_LIBRARY(tokensieve, library) {
   library.def("density_peaks(Tensor features, int clusters, int neighbours) -> (Tensor, Tensor, Tensor)");
   library.def(
       "move_tokens(Tensor x, Tensor group, Tensor rep, Tensor? size, Tensor keep, Tensor? moved, Tensor? onto, "
-      "Tensor? weight, bool mean) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "Tensor? weight, bool mean) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   library.def("agglomerate(Tensor distances, int clusters, int linkage) -> Tensor");
   library.def("distances_between(Tensor similarities) -> Tensor");
   library.def("put_back(Tensor x, Tensor index, Tensor? other, int prefix, bool with_prefix) -> Tensor");

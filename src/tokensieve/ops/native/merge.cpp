@@ -5,6 +5,9 @@
 #include <atomic>
 
 namespace tokensieve {
+
+Tensor size_bias(const Tensor&, int64_t);
+
 namespace {
 
 template <class T>
@@ -35,11 +38,14 @@ MERGE_ROW(c10::Half)
 //
 // Where onto is -1 the token leaves, where it is -2 it stays after all: images that move fewer name tokens that they keep.
 // Merges weigh by `weight` (B, M), or by size where there is none, and divide by the summed weight when `mean`.
-// Returns x (B, P + K, C), group (B, N), rep (B, K), size (B, K) and slots (B, M), -1 for tokens that leave.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> move_tokens(const Tensor& x, const Tensor& group, const Tensor& rep,
-                                                               const Maybe& size, const Tensor& keep,
-                                                               const Maybe& moved, const Maybe& onto,
-                                                               const Maybe& weight, bool mean) {
+// Returns x (B, P + K, C), group (B, N), rep (B, K), size (B, K), slots (B, M), -1 for tokens that leave, and the bias
+// (B, 1, 1, P + K) that log-size attention makes of the sizes.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> move_tokens(
+    const Tensor& x, const Tensor& group, const Tensor& rep, const Maybe& size_given, const Tensor& keep_given,
+    const Maybe& moved_given, const Maybe& onto_given, const Maybe& weight_given, bool mean) {
+  const Tensor keep = in_rows(keep_given);
+  const Maybe moved = in_rows(moved_given), onto = in_rows(onto_given);
+  const Maybe size = in_float_rows(size_given), weight = in_float_rows(weight_given);
   const int64_t batch = x.size(0), channels = x.size(2), present = rep.size(1), prefix = x.size(1) - present;
   const int64_t originals = group.size(1), kept = keep.size(1), merging = moved ? moved->size(1) : 0;
   Tensor out = new_tensor(x.scalar_type(), {batch, prefix + kept, channels});
@@ -132,7 +138,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> move_tokens(const Tensor& x, 
       }
     });
   });
-  return {out, groups, reps, sizes, slots};
+  return {out, groups, reps, sizes, slots, size_bias(sizes, prefix)};
 }
 
 // The tokens behind `prefix` of x (B, P + M, C) at index (B, N), and the row of `other` (B, N, C) where index is negative;

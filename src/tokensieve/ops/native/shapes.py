@@ -70,7 +70,7 @@ def density_peaks(features: Tensor, clusters: int, neighbours: int) -> Triple:
 
 def move_tokens(
     x: Tensor, group: Tensor, rep: Tensor, size: Tensor | None, keep: Tensor, *others: object
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, length, channels = x.shape
     present, left = rep.shape[1], keep.shape[1]
     return (
@@ -79,6 +79,7 @@ def move_tokens(
         _places(x, batch, left),
         x.new_empty(batch, left, dtype=torch.float32),
         _places(x, batch, present),
+        x.new_empty(batch, 1, 1, length - present + left, dtype=torch.float32),
     )
 
 
