@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -22,10 +23,26 @@ RAGGED = {config for config, methods in CONFIGS.items() if any(method.ragged for
 # One composition of each kind is enough here: how methods meet does not depend on which ones they are.
 KINDS = {(methods[0].returns, methods[1].returns): config for config, methods in COMPOSED.items()}
 STATIC = sorted({*DEFAULTS, *KINDS.values()} - RAGGED)
-every_config = pytest.mark.parametrize("config", STATIC)
+# What a whole matrix has shown once, others show again on these; `make test-slow` has them all.
+FEW = ("ailurus", "bat", "tome", "tosa")
+
+
+def slow_but(quick: bool, *values: str) -> Any:
+    """A case that only ``make test-slow`` runs, unless ``quick``."""
+    return pytest.param(*values, marks=() if quick else pytest.mark.slow)
+
+
 every_case = pytest.mark.parametrize(
     ("family", "name", "config"),
     [(*first, config) for first in FIRST for config in (STATIC if first in FIRST_OF_TIMM else ("bat", "tosa"))],
+)
+every_case_slowly = pytest.mark.parametrize(
+    ("family", "name", "config"),
+    [
+        slow_but(first == FIRST[0] or config in FEW, *first, config)
+        for first in FIRST
+        for config in (STATIC if first in FIRST_OF_TIMM else ("bat", "tosa"))
+    ],
 )
 
 
@@ -44,7 +61,7 @@ def _fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
-@every_case
+@every_case_slowly
 def test_compiles_once_per_shape_into_one_graph(family: str, name: str, config: str) -> None:
     model = reduced(family, name, config)
     counter = CompileCounterWithBackend("aot_eager")
@@ -74,7 +91,7 @@ def test_compiles_once_for_every_batch(family: str, name: str, config: str) -> N
     assert counter.frame_count == 1
 
 
-@every_config
+@pytest.mark.parametrize("config", [slow_but(config in FEW, config) for config in STATIC])
 @pytest.mark.parametrize(("family", "name"), FIRST[:1])
 def test_compiles_twice_at_most_when_nobody_says_that_the_batch_varies(family: str, name: str, config: str) -> None:
     model = reduced(family, name, config)
