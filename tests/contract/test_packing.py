@@ -66,7 +66,6 @@ def test_attention_is_that_of_every_image_alone(lengths: list[int], seed: int, s
 
 
 def test_a_batch_that_is_nearly_full_stays_padded() -> None:
-    assert packing_of(None, PREFIX) is None
     assert packing_of(torch.ones(2, 8, dtype=torch.bool), PREFIX) is None
     assert packing_of(torch.tensor([[True] * 8, [True] * 4 + [False] * 4]), PREFIX) is not None
 
