@@ -83,6 +83,32 @@ void mix_rows(float* rows, int64_t count, int64_t width, const float* expand, co
   kernel(rows, count, width, expand, expand_bias, reduce, reduce_bias, heads, hidden);
 }
 
+// The logits of one query, unscaled: for one row, packing the keys takes longer than the products. Zero up to `width`.
+template <class T, int64_t DIM>
+INLINE void logits_of_one_body(const T* query, const T* keys, int64_t length, int64_t step, int64_t dim, int64_t width,
+                               float* out) {
+  const int64_t channels = DIM > 0 ? DIM : dim;
+  for (int64_t j = 0; j < length; ++j) {
+    const T* key = keys + j * step;
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t d = 0; d < channels; ++d) sum += load(query[d]) * load(key[d]);
+    out[j] = sum;
+  }
+  std::fill(out + length, out + width, 0.0f);
+}
+
+#define LOGITS_OF_ONE(T)                                                                                              \
+  FOR_EVERY_PROCESSOR void logits_of_one(const T* query, const T* keys, int64_t length, int64_t step, int64_t dim,   \
+                                         int64_t width, float* out) {                                                 \
+    if (dim == 64) return logits_of_one_body<T, 64>(query, keys, length, step, dim, width, out); /* unrolled */       \
+    logits_of_one_body<T, 0>(query, keys, length, step, dim, width, out);                                             \
+  }
+LOGITS_OF_ONE(float)
+LOGITS_OF_ONE(c10::BFloat16)
+LOGITS_OF_ONE(c10::Half)
+#undef LOGITS_OF_ONE
+
 // A parameter's numbers in float32; none where there is none.
 std::vector<float> numbers_of(const Maybe& parameter) {
   if (!parameter) return {};
@@ -115,6 +141,7 @@ Tensor column_sums(const Tensor& queries, const Tensor& keys, double scale, cons
   for (int64_t h = 0; h < (hidden ? heads : 0); ++h) {
     for (int64_t k = 0; k < hidden; ++k) reduced[k * heads + h] = reduces[h * hidden + k];
   }
+  const bool alone = stride >= length;  // only the first query is read
   // The selector mixes the heads of an image; without it every head is work of its own.
   const int64_t together = hidden ? heads : 1;
   const int64_t query_steps[] = {queries.stride(0), queries.stride(1), queries.stride(2)};
@@ -134,7 +161,7 @@ Tensor column_sums(const Tensor& queries, const Tensor& keys, double scale, cons
       for (int64_t task = begin; task < end; ++task) {
         const int64_t b = task * together / heads, start = task * together % heads;
         if (own_bias) std::copy_n(own_bias + b * length, length, biases);
-        for (int64_t h = 0; h < together; ++h) {
+        for (int64_t h = 0; h < (alone ? 0 : together); ++h) {
           const T* head = data<T>(keys) + b * key_steps[0] + (start + h) * key_steps[1];
           packed[h].pack(length, dim, [&](int64_t j) { return head + j * key_steps[2]; });
         }
@@ -143,11 +170,17 @@ Tensor column_sums(const Tensor& queries, const Tensor& keys, double scale, cons
           const int64_t count = std::min(ROWS, (length - first + stride - 1) / stride);
           for (int64_t h = 0; h < together; ++h) {
             const T* query = data<T>(queries) + b * query_steps[0] + (start + h) * query_steps[1];
+            float* const logits = rows + h * ROWS * width;
+            if (alone) {
+              const T* head = data<T>(keys) + b * key_steps[0] + (start + h) * key_steps[1];
+              logits_of_one(query, head, length, key_steps[2], dim, width, logits);
+              scale_row(logits, static_cast<float>(scale), biases, width);
+              continue;
+            }
             for (int64_t r = 0; r < count; ++r) {
               const T* row = query + (first + r * stride) * query_steps[2];
               kind_of_cells.fill(row, query_cells + r * kind_of_cells.count);
             }
-            float* const logits = rows + h * ROWS * width;
             // What lies in the cells of rows that are not there is not looked at.
             if (count == 1) {
               packed[h].products_of_one(query_cells, logits);

@@ -22,15 +22,79 @@ INLINE void merge_row_body(const T* lead, float own, const T* rows, const int64_
   for (int64_t c = 0; c < channels; ++c) store(sum[c], out + c);
 }
 
-#define MERGE_ROW(T)                                                                                                  \
-  FOR_EVERY_PROCESSOR void merge_row(const T* lead, float own, const T* rows, const int64_t* members,                \
-                                     const float* factors, int64_t count, int64_t channels, float* sum, T* out) {    \
-    merge_row_body<T>(lead, own, rows, members, factors, count, channels, sum, out);                                  \
+INLINE void copy_row(const char* from, int64_t bytes, char* to) {
+  int64_t c = 0;
+  for (; c + 64 <= bytes; c += 64) std::memcpy(to + c, from + c, 64);
+  std::memcpy(to + c, from + c, bytes - c);
+}
+
+// Where every row of the new tokens comes from; arrays of all images behind each other.
+struct Moves {
+  int64_t prefix, present, kept, merging, channels;
+  const int64_t *keep, *members, *starts;  // `starts` (B, K + 1): where the members of each new token begin
+  const float *own, *factors;
+};
+
+// Rows [begin, end) of the new tokens, counted over all images.
+template <class T>
+INLINE void move_rows_body(const T* x, const Moves& moves, int64_t begin, int64_t end, float* sum, T* out) {
+  if (begin >= end) return;
+  const int64_t width = moves.prefix + moves.kept, bytes = moves.channels * static_cast<int64_t>(sizeof(T));
+  int64_t b = begin / width, j = begin % width - moves.prefix;
+  for (int64_t row = begin; row < end; ++row) {
+    const T* image = x + b * (moves.prefix + moves.present) * moves.channels;
+    T* to = out + row * moves.channels;
+    const T* lead = image + (moves.prefix + (j < 0 ? j : moves.keep[b * moves.kept + j])) * moves.channels;
+    const int64_t slot = b * (moves.kept + 1) + j, joined = j < 0 ? 0 : moves.starts[slot + 1] - moves.starts[slot];
+    if (joined == 0) {
+      copy_row(reinterpret_cast<const char*>(lead), bytes, reinterpret_cast<char*>(to));
+    } else {
+      const int64_t first = b * moves.merging + moves.starts[slot];
+      merge_row_body<T>(lead, moves.own[b * moves.kept + j], image, moves.members + first, moves.factors + first,
+                        joined, moves.channels, sum, to);
+    }
+    if (++j == moves.kept) {
+      j = -moves.prefix;
+      ++b;
+    }
   }
-MERGE_ROW(float)
-MERGE_ROW(c10::BFloat16)
-MERGE_ROW(c10::Half)
-#undef MERGE_ROW
+}
+
+#define MOVE_ROWS(T)                                                                                                  \
+  FOR_EVERY_PROCESSOR void move_rows(const T* x, const Moves& moves, int64_t begin, int64_t end, float* sum, T* out) { \
+    move_rows_body<T>(x, moves, begin, end, sum, out);                                                                \
+  }
+MOVE_ROWS(float)
+MOVE_ROWS(c10::BFloat16)
+MOVE_ROWS(c10::Half)
+#undef MOVE_ROWS
+
+// Where the rows of tokens given back come from.
+struct Places {
+  int64_t length, prefix, front, originals, bytes, step, rest_step;
+  const int64_t* index;
+  const char *x, *rest;
+};
+
+// Rows [begin, end) of the tokens given back, counted over all images; whether every index names a token.
+FOR_EVERY_PROCESSOR bool put_rows(const Places& places, int64_t begin, int64_t end, char* out) {
+  if (begin >= end) return true;
+  const int64_t width = places.front + places.originals;
+  int64_t b = begin / width, n = begin % width - places.front;
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t place = n < 0 ? n : places.index[b * places.step + n];
+    if (place >= places.length - places.prefix) return false;
+    const char* image = places.x + (b * places.length + places.prefix) * places.bytes;
+    const char* source = image + place * places.bytes;
+    if (n >= 0 && place < 0) source = places.rest ? places.rest + b * places.rest_step + n * places.bytes : image;
+    copy_row(source, places.bytes, out + row * places.bytes);
+    if (++n == places.originals) {
+      n = -places.front;
+      ++b;
+    }
+  }
+  return true;
+}
 
 }  // namespace
 
@@ -116,26 +180,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> move_tokens(
     using T = std::decay_t<decltype(*kind)>;
     const T* from = data<T>(x);
     T* to = out_data<T>(out);
-    const int64_t width = prefix + kept;
-    in_parallel(batch * width, 16, [&](int64_t begin, int64_t end) {
+    const Moves rows{prefix,         present,       kept,      merging,       channels, keeps,
+                     members.data(), starts.data(), own.data(), factors.data()};
+    in_parallel(batch * (prefix + kept), 16, [&](int64_t begin, int64_t end) {
       std::vector<float> sum(channels);
-      for (int64_t row = begin; row < end; ++row) {
-        const int64_t b = row / width, j = row % width - prefix;
-        const T* image = from + b * (prefix + present) * channels;
-        if (j < 0) {
-          std::memcpy(to + row * channels, image + (j + prefix) * channels, channels * sizeof(T));
-          continue;
-        }
-        const T* lead = image + (prefix + keeps[b * kept + j]) * channels;
-        const int64_t* start = starts.data() + b * (kept + 1) + j;
-        const int64_t count = start[1] - start[0];
-        if (count == 0) {
-          std::memcpy(to + row * channels, lead, channels * sizeof(T));
-        } else {
-          merge_row(lead, own[b * kept + j], image, members.data() + b * merging + start[0],
-                    factors.data() + b * merging + start[0], count, channels, sum.data(), to + row * channels);
-        }
-      }
+      move_rows(from, rows, begin, end, sum.data(), to);
     });
   });
   return {out, groups, reps, sizes, slots, size_bias(sizes, prefix)};
@@ -148,22 +197,14 @@ Tensor put_back(const Tensor& x, const Tensor& index, const Maybe& other, int64_
   const int64_t front = with_prefix ? prefix : 0, width = front + originals;
   Tensor out = new_tensor(x.scalar_type(), {batch, width, channels});
   const int64_t bytes = channels * static_cast<int64_t>(x.element_size());
-  const char* from = static_cast<const char*>(x.const_data_ptr());
-  const char* rest = other ? static_cast<const char*>(other->const_data_ptr()) : nullptr;
   const int64_t rest_step = other ? other->stride(0) * static_cast<int64_t>(x.element_size()) : 0;
+  const Places places{length, prefix, front, originals, bytes, index.stride(0), rest_step, data<int64_t>(index),
+                      static_cast<const char*>(x.const_data_ptr()),
+                      other ? static_cast<const char*>(other->const_data_ptr()) : nullptr};
   char* to = static_cast<char*>(out.mutable_data_ptr());
-  const int64_t* places = data<int64_t>(index);
-  const int64_t step = index.stride(0);
   std::atomic<bool> valid{true};
   in_parallel(batch * width, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t b = row / width, n = row % width - front;
-      const int64_t place = n < 0 ? n : places[b * step + n];
-      if (place >= length - prefix) { valid = false; return; }
-      const char* source = from + (b * length + prefix + place) * bytes;
-      if (n >= 0 && place < 0) source = rest ? rest + b * rest_step + n * bytes : from + (b * length + prefix) * bytes;
-      std::memcpy(to + row * bytes, source, bytes);
-    }
+    if (!put_rows(places, begin, end, to)) valid = false;
   });
   STD_TORCH_CHECK(valid, "an index names a token that is not there");
   return out;
