@@ -113,7 +113,6 @@ class Site(nn.Module):
         if kwargs:
             _refuse_masks(kwargs)
         tokens = self.state_of(x)
-        tokens = algebra.returning(tokens, self.block)
         if self.steps_at["before"]:
             tokens = self._act(tokens, "before", None, block.training)
         packs = True
@@ -252,6 +251,8 @@ class Site(nn.Module):
         return tokens
 
     def _finish(self, tokens: Tokens) -> Tensor | Tokens:
+        # Those due before the next block return here: whoever calls the blocks holds what one hands to the next.
+        tokens = algebra.returning(tokens, self.block + 1)
         out: Tensor | Tokens = self(tokens)  # a module's call, so that hooks on the site see it
         return out
 
