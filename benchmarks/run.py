@@ -70,6 +70,11 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="FOLDER", help="default benchmarks/results")
     parser.add_argument("--resume", action="store_true", help="go on with existing files; what they have is kept")
     parser.add_argument("--force", action="store_true", help="overwrite existing files")
+    parser.add_argument(
+        "--give-memory-back",
+        action="store_true",
+        help="leave freed memory to the system, as Python does by default: for a file of its own",
+    )
     parser.add_argument("--verbose", action="store_true", help="show a traceback when something fails")
 
 
@@ -81,6 +86,7 @@ def session(options: argparse.Namespace, measures: Mapping[str, Measure]) -> Ses
         output=options.output,
         resume=options.resume,
         force=options.force,
+        keep_memory=not options.give_memory_back,
         measures=measures,
     )
 

@@ -40,6 +40,7 @@ class Session:
         output: folder of the results files, one for each dtype.
         resume: go on with existing files; what they have is kept.
         force: overwrite existing files.
+        keep_memory: keep freed memory in the process, see ``allocator``; else every page is faulted in again.
         measures: how each kind of cell is measured: (cell, device, data, progress) to its record.
     """
 
@@ -48,6 +49,7 @@ class Session:
     output: Path
     resume: bool
     force: bool
+    keep_memory: bool
     measures: Mapping[str, Measure]
 
     @property
@@ -74,7 +76,9 @@ class Session:
             TokensieveError: see ``check`` and ``store.open_store``.
         """
         self.check(cells)
-        here = environment(self.device) | {"keeps_freed_memory": self.on_cpu and keep_freed_memory()}
+        here = environment(self.device) | {
+            "keeps_freed_memory": self.on_cpu and self.keep_memory and keep_freed_memory()
+        }
         dtypes = dict.fromkeys(cell.setting.dtype for cell in cells)
         options = {"on_cpu": self.on_cpu, "resume": self.resume, "force": self.force}
         stores = {dtype: open_store(self.output, here, dtype, **options) for dtype in dtypes}

@@ -209,7 +209,14 @@ def test_a_cell_without_memory_or_with_a_broken_engine_is_said_and_the_rest_goes
         raise RuntimeError("the compiler\nand its long story")
 
     def session(measure: Any) -> Session:
-        options: dict[str, Any] = {"device": "cpu", "data": None, "output": tmp_path, "resume": True, "force": False}
+        options: dict[str, Any] = {
+            "device": "cpu",
+            "data": None,
+            "output": tmp_path,
+            "resume": True,
+            "force": False,
+            "keep_memory": False,
+        }
         return Session(measures={"model": measure}, **options)
 
     assert session(no_memory).measure(small("model"), Silent()) == {
@@ -228,7 +235,7 @@ def test_ctrl_c_keeps_the_cells_that_are_done(tmp_path: Path) -> None:
             raise KeyboardInterrupt
         return {"rows": [], "weights": "random", "images": "random numbers"}
 
-    options: dict[str, Any] = {"device": "cpu", "data": None, "output": tmp_path, "force": False}
+    options: dict[str, Any] = {"device": "cpu", "data": None, "output": tmp_path, "force": False, "keep_memory": False}
     first = small("selector")
     second = Cell(kind="selector", setting=Setting(model="test_vit", img_size=32, batch=1), methods=METHODS)
     run = Session(measures={"selector": measure}, resume=False, **options)
