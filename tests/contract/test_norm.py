@@ -48,6 +48,22 @@ def test_norms_that_somebody_listens_to_run_by_themselves(monkeypatch: pytest.Mo
     assert heard and asked.count(False) == 1
 
 
+def test_modules_that_do_nothing_are_called_where_somebody_listens() -> None:
+    model, x = ts.apply(build("timm-vit", "plain"), CONFIGS["tome"]), images(2)
+    wanted, heard = run(model, x), []
+    block = model.blocks[1]
+    block.drop_path1, block.drop_path2 = nn.Identity(), nn.Identity()
+    block.drop_path1.register_forward_hook(lambda module, args, out: heard.append("hook"))
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        heard.append("forward")
+        return x
+
+    block.drop_path2.forward = forward  # as accelerate does it
+    assert torch.equal(run(model, x), wanted)
+    assert heard == ["hook", "forward"]
+
+
 def test_only_plain_layer_norms_are_taken_for_numbers() -> None:
     assert norm_of(nn.LayerNorm(8)) is not None
     for other in (None, nn.LayerNorm(8, elementwise_affine=False), nn.LayerNorm((2, 4)), nn.RMSNorm(8), nn.Identity()):

@@ -10,10 +10,11 @@ from tokensieve.ops.norm import Norm
 
 
 def listened(module: nn.Module) -> bool:
-    """Whether hooks wait for a call of ``module``."""
+    """Whether hooks wait for a call of ``module``, accelerate's among them, which take the place of its forward."""
     own = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     return bool(
         own
+        or "forward" in vars(module)
         or hooks._global_forward_hooks
         or hooks._global_forward_pre_hooks
         or hooks._global_backward_hooks
