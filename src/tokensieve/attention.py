@@ -208,9 +208,7 @@ def attend(
 
 def attends_faster(x: Tensor) -> bool:
     """Whether a kernel of ours would compute the attention of a block on ``x`` (B, L, C) faster than torch's."""
-    if x.dtype != torch.bfloat16 or torch.compiler.is_exporting():
-        return False
-    return native.attends(x)
+    return native.attends(x) and not torch.compiler.is_exporting()
 
 
 def biased_attention(

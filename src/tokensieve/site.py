@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tokensieve import masking
+from tokensieve import checking, masking
 from tokensieve import tokens as algebra
 from tokensieve.attention import Tap, attends_faster, first_keys, key_bias, spread_shares
-from tokensieve.decision import Assignment, Decision, SoftAssignment
-from tokensieve.errors import RefusedError, TokensieveError
+from tokensieve.errors import RefusedError
 from tokensieve.family import Family
 from tokensieve.grid import on_grid, running_grid
 from tokensieve.history import Stage
@@ -157,8 +156,11 @@ class Site(nn.Module):
     def _key_bias(self, tokens: Tokens) -> Tensor | None:
         """What sizes, padding and masks put on the logits of each key, see ``attention.key_bias``."""
         size = tokens.size if self.log_size else None
-        if tokens.alive is None and tokens.mask is None and (size is None or tokens.size_bias is not None):
-            return None if size is None else tokens.size_bias
+        if tokens.alive is None and tokens.mask is None:
+            if size is None:
+                return None
+            if tokens.size_bias is not None:
+                return tokens.size_bias
         return key_bias(tokens.prefix, size, tokens.alive, tokens.mask)
 
     def _acts(self, tokens: Tokens) -> bool:
@@ -280,7 +282,7 @@ class Site(nn.Module):
             method = step.method
             shown = visible(tokens)
             if method.undivided:
-                self._check_grid(method, shown)
+                checking.check_grid(method, shown, self.layout.grid)
             keep = self._budget(step, shown)
             if keep == shown.count and not method.ragged:
                 continue
@@ -290,8 +292,8 @@ class Site(nn.Module):
                 *(self.declared[step.key], part, training, signals, remembered),
             )
             decision = method.assign(view)
-            self._check_budget(decision, keep, method)
-            self._check_return(decision, step)
+            checking.check_budget(decision, keep, method, self.block, self.rounding)
+            checking.check_return(decision, self.returns[step.key], method)
             if training and masking.stands_in(decision) and (self.masked or decision.soft is not None):
                 tokens = masking.hide(tokens, decision, self.block, point, step.label)
             else:
@@ -320,40 +322,6 @@ class Site(nn.Module):
         if step.method.undivided and tokens.grid is not None and tokens.grid != layout.grid:
             layout = replace(layout, grid=tokens.grid)
         return step.method.remaining(tokens.count, step.ordinal, layout)
-
-    def _check_grid(self, method: Method, tokens: Tokens) -> None:
-        if tokens.grid is None:
-            rows, columns = self.layout.grid
-            raise TokensieveError(
-                f"{method.name} acts on the grid of patches, and {tokens.count} patches are not the {rows} × {columns} "
-                "of this model: give images of its own size, or take ts.remove, model.set_input_size and ts.apply"
-            )
-
-    def _check_budget(self, decision: Decision, keep: int, method: Method) -> None:
-        if isinstance(decision, Assignment):
-            left = decision.keep.shape[1]
-        elif isinstance(decision, SoftAssignment):
-            left = decision.count
-        else:
-            return
-        if left != keep and self.rounding is not None:
-            raise TokensieveError(
-                f"{method.name} left {left} tokens in block {self.block} where multiple={self.rounding.multiple} asks "
-                f"for {keep}: its assign() does not follow view.keep; leave multiple out"
-            )
-        if left > keep if method.ragged else left != keep:
-            raise TokensieveError(
-                f"{method.name} left {left} tokens in block {self.block} where its schedule says {keep}: "
-                "remaining() and assign() must agree"
-            )
-
-    def _check_return(self, decision: Decision, step: Step) -> None:
-        until = self.returns[step.key]
-        if isinstance(decision, Assignment) and until != decision.until:
-            raise TokensieveError(
-                f"{step.method.name} declares that dropped tokens return at {until!r} "
-                f"but its assignment says {decision.until!r}"
-            )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # A dense checkpoint knows nothing of this site: the learned parts keep the values they have.

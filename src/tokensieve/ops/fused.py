@@ -28,7 +28,7 @@ def fused(reference: Callable[P, R]) -> Callable[P, R]:
     def door(*args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_dynamo_compiling():
             return _compiled(reference, *args, **kwargs)
-        if maybe_current_level() is None and not _is_tracing():  # ``followed``, whose call would cost as much again
+        if not followed():
             for kernel in _kernels(name):
                 answer = kernel(*args, **kwargs)
                 if answer is not NotImplemented:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -149,7 +149,7 @@ class LabelTracker:
             return None
         # The first block with a site: from here on the shares travel with the tokens.
         assert self._present is not None
-        return (replace(tokens, shares=replace(tokens, x=self._present)), *args[1:])
+        return (tokens.changed(shares=tokens.changed(x=self._present)), *args[1:])
 
     def _leave(self, number: int) -> None:
         tap, self._tap = self._tap, None

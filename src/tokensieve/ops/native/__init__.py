@@ -82,7 +82,7 @@ def _multiplies_pairs() -> bool:
 
 
 def attends(x: Tensor) -> bool:
-    """Whether ``attend`` serves the attention of a block that runs on ``x``."""
+    """Whether ``attend`` may serve the attention of a block that runs on ``x``."""
     return x.dtype == torch.bfloat16 and x.is_cpu and _pairs()
 
 

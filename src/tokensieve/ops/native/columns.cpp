@@ -88,13 +88,7 @@ template <class T, int64_t DIM>
 INLINE void logits_of_one_body(const T* query, const T* keys, int64_t length, int64_t step, int64_t dim, int64_t width,
                                float* out) {
   const int64_t channels = DIM > 0 ? DIM : dim;
-  for (int64_t j = 0; j < length; ++j) {
-    const T* key = keys + j * step;
-    float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t d = 0; d < channels; ++d) sum += load(query[d]) * load(key[d]);
-    out[j] = sum;
-  }
+  for (int64_t j = 0; j < length; ++j) out[j] = dot(query, keys + j * step, channels);
   std::fill(out + length, out + width, 0.0f);
 }
 

@@ -71,6 +71,15 @@ INLINE float fast_exp(float x) {
   return x < -87.0f ? 0.0f : series * power;
 }
 
+// The product of two rows of `dim` channels.
+template <class T>
+INLINE float dot(const T* left, const T* right, int64_t dim) {
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t d = 0; d < dim; ++d) sum += load(left[d]) * load(right[d]);
+  return sum;
+}
+
 // Scores as integers that sort from high to low, equal ones by index. NaN comes first, as torch sorts it.
 INLINE uint64_t descending_key(float score, uint32_t index) {
   uint32_t bits;

@@ -9,11 +9,7 @@ INLINE void class_row_body(const T* query, const T* keys, int64_t length, int64_
                            const float* bias, float share, float* row, float* total) {
   float highest = -INFINITE;
   for (int64_t j = 0; j < length; ++j) {
-    const T* key = keys + j * step;
-    float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t d = 0; d < dim; ++d) sum += load(query[d]) * load(key[d]);
-    row[j] = sum * scale + (bias ? bias[j] : 0.0f);
+    row[j] = dot(query, keys + j * step, dim) * scale + (bias ? bias[j] : 0.0f);
     highest = row[j] > highest ? row[j] : highest;
   }
   float sum = 0.0f;
