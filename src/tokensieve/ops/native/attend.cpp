@@ -7,6 +7,7 @@ namespace {
 constexpr int64_t BLOCK = 32;       // query rows at a time
 constexpr int64_t CHUNK = 1024;     // keys at a time
 constexpr int64_t TILES_APART = 8;  // of a head, at least, for each of the threads that share it
+constexpr float LOG2_E = 1.44269504f;
 static_assert(BLOCK % ROWS == 0 && CHUNK % LANES == 0);
 
 #ifdef HAS_BFLOAT16_PAIRS
@@ -22,52 +23,51 @@ FOR_PAIRS void interleave(const uint16_t* first, const uint16_t* second, int64_t
   }
 }
 
-FOR_PAIRS inline __m512 exponential(__m512 x) {
-  // exp(x) = 2^whole · series(rest), to bfloat16's precision and more; zero below -87, where minus infinity lies.
-  const __mmask16 tiny = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_LT_OQ);
-  const __m512 scaled = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
-  const __m512 whole = _mm512_roundscale_ps(scaled, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const __m512 rest = _mm512_sub_ps(scaled, whole);
-  __m512 series = _mm512_set1_ps(1.3333558e-3f);
-  series = _mm512_fmadd_ps(series, rest, _mm512_set1_ps(9.6181291e-3f));
-  series = _mm512_fmadd_ps(series, rest, _mm512_set1_ps(5.5504109e-2f));
-  series = _mm512_fmadd_ps(series, rest, _mm512_set1_ps(2.4022651e-1f));
-  series = _mm512_fmadd_ps(series, rest, _mm512_set1_ps(6.9314718e-1f));
-  series = _mm512_fmadd_ps(series, rest, _mm512_set1_ps(1.0f));
-  return _mm512_mask_mov_ps(_mm512_scalef_ps(series, whole), tiny, _mm512_setzero_ps());
+// 2^x to six digits; zero at minus infinity.
+FOR_PAIRS inline __m512 power_of_two(__m512 x) {
+  // x = whole + rest, rest in [0, 1): 2^x = 2^whole · series(rest).
+  const __m512 rest = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  __m512 series = _mm512_set1_ps(1.353416737e-02f);
+  series = _mm512_fmadd_ps(series, rest, _mm512_set1_ps(5.201146166e-02f));
+  series = _mm512_fmadd_ps(series, rest, _mm512_set1_ps(2.414427563e-01f));
+  series = _mm512_fmadd_ps(series, rest, _mm512_set1_ps(6.930038346e-01f));
+  series = _mm512_fmadd_ps(series, rest, _mm512_set1_ps(1.000002593e+00f));
+  return _mm512_scalef_ps(series, x);
 }
 
 // A row of products to the numerators of its softmax, in bfloat16; updates the row's running maximum and sum and
-// returns by what everything added up before has to be multiplied. `width` is a multiple of LANES.
-FOR_PAIRS float soften(float* row, const float* bias, int64_t width, float scale, float* highest, float* sum,
+// returns by what everything added up before has to be multiplied. `width` is a multiple of LANES; `scale`, `bias` and
+// `highest` are in powers of two.
+FOR_PAIRS float soften(const float* row, const float* bias, int64_t width, float scale, float* highest, float* sum,
                        uint16_t* out) {
   const __m512 factor = _mm512_set1_ps(scale);
   __m512 most = _mm512_set1_ps(*highest);
   for (int64_t j = 0; j < width; j += LANES) {
-    const __m512 value = _mm512_fmadd_ps(_mm512_load_ps(row + j), factor, _mm512_load_ps(bias + j));
-    _mm512_store_ps(row + j, value);
-    most = _mm512_max_ps(most, value);
+    most = _mm512_max_ps(most, _mm512_fmadd_ps(_mm512_load_ps(row + j), factor, _mm512_load_ps(bias + j)));
   }
   const float now = _mm512_reduce_max_ps(most);
   const __m512 shift = _mm512_set1_ps(now > -INFINITE ? now : 0.0f);
   __m512 total = _mm512_setzero_ps();
   for (int64_t j = 0; j < width; j += LANES) {
-    const __m512 value = exponential(_mm512_sub_ps(_mm512_load_ps(row + j), shift));
+    const __m512 value = power_of_two(
+        _mm512_sub_ps(_mm512_fmadd_ps(_mm512_load_ps(row + j), factor, _mm512_load_ps(bias + j)), shift));
     total = _mm512_add_ps(total, value);
     _mm256_store_si256(reinterpret_cast<__m256i*>(out + j), (__m256i)_mm512_cvtneps_pbh(value));
   }
-  const float fade = *highest > -INFINITE ? std::exp(*highest - now) : 0.0f;
+  const float fade = *highest > -INFINITE ? std::exp2(*highest - now) : 0.0f;
   *sum = *sum * fade + _mm512_reduce_add_ps(total);
   *highest = now;
   return fade;
 }
 
-// Numerators of a softmax from a row of logits, in float32; `row` has `width` places.
-FOR_PAIRS void numerators(const float* logits, float highest, int64_t width, float* row) {
-  const __m512 shift = _mm512_set1_ps(highest > -INFINITE ? highest : 0.0f);
+// Numerators of a softmax from a row of products, in float32; `row` has `width` places.
+FOR_PAIRS void numerators(const float* products, const float* bias, float scale, float highest, int64_t width,
+                          float* row) {
+  const __m512 factor = _mm512_set1_ps(scale), shift = _mm512_set1_ps(highest > -INFINITE ? highest : 0.0f);
   for (int64_t j = 0; j < width; j += LANES) {
     const __mmask16 inside = width - j < LANES ? static_cast<__mmask16>((1u << (width - j)) - 1) : 0xFFFF;
-    _mm512_mask_storeu_ps(row + j, inside, exponential(_mm512_sub_ps(_mm512_load_ps(logits + j), shift)));
+    const __m512 value = _mm512_fmadd_ps(_mm512_load_ps(products + j), factor, _mm512_load_ps(bias + j));
+    _mm512_mask_storeu_ps(row + j, inside, power_of_two(_mm512_sub_ps(value, shift)));
   }
 }
 
@@ -123,13 +123,14 @@ class Head {
     }
   }
 
-  // Rows [first, last) of the answer, `out_step` apart. `bias` (round_up(length, LANES)) is minus infinity behind the end.
+  // Rows [first, last) of the answer, `out_step` apart. `bias` (round_up(length, LANES)) is minus infinity behind the end;
+  // it and `scale` make logits of base two.
   // The attention of query 0 goes into `class_row` (length) where that is not null and the rows begin with it.
   void rows(const c10::BFloat16* queries, int64_t query_step, float scale, const float* bias, int64_t first, int64_t last,
             c10::BFloat16* out, int64_t out_step, float* class_row) {
     const Cells<c10::BFloat16> kind(dim_);
     float* copied = query_cells_.room(ROWS * kind.count);
-    float* logits = logits_.room(ROWS * CHUNK);
+    float* products = products_.room(ROWS * CHUNK);
     uint16_t* shares = shares_.room(ROWS * CHUNK);
     float* tile = tile_.room(ROWS * wide_);
     float* sums = sums_.room(BLOCK * wide_);
@@ -155,14 +156,14 @@ class Head {
             kind.fill(query + std::min(r, count - group - 1) * query_step, copied + r * kind.count);
           }
           keys_.products_of_panels(there ? reinterpret_cast<const float*>(query) : copied,
-                                   there ? query_step / 2 : kind.count, start / LANES, width / LANES, logits, width);
+                                   there ? query_step / 2 : kind.count, start / LANES, width / LANES, products, width);
           for (int64_t r = 0; r < ROWS; ++r) {
-            fade[r] = soften(logits + r * width, bias + start, width, scale, &highest[group + r], &total[group + r],
+            fade[r] = soften(products + r * width, bias + start, width, scale, &highest[group + r], &total[group + r],
                              shares + r * width);
           }
           if (row && group == 0) {
             for (int64_t j = 0; j < start; ++j) row[j] *= fade[0];
-            numerators(logits, highest[0], std::min(width, length_ - start), row + start);
+            numerators(products, bias + start, scale, highest[0], std::min(width, length_ - start), row + start);
           }
           float* const so_far = sums + group * wide_;
           pair_rows(reinterpret_cast<const float*>(shares), width / 2, values, width / 2, wide_ / LANES,
@@ -179,7 +180,7 @@ class Head {
 
  private:
   Packed<c10::BFloat16> keys_;
-  Buffer<float> packed_values_, query_cells_, logits_, tile_, sums_;
+  Buffer<float> packed_values_, query_cells_, products_, tile_, sums_;
   Buffer<uint16_t> shares_;
   float* values_ = nullptr;
   int64_t length_ = 0, dim_ = 0, wide_ = 0;
@@ -219,11 +220,11 @@ std::tuple<Tensor, Tensor> attend(const Tensor& queries, const Tensor& keys, con
     while (begin < end) {
       const int64_t place = begin / tiles, b = place / heads, h = place % heads;
       const int64_t tile = begin % tiles, last = std::min(tiles, tile + end - begin);
-      if (biases) std::copy_n(biases + b * length, length, own_bias);
+      for (int64_t j = 0; biases && j < length; ++j) own_bias[j] = biases[b * length + j] * LOG2_E;
       head.start(data<c10::BFloat16>(keys) + b * key_steps[0] + h * key_steps[1], key_steps[2],
                  data<c10::BFloat16>(values) + b * value_steps[0] + h * value_steps[1], value_steps[2], length, dim);
       head.rows(data<c10::BFloat16>(queries) + b * query_steps[0] + h * query_steps[1], query_steps[2],
-                static_cast<float>(scale), own_bias, tile * ROWS, std::min(rows, last * ROWS),
+                static_cast<float>(scale) * LOG2_E, own_bias, tile * ROWS, std::min(rows, last * ROWS),
                 result + (b * rows * heads + h) * dim, heads * dim,
                 class_row ? first.data() + place * length : nullptr);
       begin += last - tile;
