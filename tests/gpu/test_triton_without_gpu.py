@@ -153,7 +153,7 @@ def test_launches_follow_from_shapes_alone(case: str) -> None:
 
 
 @needs_no_interpreter
-@pytest.mark.parametrize("case", [case for case in IN_HALF if "-" not in case])
+@pytest.mark.parametrize("case", IN_HALF)
 def test_compiles_for_a_gpu_of_today(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiles(IN_HALF[case], 90, tmp_path, monkeypatch)
 

@@ -36,7 +36,9 @@ def diagonal_and_columns(attended: Attended, block: int = 64) -> tuple[Tensor, T
     own, total = [], attended.keys.new_zeros((), dtype=torch.float32)
     for rows in row_blocks(length, block):
         attention = attention_rows(attended, rows)
-        own.append(attention.diagonal(offset=rows.start, dim1=2, dim2=3))
+        # Not ``Tensor.diagonal``, which OpenVINO cannot convert.
+        itself = torch.arange(rows.start, rows.stop, device=attention.device)[:, None].expand(*attention.shape[:3], 1)
+        own.append(attention.gather(3, itself).squeeze(3))
         total = total + attention.sum(dim=2)
     return torch.cat(own, dim=2), total
 

@@ -88,8 +88,8 @@ def _lead(
             values = tl.load(source + lanes, mask=lanes < readable, other=0.0)
             tl.store(out + (image * width + number) * channels + lanes, values, mask=lanes < channels)
             if normed is not None:
-                row = normed + (image * width + number) * channels
-                _store_normed(row, values, lanes, channels, norm_weight, norm_bias, eps)
+                written = normed + (image * width + number) * channels
+                _store_normed(written, values, lanes, channels, norm_weight, norm_bias, eps)
         tl.store(slots + old, place.to(tl.int64), mask=known)
         position = tl.load(rep + image * rep_image + old * rep_token, mask=known, other=0)
         tl.store(reps + image * kept + place, position, mask=place >= 0)
