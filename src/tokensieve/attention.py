@@ -95,7 +95,7 @@ class Tap(TorchFunctionMode):
 
         Not under TorchDynamo, which does not trace that, nor inside modes of others, which would see the mask first.
         """
-        return self.attention_alone and not torch.compiler.is_compiling() and not _len_torch_function_stack()
+        return self.attention_alone and not torch.compiler.is_dynamo_compiling() and not _len_torch_function_stack()
 
     @property
     def mask(self) -> Any:

@@ -23,10 +23,21 @@ def check_grid(method: Method, tokens: Tokens, grid: tuple[int, int]) -> None:
         )
 
 
-def check_budget(decision: Decision, keep: int, method: Method, block: int, rounding: Rounding | None) -> None:
-    """Refuse a decision that leaves another number of patch tokens than ``keep``; a ragged method may leave fewer."""
+def check_decision(
+    decision: Decision, keep: int, until: Until, method: Method, block: int, rounding: Rounding | None
+) -> None:
+    """Refuse a decision that is not what the method said before.
+
+    It leaves another number of patch tokens than ``keep`` (a ragged method may leave fewer), or its dropped tokens
+    return elsewhere than ``until``.
+    """
     if isinstance(decision, Assignment):
         left = decision.keep.shape[1]
+        if until != decision.until:
+            raise TokensieveError(
+                f"{method.name} declares that dropped tokens return at {until!r} "
+                f"but its assignment says {decision.until!r}"
+            )
     elif isinstance(decision, SoftAssignment):
         left = decision.count
     else:
@@ -40,12 +51,4 @@ def check_budget(decision: Decision, keep: int, method: Method, block: int, roun
         raise TokensieveError(
             f"{method.name} left {left} tokens in block {block} where its schedule says {keep}: "
             "remaining() and assign() must agree"
-        )
-
-
-def check_return(decision: Decision, until: Until, method: Method) -> None:
-    """Refuse an assignment whose dropped tokens return elsewhere than ``until``, where the method said they would."""
-    if isinstance(decision, Assignment) and until != decision.until:
-        raise TokensieveError(
-            f"{method.name} declares that dropped tokens return at {until!r} but its assignment says {decision.until!r}"
         )

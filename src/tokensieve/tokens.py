@@ -320,11 +320,11 @@ def apply(
         # Tokens that are away must not bring the masks back that were there when they left.
         return tokens.changed(mask=mask, shares=shares, version=tokens.version + bool(tokens.parked))
     if isinstance(decision, SoftAssignment):
-        changes = _mixed(tokens, decision)
+        changes, group, returns = _mixed(tokens, decision), None, False
     else:
         changes = _moved(tokens, decision, block, point, norm)
-    returns = isinstance(decision, Assignment) and decision.dropped is not None and decision.until != "end"
-    group = None if isinstance(decision, SoftAssignment) or tokens.outer is not None else changes["group"]
+        group = changes["group"] if tokens.outer is None else None
+        returns = decision.dropped is not None and decision.until != "end"
     after = changes["x"].shape[1] - tokens.prefix
     event = Event(block, point, method, tokens.count, after, group, returns)
     shares = tokens.shares
@@ -340,7 +340,7 @@ def _moved(tokens: Tokens, assignment: Assignment, block: int, point: str, norm:
     before = tokens.sizes if tokens.alive is not None and assignment.joining is not None else tokens.size
     norm = norm if assignment.spread is None else None
     moved = move_tokens(tokens.x, tokens.group, tokens.rep, before, assignment, norm)
-    x = add_spread(moved.x, tokens.x, assignment)
+    x = moved.x if assignment.spread is None else add_spread(moved.x, tokens.x, assignment)
     leaves = assignment.dropped is not None or assignment.alive is not None or assignment.parts
     parked, canvas = tokens.parked, tokens.canvas
     if leaves and assignment.until != "end":
