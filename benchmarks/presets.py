@@ -40,7 +40,7 @@ def cpu() -> list[Cell]:
     cells += grid(["deit_tiny", "deit_small"], [224], [16], ["bf16"], ["eager"], METHODS, rounds=12)
     cells += grid(["deit_tiny", "deit_small"], [224], [64], ["bf16"], ["eager"], METHODS, rounds=8, warmup=2)
     cells += grid(["vit_base"], [224], [16], ["bf16"], ["eager"], METHODS, rounds=8, warmup=2)
-    cells += operators("bf16", batch=16, rounds=24)
+    cells += operators("bf16", batch=16, rounds=60)
     cells += selectors("bf16")
     cells += highres_on("bf16")
     cells += grid(["deit_tiny", "deit_small"], [224], [1], ["fp32"], ["eager"], METHODS, rounds=16)
