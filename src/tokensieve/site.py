@@ -310,7 +310,7 @@ class Site(nn.Module):
         """How many patch tokens the schedule leaves at this step: the method's own number, or that number rounded."""
         if self.rounding is not None:
             return min(tokens.count, self.rounding.left(self.block, step, tokens.originals))
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             return self._remaining(step, tokens)
         question = (step.key, tokens.count, tokens.grid)
         if question not in self.asked:  # an answer never changes, and asking takes longer than a kernel
