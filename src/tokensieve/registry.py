@@ -23,6 +23,8 @@ from tokensieve.errors import RefusedError, TokensieveError
 from tokensieve.family import Family
 from tokensieve.method import Method
 
+NEAR = 0.6  # likeness from which a name may be what somebody meant
+
 
 @dataclass(frozen=True)
 class Located:
@@ -86,10 +88,18 @@ def method_class(name: str) -> type[Method]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`, did you mean 'x'?` for error messages, or nothing when no name is near; case does not matter."""
-    by_lower_case = {candidate.lower(): candidate for candidate in known}
-    close = difflib.get_close_matches(name.lower(), by_lower_case, n=1)
-    return f", did you mean {by_lower_case[close[0]]!r}?" if close else ""
+    """`, did you mean 'x'?` for error messages, or nothing when no name is near; case does not matter.
+
+    A name is near as a whole, or by its beginning: who types the start of a long one means it. Of equals the shortest.
+    """
+    given = name.lower()
+
+    def likeness(candidate: str) -> float:
+        parts = {candidate.lower(), candidate.lower()[: len(given)]}
+        return max(difflib.SequenceMatcher(None, given, part).ratio() for part in parts)
+
+    likest = max(sorted(known, key=len), key=likeness, default=None)
+    return f", did you mean {likest!r}?" if likest is not None and likeness(likest) >= NEAR else ""
 
 
 def irreducible(model: nn.Module) -> nn.Module | None:
