@@ -111,7 +111,7 @@ class Site(nn.Module):
         """Run ``block`` on ``x``: a plain (B, L, C) tensor at the first site, ``Tokens`` behind it."""
         if kwargs:
             _refuse_masks(kwargs)
-        tokens = x if isinstance(x, Tokens) else self.state_of(x)
+        tokens = self.state_of(x)
         if self.steps_at["before"]:
             tokens = self._act(tokens, "before", None, block.training)
         packs = True
@@ -129,11 +129,10 @@ class Site(nn.Module):
         observed = self._observe(visible(tokens), signals) if behind else {}
         if self.steps_at["middle"]:
             tokens = self._act(tokens, "middle", signals, block.training, norm=self._next_norm(block, tokens))
-        if tokens.parked:
-            before = tokens
-            tokens = algebra.returning(tokens, self.block, after_attention=True)
-            if signals is not None and tokens is not before:
-                signals.follow_return(visible(before), visible(tokens))
+        before = tokens
+        tokens = algebra.returning(tokens, self.block, after_attention=True)
+        if signals is not None and tokens is not before:
+            signals.follow_return(visible(before), visible(tokens))
         # Lets go of queries, keys and values before the MLP where nobody reads them behind it.
         if not behind:
             signals = None
@@ -142,8 +141,10 @@ class Site(nn.Module):
         tokens = self._stage(tokens, self._mlp(block, tokens), attended, seen, saved, block.training)
         return self._finish(self._act(tokens, "after", signals, block.training, observed) if behind else tokens)
 
-    def state_of(self, x: Tensor) -> Tokens:
-        """The state that a tapped block left beside its output ``x`` (B, L, C), or a first one behind a dense block."""
+    def state_of(self, x: Tensor | Tokens) -> Tokens:
+        """The state that the block before handed on, or a first one from a tensor (B, L, C) out of a dense block."""
+        if isinstance(x, Tokens):
+            return x
         beside: Tokens | None = getattr(x, BESIDE, None)
         if beside is not None:
             return beside
@@ -195,7 +196,7 @@ class Site(nn.Module):
         if not (self.needs or own or shares_maps) and bias is None and tokens.shares is None:
             return tokens.changed(x=self.family.attention(block, tokens.x, **kwargs)), None, 0
         tap = self._tap(tokens, block, bias, own)
-        if packs and not shares_maps and tokens.alive is not None:
+        if packs and not shares_maps:
             tap.packing, tap.sized = self._packing(tokens), self.log_size
         x = tokens.x if tap.packing is None else tap.packing.pack(tokens.x)
         y = self.family.tapped(block, x, tap, **kwargs)
@@ -223,7 +224,7 @@ class Site(nn.Module):
         return self.family.mlp_norm(block) if tokens.x.is_cuda else None
 
     def _mlp(self, block: SievedBlock, tokens: Tokens) -> Tensor:
-        packing = None if tokens.alive is None else self._packing(tokens)
+        packing = self._packing(tokens)
         if packing is None and tokens.normed is not None:
             return self.family.mlp_behind_norm(block, tokens.x, tokens.normed)
         if packing is None:
@@ -253,8 +254,7 @@ class Site(nn.Module):
 
     def _finish(self, tokens: Tokens) -> Tensor | Tokens:
         # Those due before the next block return here: whoever calls the blocks holds what one hands to the next.
-        if tokens.parked:
-            tokens = algebra.returning(tokens, self.block + 1)
+        tokens = algebra.returning(tokens, self.block + 1)
         out: Tensor | Tokens = self(tokens)  # a module's call, so that hooks on the site see it
         return out
 
@@ -286,8 +286,7 @@ class Site(nn.Module):
             keep = self._budget(step, shown)
             if keep == shown.count and not method.ragged:
                 continue
-            part = self.learned[step.key] if step.key in self.learns else None
-            remembered = observed.get(step.key) if observed else None
+            part, remembered = self._part(step), observed.get(step.key) if observed else None
             view = View(
                 *(shown, method, self.layout, self.block, step.ordinal, keep),
                 *(self.declared[step.key], part, training, signals, remembered),
@@ -297,7 +296,7 @@ class Site(nn.Module):
             if training and masking.stands_in(decision) and (self.masked or decision.soft is not None):
                 tokens = masking.hide(tokens, decision, self.block, point, step.label)
             else:
-                whole = masking.among_hidden(tokens, decision) if tokens.hidden else decision
+                whole = masking.among_hidden(tokens, decision)
                 last = step is self.steps_at[point][-1]
                 tokens = algebra.apply(tokens, whole, self.block, point, step.label, norm if last else None)
             if view.losses or view.answers:

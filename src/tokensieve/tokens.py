@@ -340,7 +340,7 @@ def _moved(tokens: Tokens, assignment: Assignment, block: int, point: str, norm:
     before = tokens.sizes if tokens.alive is not None and assignment.joining is not None else tokens.size
     norm = norm if assignment.spread is None else None
     moved = move_tokens(tokens.x, tokens.group, tokens.rep, before, assignment, norm)
-    x = moved.x if assignment.spread is None else add_spread(moved.x, tokens.x, assignment)
+    x = add_spread(moved.x, tokens.x, assignment)
     leaves = assignment.dropped is not None or assignment.alive is not None or assignment.parts
     parked, canvas = tokens.parked, tokens.canvas
     if leaves and assignment.until != "end":

@@ -144,7 +144,7 @@ class LabelTracker:
             self._tap = Tap()
             return None
         site: Any = block._modules[SITE]
-        tokens: Tokens = x if isinstance(x, Tokens) else site.state_of(x)
+        tokens: Tokens = site.state_of(x)
         if tokens.shares is not None:
             return None
         # The first block with a site: from here on the shares travel with the tokens.

@@ -66,7 +66,7 @@ def _serves(*tensors: Tensor | None) -> bool:
             continue
         if type(tensor) not in PLAIN or not tensor.is_cpu or (grad and tensor.requires_grad):
             return False
-        if tensor.dtype not in SERVED or not (tensor.stride(-1) == 1 or tensor.is_contiguous()):
+        if tensor.dtype not in SERVED or not (tensor.is_contiguous() or tensor.stride(-1) == 1):
             return False
     return bool(available())
 
