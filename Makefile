@@ -39,7 +39,7 @@ $(READY): pyproject.toml
 	  echo "uv could not install the packages; trying again with pip"; \
 	  $(BIN)/python -m pip install --disable-pip-version-check -e ".[dev]" </dev/null; \
 	fi; \
-	$(BIN)/python -m tokensieve.ops.native || true; \
+	$(BIN)/python -m tokensieve.ops.cpu || true; \
 	touch $(READY)
 
 demo: $(READY)  ## the main job on the bundled digits: tables, plot and pictures in demo-output/

@@ -30,11 +30,11 @@ from run import add_common, session
 from session import with_rounds
 from subject import Subject, prepare
 from tokensieve.errors import TokensieveError
+from tokensieve.families._locate import family_of
 from tokensieve.measure import speed
-from tokensieve.measure.model import share_weights
 from tokensieve.measure.oracle import oracle
 from tokensieve.measure.timing import Progress, Variant, disturbed, steadiest
-from tokensieve.registry import family_of
+from tokensieve.models.load import share_weights
 
 COMPARED = 8  # images whose answers are compared; one above 384 pixels
 
@@ -125,7 +125,7 @@ class Reference:
                 would drop.
         """
         r: Any = getattr(methods[0], "r", None)
-        if not isinstance(r, int) or tuple(methods) != ts.method(f"tome:r={r}"):
+        if not isinstance(r, int) or tuple(methods) != ts.parse(f"tome:r={r}"):
             raise TokensieveError(f"the reference runs tome:r=NUMBER and nothing else, got {ts.spell(tuple(methods))}")
         located = family_of(dense)
         for block in located.family.blocks(located.owner):

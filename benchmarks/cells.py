@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import tokensieve as ts
 from tokensieve.errors import TokensieveError
-from tokensieve.measure.runtime import Runtime
+from tokensieve.models.runtime import Runtime
 
 Kind = Literal["model", "operator", "selector", "reference"]
 Engine = Literal["eager", "compile", "cudagraph"]

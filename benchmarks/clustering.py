@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from sklearn.cluster import AgglomerativeClustering
 
-from tokensieve.files import replacing
 from tokensieve.measure.results import environment
-from tokensieve.ops.agglomerative import Linkage, agglomerate, cosine_distances
+from tokensieve.methods._agglomerative import Linkage, agglomerate, cosine_distances
+from tokensieve.utils.files import replacing
 
 
 def interleaved(calls: Sequence[Callable[[], object]], rounds: int) -> list[float]:

@@ -29,17 +29,17 @@ import tokensieve as ts
 from cells import DTYPES
 from growth import exponent
 from measure_dense import at_factor
+from tokensieve.data.images import DataArguments, open_images
 from tokensieve.errors import TokensieveError
-from tokensieve.files import replacing
 from tokensieve.measure.bench import reduce
-from tokensieve.measure.data import DataArguments, open_images
 from tokensieve.measure.macs import count
-from tokensieve.measure.model import create
 from tokensieve.measure.results import DENSE, environment
-from tokensieve.measure.runtime import Runtime
 from tokensieve.measure.timing import Variant, time_variants
-from tokensieve.tasks.depth import Depth
-from tokensieve.tasks.model import DenseModel, dense_model
+from tokensieve.models.load import create
+from tokensieve.models.runtime import Runtime
+from tokensieve.pixels.depth import Depth
+from tokensieve.pixels.model import DenseModel, dense_model
+from tokensieve.utils.files import replacing
 
 WHATS = ("seconds", "oracle_seconds", "peak_memory")
 HEADER = ("size", "patches", "variant", "GMACs", "F", "seconds", "S", "O", "S/O", "peak MB")

@@ -25,17 +25,17 @@ import torch
 from torch import Tensor, nn
 
 import tokensieve as ts
+from tokensieve.data.images import DataArguments, open_images
 from tokensieve.export import FORMATS
 from tokensieve.export.check import WithTokens, settled
 from tokensieve.export.format import Format
 from tokensieve.export.torch_program import TRACED_BATCH, trace
-from tokensieve.files import replacing
 from tokensieve.measure import speed
 from tokensieve.measure.bench import reduce
-from tokensieve.measure.data import DataArguments, open_images
 from tokensieve.measure.macs import count
-from tokensieve.measure.model import create, share_weights
 from tokensieve.measure.results import environment
+from tokensieve.models.load import create, share_weights
+from tokensieve.utils.files import replacing
 
 METHODS = ["bat", "tosa:score=own", "tome:r=13", "evit:keep=0.7"]
 DENSE = "dense"
@@ -67,7 +67,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     dense = create(args.model, checkpoint=args.checkpoint)
-    models = {DENSE: dense} | {spec: reduce(dense, ts.method(spec)) for spec in args.method or METHODS}
+    models = {DENSE: dense} | {spec: reduce(dense, ts.parse(spec)) for spec in args.method or METHODS}
     formats = [FORMATS[name]() for name in args.format or ("torch", "onnx", "openvino")]
     content = read(args.results_file) or {"model": args.model, "parity": [], "speed": []}
     content[f"environment of {args.step}"] = environment() | {form.name: version(form) for form in formats}
@@ -126,7 +126,7 @@ def parity(
     model: nn.Module, form: Format, path: Path, batches: Sequence[Tensor], expected: list[Tensor]
 ) -> dict[str, Any]:
     """Export the model, run the file on every image, and compare with PyTorch's answers and tokens."""
-    exported = ts.export(model, path, format=form.name, force=True)
+    exported = ts.export_model(model, path, format=form.name, force=True)
     logits = answers_of(exported.open(), batches)
     difference = (logits - expected[0]).abs().amax(dim=1)
     row: dict[str, Any] = {

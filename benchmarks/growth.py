@@ -19,8 +19,8 @@ import numpy as np
 
 from store import Store, read_store
 from tokensieve.errors import TokensieveError
-from tokensieve.files import replacing
 from tokensieve.measure.results import DENSE
+from tokensieve.utils.files import replacing
 
 Points = dict[int, tuple[float, float]]
 

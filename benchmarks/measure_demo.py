@@ -35,13 +35,13 @@ def main() -> None:
     dense, x = subject.model, subject.stream.first(1)
     variants = {}
     for spec, tuned in subject.trained.items():
-        (method,) = ts.method(spec)
+        (method,) = ts.parse(spec)
         variants[f"{spec}, fine-tuned"] = tuned
         controls: list[ts.Method] = [method]
         if isinstance(method, ToSA):
             controls += [dataclasses.replace(method, score=score) for score in CONTROLS]
         share = count(tuned, x).total / count(dense, x).total
-        solved = [solve(dense, ts.method(name), share, x) for name in OTHERS]
+        solved = [solve(dense, ts.parse(name), share, x) for name in OTHERS]
         for methods in (*((control,) for control in controls), *solved):
             variants[ts.spell(methods)] = reduce(dense, methods)
             if ts.spell(methods) in TRAINED:

@@ -21,20 +21,21 @@ from pathlib import Path
 from torch import Tensor, nn
 
 import tokensieve as ts
+from tokensieve.data.images import DataArguments
+from tokensieve.engine.counts import counts
+from tokensieve.engine.schedule import schedule
 from tokensieve.errors import TokensieveError
-from tokensieve.files import replacing
+from tokensieve.families._locate import family_of
 from tokensieve.measure.bench import bench, reduce
-from tokensieve.measure.data import DataArguments
 from tokensieve.measure.knob import Knob
 from tokensieve.measure.macs import count
 from tokensieve.measure.results import Row, open_results
 from tokensieve.measure.solve import solve
 from tokensieve.methods.tosa import ToSA
-from tokensieve.placement import counts, schedule
-from tokensieve.registry import family_of
-from tokensieve.tasks.data import open_pairs
-from tokensieve.tasks.model import DenseModel
+from tokensieve.pixels.data import open_pairs
+from tokensieve.pixels.model import DenseModel
 from tokensieve.train.prepare import replace_methods
+from tokensieve.utils.files import replacing
 
 COUNTED_IMAGES = 8  # of methods that leave another number of tokens in every image
 NEAR = 0.05  # how far from the asked MACs a method may lie to be compared

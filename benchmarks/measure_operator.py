@@ -16,12 +16,12 @@ import tokensieve as ts
 from cells import Cell
 from measure_model import kind_of, middle_half
 from subject import Subject, prepare
-from tokensieve.engine import sites
+from tokensieve.engine.apply import sites
+from tokensieve.families._locate import family_of
 from tokensieve.measure import speed
 from tokensieve.measure.oracle import OracleBlock, oracle
 from tokensieve.measure.timing import Progress, Variant, disturbed, steadiest
-from tokensieve.registry import family_of
-from tokensieve.tokens import Tokens, returning
+from tokensieve.tokens.state import Tokens, returning
 
 SPAN = 2  # blocks
 

@@ -13,14 +13,15 @@ from cells import Cell
 from measure_model import middle_half
 from measure_operator import entering
 from subject import Subject, prepare
-from tokensieve.attention import Attended, Tap
-from tokensieve.engine import sites
+from tokensieve.attention.selector import Selector
+from tokensieve.attention.signals import Attended
+from tokensieve.attention.tap import Tap
+from tokensieve.engine.apply import sites
 from tokensieve.errors import TokensieveError
+from tokensieve.families._locate import family_of
 from tokensieve.measure import memory, speed
 from tokensieve.measure.timing import Progress, Variant
 from tokensieve.methods.tosa import ToSA
-from tokensieve.ops.selector import Selector
-from tokensieve.registry import family_of
 
 
 def measure(cell: Cell, device: str, data: str | None, progress: Progress) -> dict[str, Any]:

@@ -12,10 +12,10 @@ import argparse
 from pathlib import Path
 
 import tokensieve as ts
+from tokensieve.data.images import DataArguments, open_images
 from tokensieve.measure.bench import bench, reduce
-from tokensieve.measure.data import DataArguments, open_images
-from tokensieve.measure.model import create
 from tokensieve.measure.results import Results
+from tokensieve.models.load import create
 
 
 def main() -> None:

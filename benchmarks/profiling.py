@@ -30,15 +30,15 @@ from goals import Goal, judge
 from report import print_goals, write_report
 from store import Store, read_store
 from subject import prepare
-from tokensieve import tokens as algebra
 from tokensieve.cli.output import note
 from tokensieve.errors import TokensieveError, TokensieveWarning
 from tokensieve.measure.oracle import oracle
+from tokensieve.tokens import state as algebra
 
 RANGE = "what for: "  # prefix of the ranges that mark what operators are for
 GROUPS = ("attention", "MLP", "norms and the rest", "scores and matching", "sort", "gather and merge", "Python")
 SORTS = ("sort", "argsort", "topk", "msort")
-KERNELS = ("move_tokens", "put_back")  # of ops/native that move tokens
+KERNELS = ("move_tokens", "put_back")  # of ops/cpu that move tokens
 GATHERS = ("gather", "index_select", "index", "take_along_dim", "scatter", "scatter_add", "cat", *KERNELS)
 MODULES = {"attn": "attention", "mlp": "MLP"}
 

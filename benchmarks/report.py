@@ -14,9 +14,9 @@ import tokensieve as ts
 from goals import Goal
 from store import Store
 from tokensieve.cli.output import new_table, show_table
-from tokensieve.files import replacing
 from tokensieve.measure.plot import MARKERS
 from tokensieve.measure.results import DENSE
+from tokensieve.utils.files import replacing
 
 Record = Mapping[str, Any]
 WORDS = """S: measured speed-up over the dense model in the same run. F: what the MACs promise. O: the oracle's speed-up
@@ -330,7 +330,7 @@ def plot(store: Store, file: Path) -> None:
 
 
 def _names(spec: str) -> str:
-    return "+".join(method.name for method in ts.method(spec))
+    return "+".join(method.name for method in ts.parse(spec))
 
 
 def _panel(

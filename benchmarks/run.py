@@ -22,7 +22,7 @@ from cells import ENGINES, MODELS, Cell, grid
 from presets import METHODS, PRESETS
 from session import RESULTS, Measure, Session, with_rounds
 from tokensieve.errors import TokensieveError
-from tokensieve.registry import nearest
+from tokensieve.utils.names import nearest
 
 MEASURES = {
     "model": measure_model.measure,

@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 from timm.data import create_dataset, create_transform, resolve_data_config
 
 import tokensieve as ts
+from tokensieve.families._locate import family_of
 from tokensieve.methods.bat import BAT
-from tokensieve.registry import family_of
 
 SITES = ((3, 5, 7, 9), (3, 4, 6, 8, 10), (3, 4, 5, 6, 7, 8, 9), (2, 3, 5, 7, 9), (4, 6, 8, 10))
 

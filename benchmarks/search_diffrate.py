@@ -22,9 +22,10 @@ from safetensors.torch import load_file
 from timm.data import create_dataset, create_transform, resolve_data_config
 
 import tokensieve as ts
+from tokensieve.engine.counts import counts
+from tokensieve.engine.schedule import schedule
+from tokensieve.families._layout import Layout
 from tokensieve.methods.diffrate import DiffRate
-from tokensieve.placement import counts, schedule
-from tokensieve.view import Layout
 
 DEPTH, PATCHES, CHANNELS = 12, 196, 192
 DEIT_TINY = Layout(depth=DEPTH, dim=CHANNELS, heads=3, prefix=1, class_token=True, grid=(14, 14))

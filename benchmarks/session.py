@@ -23,8 +23,8 @@ from store import Store, open_store
 from tokensieve.cli.output import note, progress_bars
 from tokensieve.errors import TokensieveError, TokensieveWarning
 from tokensieve.measure.results import environment
-from tokensieve.measure.runtime import Runtime
 from tokensieve.measure.timing import Progress
+from tokensieve.models.runtime import Runtime
 
 Measure = Callable[[Cell, str, str | None, Progress], dict[str, Any]]
 RESULTS = Path(__file__).parent / "results"

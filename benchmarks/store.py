@@ -9,7 +9,7 @@ from typing import Any
 
 from cells import Cell
 from tokensieve.errors import TokensieveError
-from tokensieve.files import replacing
+from tokensieve.utils.files import replacing
 
 FORMAT = 1  # of the file; counted up when records change
 MACHINE = (

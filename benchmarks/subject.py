@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 import tokensieve as ts
 from cells import Cell, Setting
+from tokensieve.data.images import DataArguments, open_images
 from tokensieve.measure.bench import COUNTED_IMAGES, reduce
-from tokensieve.measure.data import DataArguments, open_images
 from tokensieve.measure.macs import MacReport, count
-from tokensieve.measure.model import create
 from tokensieve.measure.results import DENSE
-from tokensieve.measure.runtime import Runtime
 from tokensieve.measure.timing import Variant
+from tokensieve.models.load import create
+from tokensieve.models.runtime import Runtime
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def prepare(cell: Cell, device: str, data: str | None) -> Subject:
     runtime.check()
     torch.manual_seed(0)
     dense = runtime.place(create(setting.model, img_size=setting.img_size))
-    methods = {spec: ts.method(spec) for spec in cell.methods}
+    methods = {spec: ts.parse(spec) for spec in cell.methods}
     ragged = any(method.ragged for chosen in methods.values() for method in chosen)
     sample = _images(setting, data, dense, max(setting.batch, COUNTED_IMAGES if ragged else 1))
     sample = runtime.send(sample)

@@ -4,7 +4,7 @@
     python scripts/generate_docs.py --check    write nothing; exit 1 and name what is stale
 
 Sources: the registry (methods and families), the command line itself, docs/families.json (written by
-tests/walk/walk_families.py) and benchmarks/results/*.json (written by ``tokensieve bench``).
+tests/families/walk_families.py) and benchmarks/results/*.json (written by ``tokensieve bench``).
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from typing import Any
 
 import typer
 
-from tokensieve import card, registry
 from tokensieve.cli.app import app
-from tokensieve.composition import conflicts
-from tokensieve.method import Method
+from tokensieve.engine.composition import conflicts
+from tokensieve.methods import _card as card
+from tokensieve.methods import _registry as registry
+from tokensieve.methods._method import Method
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTICE = "<!-- Written by scripts/generate_docs.py; edit the sources it names, then run `make docs`. -->\n\n"
@@ -66,7 +67,7 @@ def address(number: str) -> str:
 def methods_table() -> str:
     """One row a method, for the README."""
     rows = []
-    for name, cls in registry.methods().items():
+    for name, cls in registry.list_methods().items():
         arxiv = f"[{cls.paper[3]}]({address(cls.paper[3])})" if cls.paper else "control"
         knob = f"`{cls.knob}`" if cls.knob else "–"
         learned = "learned part, to be trained" if cls.trained else "none"
@@ -88,7 +89,7 @@ def options_table(cls: type[Method]) -> str:
 def methods_page() -> str:
     """docs/methods.md: every card with its options."""
     parts = [f"# Methods\n\n{NOTICE}One section a method: its card (the docstring of its class) and its options.\n"]
-    for name, cls in registry.methods().items():
+    for name, cls in registry.list_methods().items():
         facts = [
             f"acts {card.ACTS[cls.point]}",
             f"version {cls.version}",
@@ -105,7 +106,7 @@ def methods_page() -> str:
 
 def compositions() -> str:
     """Which methods compose and why the others do not, as a section of docs/methods.md."""
-    known = registry.methods()
+    known = registry.list_methods()
     ragged = [name for name, cls in known.items() if cls.ragged]
     others = [name for name in known if name not in ragged]
     refused = {pair: reason for pair, reason in conflicts().items() if not set(pair) & set(ragged)}
@@ -178,8 +179,8 @@ def families_page() -> str | None:
     exact, refused = by_status(walk)
     parts = [
         "# Model names\n\n" + NOTICE,
-        f"Walked with timm {walk['timm']} and torch {walk['torch']} by `tests/walk/walk_families.py`: every name is "
-        "built, small where it allows that, and a method that removes nothing is applied.\n\n",
+        f"Walked with timm {walk['timm']} and torch {walk['torch']} by `tests/families/walk_families.py`: every name "
+        "is built, small where it allows that, and a method that removes nothing is applied.\n\n",
         f"## Exact: {len(exact)}\n\nThe output is bit-equal to the model's own.\n\n",
         ", ".join(f"`{name}`" for name in exact) + "\n",
         f"\n## Refused: {sum(map(len, refused.values()))}\n",

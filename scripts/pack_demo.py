@@ -31,8 +31,8 @@ from torch import Tensor, nn
 import tokensieve as ts
 from tokensieve.demo.model import WEIGHTS, digits_vit
 from tokensieve.demo.trained import TRAINED, selector_file
-from tokensieve.files import replacing
 from tokensieve.train.selectors import selectors_of
+from tokensieve.utils.files import replacing
 
 SELECTORS = "tosa"
 
@@ -53,7 +53,7 @@ def pack(model: nn.Module) -> None:
     spec = ts.spell(ts.applied(model)) if ts.is_applied(model) else ""
     if not spec:
         write(halves(model.state_dict()), WEIGHTS)
-    elif ts.applied(model) == ts.method(SELECTORS):
+    elif ts.applied(model) == ts.parse(SELECTORS):
         fitted = selectors_of(model)
         write({f"{block}.{n}": v for block, s in fitted.items() for n, v in s.state_dict().items()}, selector_file())
     elif spec in TRAINED:

@@ -13,7 +13,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class KernelHook(BuildHookInterface):  # type: ignore[type-arg]
-    """Compiles ops/native and marks the wheel as one for this platform; torch's stable interface serves any Python."""
+    """Compiles ops/cpu and marks the wheel as one for this platform; torch's stable interface serves any Python."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if version == "editable" or importlib.util.find_spec("torch") is None:

@@ -5,28 +5,30 @@
 >>> ts.apply(model, ts.BAT(keep=0.72))
 """
 
-from tokensieve import backbones as backbones  # their names enter timm's registry
 from tokensieve._version import VERSION as __version__
-from tokensieve.checkpoint import SievedModel, from_pretrained, load, push_to_hub, save
-from tokensieve.decision import Assignment, KeepMask, SoftAssignment
-from tokensieve.engine import applied, apply, is_applied, remove
+from tokensieve.engine.apply import applied, apply, is_applied, remove
+from tokensieve.engine.trace import Trace, trace
 from tokensieve.errors import RefusedError, TokensieveError, TokensieveWarning
-from tokensieve.export import export
-from tokensieve.family import Family
-from tokensieve.measure.plan import SpeedPlan, plan
-from tokensieve.method import Method
-from tokensieve.record import Trace, trace
-from tokensieve.registry import families, methods
-from tokensieve.spec import method, spell, sweep
-from tokensieve.tokens import Tokens
-from tokensieve.view import Layout, View
+from tokensieve.export.run import export_model
+from tokensieve.families._family import Family
+from tokensieve.families._layout import Layout
+from tokensieve.families._locate import list_families
+from tokensieve.methods._method import Method
+from tokensieve.methods._registry import list_methods
+from tokensieve.methods._spec import parse, spell, sweep
+from tokensieve.methods._view import View
+from tokensieve.models.checkpoint import SievedModel, from_pretrained, load, push_to_hub, save
+from tokensieve.plan.plan import SpeedPlan, make_plan
+from tokensieve.tokens.decision import Assignment, KeepMask, SoftAssignment
+from tokensieve.tokens.state import Tokens
 
 # Every method is reachable by its class name, so that a new file in methods/ needs no line here.
-globals().update({cls.__name__: cls for cls in methods().values()})
+globals().update({cls.__name__: cls for cls in list_methods().values()})
 
 __all__ = [
     "Assignment", "Family", "KeepMask", "Layout", "Method", "RefusedError", "SievedModel", "SoftAssignment",
     "SpeedPlan", "TokensieveError", "TokensieveWarning", "Tokens", "Trace", "View", "__version__", "applied", "apply",
-    "export", "families", "from_pretrained", "is_applied", "load", "method", "methods", "plan", "push_to_hub", "remove",
-    "save", "spell", "sweep", "trace", *sorted(cls.__name__ for cls in methods().values()),
+    "export_model", "from_pretrained", "is_applied", "list_families", "list_methods", "load", "make_plan", "parse",
+    "push_to_hub", "remove", "save", "spell", "sweep", "trace",
+    *sorted(cls.__name__ for cls in list_methods().values()),
 ]  # fmt: skip

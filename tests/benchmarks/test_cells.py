@@ -63,7 +63,7 @@ def test_the_cells_of_a_preset_have_different_names_and_methods_that_fit(name: s
     assert len({cell.id for cell in cells}) == len(cells)
     assert chosen_cells(options("--preset", name)) == cells
     for cell in cells:
-        assert [ts.spell(ts.method(spec)) for spec in cell.methods] == list(cell.methods)
+        assert [ts.spell(ts.parse(spec)) for spec in cell.methods] == list(cell.methods)
 
 
 def test_presets_cover_what_the_goals_ask() -> None:
@@ -79,7 +79,7 @@ def test_presets_cover_what_the_goals_ask() -> None:
 
 @pytest.mark.parametrize("spec", TO_1025)
 def test_high_resolution_goes_from_4097_tokens_to_1025(spec: str) -> None:
-    (method,) = ts.method(spec)
+    (method,) = ts.parse(spec)
     layout = ts.Layout(depth=12, dim=768, heads=12, prefix=1, class_token=True, grid=(64, 64))
     patches = 64 * 64
     for site in range(len(method.blocks(12))):

@@ -15,8 +15,8 @@ import dense_cost
 import measure_dense
 import tokensieve as ts
 from tokensieve.measure.results import DENSE, Row
-from tokensieve.tasks.depth import Depth
-from tokensieve.tasks.model import dense_model
+from tokensieve.pixels.depth import Depth
+from tokensieve.pixels.model import dense_model
 
 
 def test_the_exponents_of_powers() -> None:

@@ -143,9 +143,9 @@ def test_the_reference_is_asked_for_by_its_checkout_and_runs_plain_tome_alone(tm
         import_tome(tmp_path)
     reference = Reference(types.ModuleType("tome"))
     with pytest.raises(TokensieveError, match="runs tome:r=NUMBER"):
-        reference.patched(timm.create_model("test_vit"), ts.method("tome:r=4:metric=x"))
+        reference.patched(timm.create_model("test_vit"), ts.parse("tome:r=4:metric=x"))
     with pytest.raises(TokensieveError, match="drops LayerScale"):
-        reference.patched(timm.create_model("test_vit2"), ts.method("tome:r=4"))
+        reference.patched(timm.create_model("test_vit2"), ts.parse("tome:r=4"))
 
 
 def test_a_reference_cell_compares_answers_and_times_both() -> None:

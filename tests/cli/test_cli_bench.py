@@ -9,8 +9,8 @@ import torch
 from calling import call, fails
 from PIL import Image
 
-from tokensieve import registry
 from tokensieve.measure import bench as measuring
+from tokensieve.methods import _registry as registry
 
 MODEL = "test_vit"
 
@@ -73,9 +73,11 @@ def test_all_methods_at_the_same_macs_and_why_some_are_left_out(images: Path, tm
     rows, left_out = content["rows"], content["left_out"]
     named = {row["variant"].partition(":")[0] for row in rows[1:]}
     out = {name.partition(" at ")[0] for name in left_out}
-    assert named | out == set(registry.methods()) and not named & out
+    assert named | out == set(registry.list_methods()) and not named & out
     assert {"tome", "bat", "ppt", "dpc-knn", "ats-share", "evo-vit"} <= named
-    assert all(registry.methods()[name].trained != (name in named) for name in registry.methods() if name != "ats")
+    assert all(
+        registry.list_methods()[name].trained != (name in named) for name in registry.list_methods() if name != "ats"
+    )
     assert "must be trained" in left_out["tosa"] and "no option that sets its cost" in left_out["ats at 0.65"]
     for row in rows[1:]:
         assert row["gmacs"] / rows[0]["gmacs"] == pytest.approx(0.65, abs=0.03), row["variant"]
@@ -181,8 +183,8 @@ def test_classes_that_are_not_the_models_are_named(images: Path, tmp_path: Path)
 
 def test_methods_and_families_come_from_the_registry() -> None:
     listed = call("methods").stdout
-    assert all(name in listed for name in registry.methods())
-    for name, method in registry.methods().items():
+    assert all(name in listed for name in registry.list_methods())
+    for name, method in registry.list_methods().items():
         card = call("methods", name).stdout
         assert all(option in card for option in method.option_types())
         assert "share" in card or method.knob != "keep"

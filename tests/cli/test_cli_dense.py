@@ -10,7 +10,7 @@ from calling import call, fails
 from PIL import Image
 
 import tokensieve as ts
-from tokensieve.tasks.model import DenseModel
+from tokensieve.pixels.model import DenseModel
 
 pytest.importorskip("accelerate", reason="the train extra is not installed")
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import tokensieve as ts
-from tokensieve.measure.model import create
+from tokensieve.models.load import create
 
 MODEL = "test_vit"
 

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import tokensieve as ts
-from tokensieve.measure.data import DataArguments, open_images
+from tokensieve.data.images import DataArguments, open_images
 from tokensieve.measure.fidelity import compare
 from tokensieve.train.selectors import selectors_of
 

@@ -16,11 +16,11 @@ from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsB
 from torch import Tensor, nn
 
 import tokensieve as ts
-from tokensieve import registry
-from tokensieve.composition import REFERENCE
-from tokensieve.hugging_face import HuggingFaceModel
-from tokensieve.method import Method
-from tokensieve.view import Layout
+from tokensieve.engine.composition import REFERENCE
+from tokensieve.families._layout import Layout
+from tokensieve.methods import _registry as registry
+from tokensieve.methods._method import Method
+from tokensieve.models.transformers import HuggingFaceModel
 
 SIZE = (64, 80)  # 4 × 5 patches of 16: not square, so that rows and columns cannot be mixed up
 DEPTH = 4
@@ -159,7 +159,7 @@ def composition(cls: type[Method]) -> tuple[Method, ...] | None:
     return (ts.ToMe(r=2), cls())
 
 
-METHODS: tuple[str, ...] = tuple(registry.methods())
+METHODS: tuple[str, ...] = tuple(registry.list_methods())
 MODELS: tuple[tuple[str, str], ...] = tuple((family, name) for family, models in FACTORIES.items() for name in models)
 FIRST: tuple[tuple[str, str], ...] = tuple((family, next(iter(models))) for family, models in FACTORIES.items())
 FIRST_OF_TIMM = tuple((family, name) for family, name in FIRST if family.startswith("timm"))
@@ -168,10 +168,10 @@ FIRST_OF_TIMM = tuple((family, name) for family, name in FIRST if family.startsw
 # AS-ViT's first thresholds, and A-ViT's halting score has a first channel to reach that only its training makes.
 BITING: dict[str, dict[str, Any]] = {"as-vit": {"start": 0.005}, "a-vit": {"scale": 2.0, "shift": -3.0}}
 DEFAULTS: dict[str, tuple[Method, ...]] = {
-    name: (cls(**BITING.get(name, {})),) for name, cls in registry.methods().items()
+    name: (cls(**BITING.get(name, {})),) for name, cls in registry.list_methods().items()
 }
 COMPOSED: dict[str, tuple[Method, ...]] = {
-    ts.spell(both): both for cls in registry.methods().values() if (both := composition(cls)) is not None
+    ts.spell(both): both for cls in registry.list_methods().values() if (both := composition(cls)) is not None
 }
 CONFIGS: dict[str, tuple[Method, ...]] = {**DEFAULTS, **COMPOSED}
 

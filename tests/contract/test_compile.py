@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from models import COMPOSED, CONFIGS, DEFAULTS, FACTORIES, FIRST, FIRST_OF_TIMM, images, liven
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import tokensieve as ts
-from tokensieve.decision import keep_only
+from models import COMPOSED, CONFIGS, DEFAULTS, FACTORIES, FIRST, FIRST_OF_TIMM, images, liven
+from tokensieve.tokens.decision import keep_only
 
 RAGGED = {config for config, methods in CONFIGS.items() if any(method.ragged for method in methods)}
 # One composition of each kind is enough here: how methods meet does not depend on which ones they are.

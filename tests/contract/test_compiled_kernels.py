@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from models import CONFIGS, DEFAULTS, FACTORIES, FIRST, images, liven
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tokensieve as ts
-from tokensieve.ops import native
-from tokensieve.ops.native.build import library_path
-from tokensieve.ops.native.shapes import KERNELS
+from models import CONFIGS, DEFAULTS, FACTORIES, FIRST, images, liven
+from tokensieve.ops import cpu as native
+from tokensieve.ops.cpu.build import library_path
+from tokensieve.ops.cpu.shapes import KERNELS
 
 pytestmark = pytest.mark.skipif(
     not library_path().exists() and shutil.which("g++") is None, reason="the CPU kernels are not built"

@@ -6,14 +6,15 @@ from itertools import combinations, permutations
 
 import pytest
 import torch
-from models import FIRST, METHODS, PATCHES, build, images, layout_of, run
 
 import tokensieve as ts
-from tokensieve import registry
-from tokensieve.composition import REFERENCE, conflict, conflicts
-from tokensieve.placement import counts, schedule
+from models import FIRST, METHODS, PATCHES, build, images, layout_of, run
+from tokensieve.engine.composition import REFERENCE, conflict, conflicts
+from tokensieve.engine.counts import counts
+from tokensieve.engine.schedule import schedule
+from tokensieve.methods import _registry as registry
 
-KNOWN = registry.methods()
+KNOWN = registry.list_methods()
 RAGGED = {name for name in METHODS if KNOWN[name].ragged}
 UNDIVIDED = {name for name in METHODS if KNOWN[name].undivided}
 EVERYWHERE = {"gtp", "mctf", "pitome", "tome", "vote-mix", "diffrate", "tosa", "dtem", "cropr", "tokenlearner", "psvit"}

@@ -13,17 +13,18 @@ from typing import Any
 
 import pytest
 import torch
-from models import CONFIGS, DEFAULTS, FIRST, PATCHES, build, images, run
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tokensieve as ts
-from tokensieve.decision import Assignment, keep_only
-from tokensieve.method import Method
-from tokensieve.registry import family_of
-from tokensieve.view import Layout, View
+from models import CONFIGS, DEFAULTS, FIRST, PATCHES, build, images, run
+from tokensieve.families._layout import Layout
+from tokensieve.families._locate import family_of
+from tokensieve.methods._method import Method
+from tokensieve.methods._view import View
+from tokensieve.tokens.decision import Assignment, keep_only
 
 RAGGED = {config for config, methods in CONFIGS.items() if any(method.ragged for method in methods)}
 VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}

@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
+import tokensieve as ts
 from models import (
     DEFAULTS,
     DEPTH,
@@ -25,10 +28,7 @@ from models import (
     liven,
     nothing,
 )
-from torch import Tensor, nn
-
-import tokensieve as ts
-from tokensieve import registry
+from tokensieve.methods import _registry as registry
 
 
 def one_of_each_prefix() -> list[tuple[str, str]]:
@@ -92,7 +92,7 @@ def test_maps_have_the_shapes_of_the_dense_model(family: str, name: str, method:
 @every_method
 @first_models
 def test_removing_nothing_is_bit_equal_at_every_layer(family: str, name: str, method: str) -> None:
-    config = nothing(registry.methods()[method])
+    config = nothing(registry.list_methods()[method])
     if config is None:
         pytest.skip(f"{method} has no option that makes it remove nothing")
     model, x = build(family, name), images(2)
@@ -133,7 +133,7 @@ def test_a_skipped_token_is_bit_identical_across_the_layer(family: str, name: st
 
 DROPPING = [
     name
-    for name, cls in registry.methods().items()
+    for name, cls in registry.list_methods().items()
     if cls.until == "end" and not cls.ragged and not cls.undisturbed and cls.point == "middle"
 ]
 
@@ -177,7 +177,7 @@ def test_images_of_other_sizes(family: str, name: str, method: str) -> None:
         assert state is None or state.grid == grid
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if registry.methods()[name].undivided])
+@pytest.mark.parametrize("method", [name for name in METHODS if registry.list_methods()[name].undivided])
 def test_without_a_grid_one_sentence_says_so(method: str) -> None:
     model = ts.apply(build("timm-vit", "plain"), DEFAULTS[method])
     with torch.no_grad(), pytest.raises(ts.TokensieveError, match=r"30 patches are not the 4 × 5 of this model"):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import COMPOSED, CONFIGS, DEFAULTS, FACTORIES, images, liven
 from torch import Tensor, nn
 
 import tokensieve as ts
+from models import COMPOSED, CONFIGS, DEFAULTS, FACTORIES, images, liven
 from tokensieve.export.check import WithTokens, settled
 from tokensieve.export.format import Format
 from tokensieve.export.onnx import Onnx

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from models import liven
 from torch import Tensor, nn
 
 import tokensieve as ts
-from tokensieve import registry
-from tokensieve.grid import running_grid
-from tokensieve.site import Site
-from tokensieve.tokens import Tokens
+from models import liven
+from tokensieve.engine.block import Site
+from tokensieve.engine.grid import running_grid
+from tokensieve.methods import _registry as registry
+from tokensieve.tokens.state import Tokens
 
 transformers = pytest.importorskip("transformers")
 
@@ -333,7 +333,7 @@ def test_other_models_of_transformers_are_refused_with_their_blocks() -> None:
 NOT_IMPORTED = """
 import sys, timm, tokensieve as ts
 ts.apply(timm.create_model("test_vit"), "tome:r=2")
-assert "hf-vit" in ts.families()
+assert "hf-vit" in ts.list_families()
 assert "transformers" not in sys.modules
 """
 

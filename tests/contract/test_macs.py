@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from models import CONFIGS, MODELS, build, cases, images
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 import tokensieve as ts
+from models import CONFIGS, MODELS, build, cases, images
+from tokensieve.engine.block import Site
 from tokensieve.measure.macs import count
-from tokensieve.site import Site
 
 
 class Products(TorchFunctionMode):

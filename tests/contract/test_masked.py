@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from models import CONFIGS, FIRST, MODELS, PATCHES, build, cases, images, layout_of, run
 from torch import nn
 
 import tokensieve as ts
-from tokensieve.method import Method
-from tokensieve.site import SievedBlock, Site
+from models import CONFIGS, FIRST, MODELS, PATCHES, build, cases, images, layout_of, run
+from tokensieve.engine.block import SievedBlock, Site
+from tokensieve.methods._method import Method
 
 
 def quiet(method: Method) -> Method:

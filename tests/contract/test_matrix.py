@@ -10,6 +10,9 @@ import json
 
 import pytest
 import torch
+from torch import Tensor
+
+import tokensieve as ts
 from models import (
     CONFIGS,
     DEFAULTS,
@@ -27,14 +30,11 @@ from models import (
     nothing,
     run,
 )
-from torch import Tensor
-
-import tokensieve as ts
-from tokensieve import registry
-from tokensieve.checkpoint import method_from_dict
-from tokensieve.decision import return_point
-from tokensieve.method import Method
-from tokensieve.view import Layout
+from tokensieve.families._layout import Layout
+from tokensieve.methods import _registry as registry
+from tokensieve.methods._method import Method
+from tokensieve.models.checkpoint import method_from_dict
+from tokensieve.tokens.decision import return_point
 
 every_model = pytest.mark.parametrize(("family", "name"), MODELS)
 first_models = pytest.mark.parametrize(("family", "name"), FIRST)
@@ -48,13 +48,13 @@ def test_every_registered_family_and_method_is_in_the_matrix() -> None:
     usable = [name for name, family in registry.families().items() if family.lacking() is None]
     assert sorted(FACTORIES) == sorted(usable), "give the new family small models in contract/models.py"
     assert all(FACTORIES.values())
-    assert sorted(DEFAULTS) == sorted(registry.methods())
+    assert sorted(DEFAULTS) == sorted(registry.list_methods())
     for family, name in MODELS:
         assert registry.family_of(build(family, name)).family.name == family
 
 
 def idle(method: str) -> Method:
-    config = nothing(registry.methods()[method])
+    config = nothing(registry.list_methods()[method])
     if config is None:
         pytest.skip(f"{method} has no option that makes it remove nothing")
     return config
@@ -287,5 +287,5 @@ def test_configs_round_trip(config: str) -> None:
     methods = (idle(config.removeprefix("idle ")),) if config.startswith("idle ") else CONFIGS[config]
     for method in methods:
         assert method_from_dict(json.loads(json.dumps(method.to_dict()))) == method
-    assert ts.method(ts.spell(methods)) == methods
-    assert len({*methods, *ts.method(ts.spell(methods))}) == len(methods)  # equal configs hash alike
+    assert ts.parse(ts.spell(methods)) == methods
+    assert len({*methods, *ts.parse(ts.spell(methods))}) == len(methods)  # equal configs hash alike

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import CONFIGS, FACTORIES, build, images, run
 from torch import nn
 
 import tokensieve as ts
-from tokensieve.families.modules import norm_of
-from tokensieve.site import Site
+from models import CONFIGS, FACTORIES, build, images, run
+from tokensieve.engine.block import Site
+from tokensieve.families._modules import norm_of
 
 MODELS = [(family, name) for family, models in FACTORIES.items() for name in models]
 

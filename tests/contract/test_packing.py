@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import build, images
 from torch import Tensor
 
 import tokensieve as ts
-from tokensieve.packing import Packing, packing_of
+from models import build, images
+from tokensieve.attention.packing import Packing, packing_of
 
 PREFIX = 1
 

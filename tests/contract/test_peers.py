@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import timm
 import torch
-from models import DEFAULTS, PATCHES, SIZE, build, images, liven, run, small
 from timm.layers import set_fused_attn
 from torch import Tensor, nn
 
 import tokensieve as ts
-from tokensieve.decision import Assignment, ragged
-from tokensieve.method import Method
-from tokensieve.view import Layout, Signal, View, importance_signal
+from models import DEFAULTS, PATCHES, SIZE, build, images, liven, run, small
+from tokensieve.families._layout import Layout
+from tokensieve.methods._method import Method
+from tokensieve.methods._view import Signal, View, importance_signal
+from tokensieve.tokens.decision import Assignment, ragged
 
 TINY: dict[str, Any] = {"depth": 2, "embed_dim": 48, "num_heads": 3, "num_classes": 10}
 every_default = pytest.mark.parametrize("method", DEFAULTS)

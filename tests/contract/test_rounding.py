@@ -10,12 +10,13 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from models import CONFIGS, FACTORIES, FIRST, METHODS, PATCHES, build, images, layout_of, liven, nothing, run
 
 import tokensieve as ts
-from tokensieve import registry
-from tokensieve.decision import keep_only
-from tokensieve.placement import counts, schedule
+from models import CONFIGS, FACTORIES, FIRST, METHODS, PATCHES, build, images, layout_of, liven, nothing, run
+from tokensieve.engine.counts import counts
+from tokensieve.engine.schedule import schedule
+from tokensieve.methods import _registry as registry
+from tokensieve.tokens.decision import keep_only
 
 OWN = {config for config, methods in CONFIGS.items() if any(method.ragged or method.gridded for method in methods)}
 STATIC = {config: methods for config, methods in CONFIGS.items() if config not in OWN}
@@ -63,7 +64,7 @@ def test_what_is_left_is_a_multiple(family: str, name: str, config: str, multipl
 
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_to_remove_stays_bit_equal(method: str) -> None:
-    config = nothing(registry.methods()[method])
+    config = nothing(registry.list_methods()[method])
     if config is None or config.ragged or config.gridded:
         pytest.skip(f"{method} has no static config that removes nothing")
     model, x = build(*FIRST[0]), images(2)
@@ -72,7 +73,7 @@ def test_nothing_to_remove_stays_bit_equal(method: str) -> None:
 
 
 def test_a_small_r_becomes_larger_steps_at_fewer_sites() -> None:
-    placed = schedule(ts.method("tome:r=3"), DEIT)
+    placed = schedule(ts.parse("tome:r=3"), DEIT)
     exact, rounded = counts(placed, DEIT), counts(placed, DEIT, multiple=16)
     assert [processed for _, processed in exact.blocks] == [197 - 3 * n for n in range(1, 13)]
     assert [processed for _, processed in rounded.blocks] == [
@@ -93,7 +94,7 @@ def test_a_small_r_becomes_larger_steps_at_fewer_sites() -> None:
 
 
 def test_tome_removes_half_at_most() -> None:
-    placed = schedule(ts.method("tome:r=60"), DEIT)
+    placed = schedule(ts.parse("tome:r=60"), DEIT)
     left = [after for _, after in counts(placed, DEIT, multiple=32).steps.values()]
     assert left[:4] == [159, 95, 63, 63] and all((after + 1) % 32 == 0 for after in left)
 

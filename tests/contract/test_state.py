@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import CONFIGS, FIRST, FIRST_OF_TIMM, build, images, run
 from torch import Tensor, nn
 
 import tokensieve as ts
-from tokensieve import registry
-from tokensieve.sharing import projections
+from models import CONFIGS, FIRST, FIRST_OF_TIMM, build, images, run
+from tokensieve.attention.shared import projections
+from tokensieve.methods import _registry as registry
 
 first_models = pytest.mark.parametrize(("family", "name"), FIRST)
 every_config = pytest.mark.parametrize("config", CONFIGS)

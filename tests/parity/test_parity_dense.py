@@ -10,8 +10,8 @@ from reference import vit
 from torch import Tensor
 
 import tokensieve as ts
+from tokensieve.methods._superpixels import superpixels
 from tokensieve.ops.bands import Bands
-from tokensieve.ops.superpixels import superpixels
 
 
 @pytest.mark.parametrize("norm", ["sum", "l2"])

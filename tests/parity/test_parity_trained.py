@@ -12,11 +12,11 @@ from reference import vit
 from torch import Tensor, nn
 
 import tokensieve as ts
+from tokensieve.engine.block import Site
 from tokensieve.measure.macs import count
+from tokensieve.methods._threshold import Threshold
 from tokensieve.methods.cropr import Router
 from tokensieve.ops.matching import bipartite_matching, relaxed_matching
-from tokensieve.ops.threshold import Threshold
-from tokensieve.site import Site
 from tokensieve.train.auxiliary import recording
 
 LABELS = torch.tensor([1, 2, 3])

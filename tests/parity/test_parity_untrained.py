@@ -13,7 +13,7 @@ from reference import vit
 from torch import Tensor
 
 import tokensieve as ts
-from tokensieve.decision import check, ragged_merge, slots
+from tokensieve.tokens.decision import check, ragged_merge, slots
 
 
 @pytest.mark.parametrize("r", [3, 9, 40])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import tokensieve as ts
-from tokensieve.measure.data import DataArguments
+from tokensieve.data.images import DataArguments
 from tokensieve.train.data import Places, open_training_images
 from tokensieve.train.keep import Easing
 from tokensieve.train.losses import DistilFeatures, DistilLogits, Outputs, Step, Task, TokenLabels, terms_of

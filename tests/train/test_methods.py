@@ -34,7 +34,7 @@ def test_a_run_trains_saves_and_loads(arguments: Callable[..., TrainArguments], 
         names = [name for name in record if name.endswith("methods")]
         assert bool(names) == METHODS[spec] and all(math.isfinite(record[name]) for name in names)
     model = ts.load(tmp_path / "run").eval()
-    assert ts.applied(model) == ts.method(spec)
+    assert ts.applied(model) == ts.parse(spec)
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         answer = model(images)

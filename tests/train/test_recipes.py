@@ -29,7 +29,7 @@ def test_bat_is_the_authors_logs() -> None:
     assert (bat.epochs, bat.opt, bat.sched, bat.warmup_epochs, bat.drop_path) == (30, "adamw", "cosine", 0, 0)
     assert bat.rates(1024)[:2] == pytest.approx((4e-5, 2e-6))
     assert bat.mixup > 0 and bat.task == 1 and not bat.eased and not bat.distill_logits
-    assert ts.method(bat.method) == (ts.BATPaper(keep=0.5),)
+    assert ts.parse(bat.method) == (ts.BATPaper(keep=0.5),)
 
 
 def test_bat_from_scratch_is_the_authors_logs() -> None:
@@ -37,8 +37,8 @@ def test_bat_from_scratch_is_the_authors_logs() -> None:
     bat = load_recipe("bat-scratch")
     assert (bat.epochs, bat.warmup_epochs, bat.ease_start, bat.ease_epochs) == (300, 5, 10, 100)
     assert bat.rates(2048)[0] == pytest.approx(2e-3)
-    assert ts.method(bat.method) == (ts.BATPaper(keep=0.7),)
-    (method,) = ts.method(bat.method)
+    assert ts.parse(bat.method) == (ts.BATPaper(keep=0.7),)
+    (method,) = ts.parse(bat.method)
     keeps = [weakened(method, strength(epoch, 10, 100)).keep for epoch in (0, 10, 60, 110, 299)]  # type: ignore[attr-defined]
     assert keeps == pytest.approx([1, 1, 0.85, 0.7, 0.7])
 
@@ -54,7 +54,7 @@ def test_evit_is_the_authors_script() -> None:
     assert (evit.aa, evit.opt, evit.opt_eps, evit.ease_start, evit.ease_epochs) == (
         "rand-m9-mstd0.5-inc1", "adamw", 1e-8, 10, 0,
     )  # fmt: skip
-    assert ts.method(evit.method) == (ts.EViT(keep=0.7, fuse=True),)
+    assert ts.parse(evit.method) == (ts.EViT(keep=0.7, fuse=True),)
 
 
 def test_tosa_says_that_its_numbers_are_ours() -> None:
@@ -73,7 +73,7 @@ def test_every_recipe_says_where_it_comes_from(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.source
     if recipe.method:
-        ts.method(recipe.method)
+        ts.parse(recipe.method)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tokensieve.cli.methods import methods
 from tokensieve.cli.plan import plan
 from tokensieve.cli.show import show
 from tokensieve.cli.train import train
-from tokensieve.processes import one_voice
+from tokensieve.utils.processes import one_voice
 
 app = typer.Typer(
     name="tokensieve",

@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from tokensieve.cli.output import errors
 from tokensieve.errors import TokensieveError
-from tokensieve.processes import spokesman
+from tokensieve.utils.processes import spokesman
 
 
 def reported(command: Callable[..., None]) -> Callable[..., None]:

@@ -12,13 +12,13 @@ from torch import nn
 import tokensieve as ts
 from tokensieve.cli import options as o
 from tokensieve.cli.output import errors, new_table, note, progress_bars, show_table
+from tokensieve.engine.probe import probe_input
 from tokensieve.errors import TokensieveError
 from tokensieve.export import FORMATS, Exported
 from tokensieve.export.check import random_images
 from tokensieve.export.run import check_request
 from tokensieve.export.speed import Realised, beside_dense
-from tokensieve.identity import probe_input
-from tokensieve.measure.model import create
+from tokensieve.models.load import create
 
 
 def export(
@@ -58,7 +58,7 @@ def export(
     both exported; F is what the MACs promise; "kept" is the share of S/F that survives the export.
     """
     check_request(output, format, opset, force)
-    methods = ts.method(method) if method else ()
+    methods = ts.parse(method) if method else ()
     net = create(
         model,
         pretrained=pretrained,
@@ -71,7 +71,7 @@ def export(
     if not (pretrained or checkpoint or Path(model).is_dir() or ":" in model):
         note("the weights are random: give --pretrained or --checkpoint FILE")
     with errors.status(f"exporting {ts.spell(ts.applied(net))} …"):
-        exported = ts.export(net, output, format=format, opset=opset, force=force)
+        exported = ts.export_model(net, output, format=format, opset=opset, force=force)
     realised = _timed(net, exported, tuple(dict.fromkeys(speed_batch_size or (1, 16))), rounds) if timing else []
     _show(f"{model}, {ts.spell(ts.applied(net))}", exported, realised)
     note("written: " + ", ".join(map(str, exported.form.files(output))))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rich.markup import escape
 
-from tokensieve import registry
-from tokensieve.backbones import own_backbones
 from tokensieve.cli.options import Verbose
 from tokensieve.cli.output import new_table, show_table
+from tokensieve.families._locate import list_families
+from tokensieve.prototype.backbones import own_backbones
 
 
 def families(verbose: Verbose = False) -> None:
@@ -15,7 +15,7 @@ def families(verbose: Verbose = False) -> None:
     table = new_table()
     for column in ("family", "models", "blocks"):
         table.add_column(column, overflow="fold")
-    for name, family in registry.families().items():
+    for name, family in list_families().items():
         lacking = family.lacking()
         hint = "" if lacking is None else f" ({lacking} is not installed: pip install 'tokensieve[{lacking}]')"
         table.add_row(name, escape(family.description + hint), ", ".join(family.block_names()))

@@ -8,12 +8,13 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from tokensieve import card, registry
 from tokensieve.cli.options import Verbose
 from tokensieve.cli.output import new_table, show_table
 from tokensieve.errors import TokensieveError
-from tokensieve.method import Method
-from tokensieve.schedule import REFERENCE_DEPTH
+from tokensieve.methods import _card as card
+from tokensieve.methods import _registry as registry
+from tokensieve.methods._counts import REFERENCE_DEPTH
+from tokensieve.methods._method import Method
 
 READABLE = 100  # columns of running text
 SHORT = {"before": "before", "middle": "in", "after": "after"}
@@ -39,7 +40,7 @@ def _list() -> None:
     table.add_column(f"blocks of {REFERENCE_DEPTH}", overflow="fold", max_width=16)
     for column in ("option", "training", "arXiv"):
         table.add_column(column, no_wrap=True)
-    for name, method in registry.methods().items():
+    for name, method in registry.list_methods().items():
         paper = "control" if method.paper is None else method.paper[3]
         where = f"{SHORT[method.point]} {_blocks(method)}"
         cells = (

@@ -14,9 +14,9 @@ import tokensieve as ts
 from tokensieve.cli import options as o
 from tokensieve.cli.output import errors, new_table, note, show_table
 from tokensieve.errors import TokensieveError
-from tokensieve.measure.model import create
-from tokensieve.measure.plan import SpeedPlan
-from tokensieve.measure.runtime import Runtime
+from tokensieve.models.load import create
+from tokensieve.models.runtime import Runtime
+from tokensieve.plan.plan import SpeedPlan
 
 
 def plan(
@@ -77,7 +77,7 @@ def plan(
     )
     dense = runtime.place(dense)
     with errors.status("timing"):
-        found = ts.plan(
+        found = ts.make_plan(
             dense,
             method,
             target_speedup=target_speedup,

@@ -15,24 +15,24 @@ from torch import Tensor, nn
 import tokensieve as ts
 from tokensieve.cli import options as o
 from tokensieve.cli.output import Bars, note, progress_bars
+from tokensieve.data.images import DataArguments, open_images
+from tokensieve.data.stream import ImageStream
 from tokensieve.errors import TokensieveError
 from tokensieve.measure import bench as measuring
-from tokensieve.measure.data import DataArguments, open_images
 from tokensieve.measure.fidelity import judge_of
 from tokensieve.measure.judge import Judge
 from tokensieve.measure.macs import count
-from tokensieve.measure.model import has_weights, is_saved, share_weights
 from tokensieve.measure.results import Results, environment, open_results
-from tokensieve.measure.runtime import Runtime
 from tokensieve.measure.solve import check_share, solve
-from tokensieve.measure.stream import ImageStream
-from tokensieve.processes import join
-from tokensieve.tasks.arguments import CLASSIFICATION, TaskArguments, create_model
-from tokensieve.tasks.data import open_pairs
-from tokensieve.tasks.model import DenseModel
-from tokensieve.tasks.sliding import sliding
-from tokensieve.tasks.task import DenseJudge
+from tokensieve.models.load import has_weights, is_saved, share_weights
+from tokensieve.models.runtime import Runtime
+from tokensieve.pixels.arguments import CLASSIFICATION, TaskArguments, create_model
+from tokensieve.pixels.data import open_pairs
+from tokensieve.pixels.model import DenseModel
+from tokensieve.pixels.sliding import sliding
+from tokensieve.pixels.task import DenseJudge
 from tokensieve.train.origin import dense_origin
+from tokensieve.utils.processes import join
 
 NEAR = 0.03  # how far from the asked share of the MACs a method of "all" may lie to be compared
 ALL = "all"  # as a spec: every method that needs no training

@@ -10,16 +10,16 @@ import typer
 
 from tokensieve.cli import options as o
 from tokensieve.cli.output import note, progress_bars
+from tokensieve.data.transforms import data_config
 from tokensieve.errors import TokensieveError
-from tokensieve.measure.model import has_weights, is_saved
-from tokensieve.measure.runtime import check_device
-from tokensieve.measure.transform import data_config
+from tokensieve.methods._spec import sweep
+from tokensieve.models.load import has_weights, is_saved
+from tokensieve.models.runtime import check_device
+from tokensieve.pixels.arguments import TaskArguments, create_model
+from tokensieve.pixels.model import DenseModel
 from tokensieve.show.images import read_image
 from tokensieve.show.run import class_names, show_rows
 from tokensieve.show.write import check_output, write_rows
-from tokensieve.spec import sweep
-from tokensieve.tasks.arguments import TaskArguments, create_model
-from tokensieve.tasks.model import DenseModel
 
 
 def show(

@@ -13,7 +13,7 @@ from tokensieve.cli import options as o
 from tokensieve.cli.command import with_options
 from tokensieve.cli.output import accuracy_table, errors, new_table, note, show_table, speed_table
 from tokensieve.errors import TokensieveError
-from tokensieve.tasks.model import TASKS
+from tokensieve.pixels.model import TASKS
 
 if TYPE_CHECKING:
     from tokensieve.train.prepare import Prepared

@@ -13,18 +13,18 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import tokensieve as ts
+from tokensieve.data.stream import ImageStream, collate
+from tokensieve.data.transforms import data_config
 from tokensieve.demo.digits import ClutteredDigits
 from tokensieve.demo.model import digits_vit
 from tokensieve.demo.trained import TRAINED, fine_tuned, load_selectors
 from tokensieve.errors import TokensieveError
 from tokensieve.measure.bench import bench, reduce
-from tokensieve.measure.model import create
 from tokensieve.measure.results import Results
 from tokensieve.measure.solve import solve
-from tokensieve.measure.stream import ImageStream, collate
 from tokensieve.measure.timing import Progress
-from tokensieve.measure.transform import data_config
-from tokensieve.method import Method
+from tokensieve.methods._method import Method
+from tokensieve.models.load import create
 from tokensieve.show.run import show_rows
 from tokensieve.show.write import write_rows
 
@@ -85,7 +85,7 @@ def photographs(name: str) -> Subject:
 def variants(subject: Subject) -> dict[str, tuple[Method, ...]]:
     """Every method at every budget, the knob of each solved for; spec to composition."""
     x = subject.stream.first(1)
-    chosen = [solve(subject.model, ts.method(name), share, x) for name in METHODS for share in BUDGETS]
+    chosen = [solve(subject.model, ts.parse(name), share, x) for name in METHODS for share in BUDGETS]
     return {ts.spell(methods): methods for methods in chosen}
 
 
@@ -95,7 +95,7 @@ def measure(
     """Run the dense model, the variants, the fine-tuned models beside their settings off the shelf, and all their
     oracles; rows go into ``results``."""
     models = {}
-    for spec, methods in (chosen | {spec: ts.method(spec) for spec in subject.trained}).items():
+    for spec, methods in (chosen | {spec: ts.parse(spec) for spec in subject.trained}).items():
         models[spec] = reduce(subject.model, methods)
         subject.prepare(models[spec])
         if spec in subject.trained:

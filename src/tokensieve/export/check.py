@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 import tokensieve as ts
-from tokensieve.engine import sites
+from tokensieve.engine.apply import sites
+from tokensieve.engine.probe import evaluating
 from tokensieve.errors import RefusedError, TokensieveError
 from tokensieve.export.format import Run, reason
-from tokensieve.identity import evaluating
-from tokensieve.tokens import Tokens
+from tokensieve.tokens.state import Tokens
 
 CANDIDATES = 9  # random images to choose from, besides those that are traced
 CHECKED = 3  # as many are used: another batch size than the traced one

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tokensieve.engine.probe import probe_input
 from tokensieve.errors import RefusedError, TokensieveError
 from tokensieve.export.aotinductor import AotInductor
 from tokensieve.export.check import CANDIDATES, CHECKED, Agreement, compare, random_images, settled
@@ -17,8 +18,7 @@ from tokensieve.export.onnx import Onnx
 from tokensieve.export.openvino import OpenVino
 from tokensieve.export.place import check_output, placing
 from tokensieve.export.torch_program import TRACED_BATCH, TorchProgram, trace
-from tokensieve.identity import probe_input
-from tokensieve.registry import nearest
+from tokensieve.utils.names import nearest
 
 FORMATS: dict[str, type[Format]] = {form.name: form for form in (TorchProgram, Onnx, OpenVino, AotInductor)}
 TOLERANCE = 1e-4
@@ -48,7 +48,7 @@ class Exported:
         return self.form.open(self.path)
 
 
-def export(
+def export_model(
     model: nn.Module,
     path: str | os.PathLike[str],
     *,
@@ -83,7 +83,7 @@ def export(
         TokensieveError: a missing package, a file that exists, or arguments that do not fit.
 
     >>> ts.apply(model, ts.BAT(keep=0.7))
-    >>> ts.export(model, "model.onnx")
+    >>> ts.export_model(model, "model.onnx")
     """
     target = Path(path)
     form = check_request(target, format, opset, force)

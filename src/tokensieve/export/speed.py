@@ -15,8 +15,8 @@ from tokensieve.export.run import Exported
 from tokensieve.export.torch_program import TRACED_BATCH, trace
 from tokensieve.measure import speed
 from tokensieve.measure.macs import count
-from tokensieve.measure.model import share_weights
 from tokensieve.measure.speed import Timing
+from tokensieve.models.load import share_weights
 
 
 @dataclass(frozen=True)

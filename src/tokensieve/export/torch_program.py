@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 import tokensieve as ts
+from tokensieve.engine.probe import evaluating
 from tokensieve.errors import RefusedError
 from tokensieve.export.format import Format, Run, reason
-from tokensieve.identity import evaluating
 
 TRACED_BATCH = 2  # a dimension of one would be taken for a constant
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokensieve.families.hf import TransformersFamily
-from tokensieve.family import BlockMacs, linear_macs
-from tokensieve.reading import Reader, Reading
+from tokensieve.families._family import BlockMacs, linear_macs
+from tokensieve.families._reading import Reader, Reading
+from tokensieve.families._transformers import TransformersFamily
 
 
 class HfDPT(TransformersFamily):

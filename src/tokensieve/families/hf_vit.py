@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokensieve.families.hf import TransformersFamily
-from tokensieve.families.modules import norm_of
-from tokensieve.family import BlockMacs, linear_macs
+from tokensieve.families._family import BlockMacs, linear_macs
+from tokensieve.families._modules import norm_of
+from tokensieve.families._reading import Reading
+from tokensieve.families._transformers import TransformersFamily
 from tokensieve.ops.norm import Norm
-from tokensieve.reading import Reading
 
 
 class HfViT(TransformersFamily):

@@ -7,11 +7,11 @@ from typing import Any
 from timm.models.eva import EvaBlock, EvaBlockPostNorm
 from torch import Tensor, nn
 
-from tokensieve.families.modules import norm_of, through
+from tokensieve.families._family import BlockMacs, Family, linear_macs
+from tokensieve.families._layout import Layout
+from tokensieve.families._modules import norm_of, through
 from tokensieve.families.timm_vit import grid_of
-from tokensieve.family import BlockMacs, Family, linear_macs
 from tokensieve.ops.norm import Norm
-from tokensieve.view import Layout
 
 
 class TimmEva(Family):

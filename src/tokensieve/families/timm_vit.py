@@ -16,11 +16,11 @@ from timm.models.vision_transformer import (
 )
 from torch import Tensor, nn
 
-from tokensieve.attention import Tap
-from tokensieve.families.modules import norm_of, through
-from tokensieve.family import BlockMacs, Family, linear_macs
+from tokensieve.attention.tap import Tap
+from tokensieve.families._family import BlockMacs, Family, linear_macs
+from tokensieve.families._layout import Layout
+from tokensieve.families._modules import norm_of, through
 from tokensieve.ops.norm import Norm
-from tokensieve.view import Layout
 
 
 def grid_of(owner: nn.Module) -> tuple[int, int]:

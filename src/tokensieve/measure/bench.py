@@ -10,18 +10,18 @@ from typing import Any
 from torch import Tensor, nn
 
 import tokensieve as ts
+from tokensieve.data.stream import ImageStream, Share
 from tokensieve.errors import TokensieveError, TokensieveWarning
 from tokensieve.measure.fidelity import judge_of
 from tokensieve.measure.judge import Judge, answers_of, compare
 from tokensieve.measure.macs import count
-from tokensieve.measure.model import share_weights
 from tokensieve.measure.results import DENSE, Results, Row
-from tokensieve.measure.runtime import Runtime
-from tokensieve.measure.stream import ImageStream, Share
 from tokensieve.measure.timing import Progress, Silent, Variant, time_variants
-from tokensieve.method import Method
-from tokensieve.processes import Processes
-from tokensieve.registry import methods
+from tokensieve.methods._method import Method
+from tokensieve.methods._registry import list_methods
+from tokensieve.models.load import share_weights
+from tokensieve.models.runtime import Runtime
+from tokensieve.utils.processes import Processes
 
 COUNTED_IMAGES = 16  # images that MACs are averaged over; only ragged methods need more than one
 
@@ -37,7 +37,7 @@ def everyone() -> tuple[list[tuple[Method, ...]], dict[str, str]]:
     """Every registered method that needs no training, at its defaults, and why the others are left out, by name."""
     ready: list[tuple[Method, ...]] = []
     left_out: dict[str, str] = {}
-    for name, cls in methods().items():
+    for name, cls in list_methods().items():
         if cls.trained:
             left_out[name] = "has a learned part that must be trained first; measure the model that ts.save wrote"
         else:

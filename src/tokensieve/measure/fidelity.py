@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
+from tokensieve.data.stream import NO_LABEL
 from tokensieve.errors import TokensieveError
 from tokensieve.measure import judge as judging
 from tokensieve.measure.judge import Judge, Meters, add_counts
-from tokensieve.processes import Processes
-
-NO_LABEL = -1
+from tokensieve.utils.processes import Processes
 
 
 @dataclass(frozen=True)

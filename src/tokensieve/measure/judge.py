@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from tokensieve.errors import TokensieveError
-from tokensieve.processes import Processes
+from tokensieve.utils.processes import Processes
 
 
 class Meters(Protocol):

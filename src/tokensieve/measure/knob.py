@@ -9,7 +9,7 @@ from typing import Any
 
 import tokensieve as ts
 from tokensieve.errors import TokensieveError
-from tokensieve.method import Method
+from tokensieve.methods._method import Method
 
 STEPS = 1000  # keep is set to three decimals
 

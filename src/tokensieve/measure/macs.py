@@ -13,9 +13,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import tokensieve as ts
-from tokensieve.history import Stage
-from tokensieve.identity import evaluating
-from tokensieve.registry import family_of, irreducible
+from tokensieve.engine.probe import evaluating
+from tokensieve.families._locate import family_of, irreducible
+from tokensieve.tokens.record import Stage
 
 
 @dataclass(frozen=True)

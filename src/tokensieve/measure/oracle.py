@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokensieve.attention import Tap, attends_faster
-from tokensieve.family import Family
+from tokensieve.attention.kernel import attends_faster
+from tokensieve.attention.tap import Tap
+from tokensieve.families._family import Family
+from tokensieve.families._locate import family_of
 from tokensieve.measure.macs import MacReport
-from tokensieve.measure.model import share_weights
-from tokensieve.registry import family_of
+from tokensieve.models.load import share_weights
 
 
 class OracleBlock(nn.Module):

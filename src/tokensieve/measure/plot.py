@@ -10,9 +10,9 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tokensieve.files import replacing
 from tokensieve.measure.results import DENSE, Row
-from tokensieve.registry import methods
+from tokensieve.methods._registry import list_methods
+from tokensieve.utils.files import replacing
 
 MARKERS = "osD^vPX*hp<>"
 LEGEND_ROWS, LEGEND_INCHES = 19, 1.5  # what stands beside the panels in one column, and the width of one more
@@ -86,5 +86,5 @@ def _panel(
 
 def series(variant: str) -> str:
     """A spec without its knobs: ``tome:r=4+tosa:keep=0.5:score=own`` lies on the curve ``tome+tosa:score=own``."""
-    knobs = "|".join(sorted({str(method.knob) for method in methods().values() if method.knob}))
+    knobs = "|".join(sorted({str(method.knob) for method in list_methods().values() if method.knob}))
     return re.sub(rf":(?:{knobs})=(?:\[[^\]]*\]|[^:+]*)", "", variant)

@@ -16,8 +16,8 @@ import torch
 
 import tokensieve
 from tokensieve.errors import TokensieveError
-from tokensieve.files import replacing
-from tokensieve.ops import native
+from tokensieve.ops import cpu as native
+from tokensieve.utils.files import replacing
 
 DENSE = "dense"
 

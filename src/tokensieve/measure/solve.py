@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 import tokensieve as ts
 from tokensieve.errors import TokensieveError, TokensieveWarning
+from tokensieve.families._locate import family_of
 from tokensieve.measure.knob import Knob
 from tokensieve.measure.macs import count
-from tokensieve.measure.model import share_weights
-from tokensieve.method import Method
-from tokensieve.registry import family_of
+from tokensieve.methods._method import Method
+from tokensieve.models.load import share_weights
 
 
 def solve(model: nn.Module, methods: Sequence[Method], share: float, x: Tensor) -> tuple[Method, ...]:

@@ -12,8 +12,8 @@ from tokensieve.measure import memory, speed
 from tokensieve.measure.macs import MacReport
 from tokensieve.measure.oracle import oracle
 from tokensieve.measure.results import DENSE, Speed
-from tokensieve.measure.runtime import Runtime
 from tokensieve.measure.speed import Timing
+from tokensieve.models.runtime import Runtime
 
 ATTEMPTS = 3  # sets of rounds before the steadiest of them is kept and marked noisy
 

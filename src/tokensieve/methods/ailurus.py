@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tokensieve.decision import Assignment
-from tokensieve.method import Method, require
-from tokensieve.ops.local_density import local_density_peaks
-from tokensieve.schedule import checked_sites, kept
-from tokensieve.view import Layout, View
+from tokensieve.methods._counts import checked_sites, kept
+from tokensieve.methods._local_density import local_density_peaks
+from tokensieve.methods._method import Method, require
+from tokensieve.methods._view import Layout, View
+from tokensieve.tokens.decision import Assignment
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokensieve.decision import Assignment, ragged_merge
-from tokensieve.method import Method, require
+from tokensieve.methods._counts import checked_sites
+from tokensieve.methods._method import Method, require
+from tokensieve.methods._view import Layout, View
 from tokensieve.ops.graph import square_windows
 from tokensieve.ops.matching import similarity, unit_rows
-from tokensieve.schedule import checked_sites
-from tokensieve.view import Layout, View
+from tokensieve.tokens.decision import Assignment, ragged_merge
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tokensieve.attention import voters_of
-from tokensieve.decision import Decision, KeepMask, ragged
+from tokensieve.attention.scores import head_weighted
+from tokensieve.attention.signals import voters_of
 from tokensieve.errors import TokensieveError
-from tokensieve.method import Method, require
+from tokensieve.methods._counts import checked_sites, per_site
+from tokensieve.methods._method import Method, require
+from tokensieve.methods._threshold import Threshold
+from tokensieve.methods._view import Layout, Signal, View, importance_signal
 from tokensieve.ops.rows import one_hot
-from tokensieve.ops.scores import head_weighted
-from tokensieve.ops.threshold import Threshold
-from tokensieve.schedule import checked_sites, per_site
-from tokensieve.view import Layout, Signal, View, importance_signal
+from tokensieve.tokens.decision import Decision, KeepMask, ragged
 
 PUBLISHED_PATCHES = 196  # that the published thresholds are for
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tokensieve.decision import Assignment
+from tokensieve.methods._agglomerative import agglomerate, cosine_distances
+from tokensieve.methods._counts import share_of_all
+from tokensieve.methods._view import Layout, Signal, View
 from tokensieve.methods.controls import Pruning
-from tokensieve.ops.agglomerative import agglomerate, cosine_distances
-from tokensieve.schedule import share_of_all
-from tokensieve.view import Layout, Signal, View
+from tokensieve.tokens.decision import Assignment
 
 
 @dataclass(frozen=True, kw_only=True)

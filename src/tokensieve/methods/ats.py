@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tokensieve.attention import voters_of
-from tokensieve.decision import Assignment, ragged
-from tokensieve.method import Method, require
-from tokensieve.ops.scores import inverse_samples, value_weighted
-from tokensieve.schedule import checked_sites, per_site, share_of_all
-from tokensieve.view import Layout, Signal, View, importance_signal
+from tokensieve.attention.scores import inverse_samples, value_weighted
+from tokensieve.attention.signals import voters_of
+from tokensieve.methods._counts import checked_sites, per_site, share_of_all
+from tokensieve.methods._method import Method, require
+from tokensieve.methods._view import Layout, Signal, View, importance_signal
+from tokensieve.tokens.decision import Assignment, ragged
 
 
 @dataclass(frozen=True, kw_only=True)

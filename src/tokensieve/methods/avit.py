@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokensieve.decision import Decision, KeepMask, ragged
-from tokensieve.method import Method, require
+from tokensieve.methods._counts import REFERENCE_DEPTH, checked_sites
+from tokensieve.methods._method import Method, require
+from tokensieve.methods._view import Layout, View
 from tokensieve.ops.rows import at_least_float32
-from tokensieve.schedule import REFERENCE_DEPTH, checked_sites
-from tokensieve.tokens import Loss, Tokens
-from tokensieve.view import Layout, View
+from tokensieve.tokens.decision import Decision, KeepMask, ragged
+from tokensieve.tokens.state import Loss, Tokens
 
 
 @dataclass(frozen=True, kw_only=True)

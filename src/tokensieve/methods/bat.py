@@ -10,11 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tokensieve.decision import Assignment
-from tokensieve.method import Method, require
-from tokensieve.ops.attentive import pair_and_cluster
-from tokensieve.schedule import checked_sites, kept, per_site
-from tokensieve.view import Layout, Signal, View, importance_signal
+from tokensieve.methods._attentive import pair_and_cluster
+from tokensieve.methods._counts import checked_sites, kept, per_site
+from tokensieve.methods._method import Method, require
+from tokensieve.methods._view import Layout, Signal, View, importance_signal
+from tokensieve.tokens.decision import Assignment
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tokensieve.decision import Assignment
-from tokensieve.method import Method, require
+from tokensieve.methods._counts import checked_sites, nearest_share, per_site
+from tokensieve.methods._method import Method, require
+from tokensieve.methods._view import Layout, Signal, View, importance_signal
 from tokensieve.ops.rows import split_top
 from tokensieve.ops.shuffle import shuffled
-from tokensieve.schedule import checked_sites, nearest_share, per_site
-from tokensieve.view import Layout, Signal, View, importance_signal
+from tokensieve.tokens.decision import Assignment
 
 PUBLISHED_SITES = (3, 6, 9)
 

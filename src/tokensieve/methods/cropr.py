@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tokensieve.decision import Assignment, Until
-from tokensieve.method import Method, require
+from tokensieve.methods._counts import checked_sites, per_site
+from tokensieve.methods._method import Method, require
+from tokensieve.methods._view import Layout, View
 from tokensieve.ops.rows import at_least_float32, split_top
-from tokensieve.schedule import checked_sites, per_site
-from tokensieve.view import Layout, View
+from tokensieve.tokens.decision import Assignment, Until
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
-from tokensieve.decision import Assignment
-from tokensieve.method import Method, require
+from tokensieve.methods._counts import nearest_share
+from tokensieve.methods._method import Method, require
+from tokensieve.methods._view import Layout, Signal, View, importance_signal
 from tokensieve.ops.matching import similarity
 from tokensieve.ops.rows import rank_descending, take_rows
-from tokensieve.schedule import nearest_share
-from tokensieve.view import Layout, Signal, View, importance_signal
+from tokensieve.tokens.decision import Assignment
 
 Shares = tuple[float, ...]
 

@@ -8,13 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tokensieve.decision import Assignment
-from tokensieve.method import require
+from tokensieve.methods._counts import share_of_all
+from tokensieve.methods._method import require
+from tokensieve.methods._view import Layout, View
 from tokensieve.methods.controls import Pruning
 from tokensieve.ops.density import density_peaks
 from tokensieve.ops.rows import at_least_float32
-from tokensieve.schedule import share_of_all
-from tokensieve.view import Layout, View
+from tokensieve.tokens.decision import Assignment
 
 
 @dataclass(frozen=True, kw_only=True)

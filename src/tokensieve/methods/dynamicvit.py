@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokensieve.decision import Assignment, Decision, KeepMask
-from tokensieve.method import require
+from tokensieve.methods._counts import per_site
+from tokensieve.methods._method import require
+from tokensieve.methods._view import Layout, View
 from tokensieve.methods.controls import Pruning
 from tokensieve.ops.rows import at_least_float32, split_top
-from tokensieve.schedule import per_site
-from tokensieve.view import Layout, View
+from tokensieve.tokens.decision import Assignment, Decision, KeepMask
 
 
 @dataclass(frozen=True, kw_only=True)

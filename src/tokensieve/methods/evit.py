@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tokensieve.decision import Assignment
+from tokensieve.methods._counts import kept, per_site
+from tokensieve.methods._view import Layout, Signal, View, importance_signal
 from tokensieve.methods.controls import Pruning
 from tokensieve.ops.rows import split_fused, split_top
-from tokensieve.schedule import kept, per_site
-from tokensieve.view import Layout, Signal, View, importance_signal
+from tokensieve.tokens.decision import Assignment
 
 
 @dataclass(frozen=True, kw_only=True)

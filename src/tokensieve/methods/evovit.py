@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from tokensieve.decision import Assignment, Until
+from tokensieve.methods._counts import checked_sites, kept, per_site
+from tokensieve.methods._view import Layout, Signal, View, importance_signal
 from tokensieve.methods.controls import Pruning
 from tokensieve.ops.rows import rank_descending
-from tokensieve.schedule import checked_sites, kept, per_site
-from tokensieve.view import Layout, Signal, View, importance_signal
+from tokensieve.tokens.decision import Assignment, Until
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from tokensieve.decision import SoftAssignment
-from tokensieve.method import Method, require
+from tokensieve.methods._counts import checked_sites
+from tokensieve.methods._method import Method, require
+from tokensieve.methods._superpixels import superpixels
+from tokensieve.methods._view import Layout, View
 from tokensieve.ops.bands import Bands
-from tokensieve.ops.superpixels import superpixels
-from tokensieve.schedule import checked_sites
-from tokensieve.view import Layout, View
+from tokensieve.tokens.decision import SoftAssignment
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tokensieve.decision import Assignment
-from tokensieve.method import Method, require
+from tokensieve.attention.scores import diagonal_and_columns
+from tokensieve.methods._counts import checked_sites
+from tokensieve.methods._method import Method, require
+from tokensieve.methods._view import Layout, Signal, View
 from tokensieve.ops.graph import grid_neighbours, most_similar, normalised
 from tokensieve.ops.rows import split_top, take_rows
-from tokensieve.ops.scores import diagonal_and_columns
-from tokensieve.schedule import checked_sites
-from tokensieve.view import Layout, Signal, View
+from tokensieve.tokens.decision import Assignment
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,15 +7,15 @@ from typing import Literal
 
 import torch
 
-from tokensieve.decision import Assignment
 from tokensieve.errors import TokensieveError
-from tokensieve.method import require
+from tokensieve.methods._counts import checked_sites, share_of_all
+from tokensieve.methods._medoids import medoids
+from tokensieve.methods._method import require
+from tokensieve.methods._view import Layout, Signal, View
 from tokensieve.methods.controls import PUBLISHED_SITES, Pruning
 from tokensieve.ops.density import squared_distances
-from tokensieve.ops.medoids import medoids
 from tokensieve.ops.rows import named
-from tokensieve.schedule import checked_sites, share_of_all
-from tokensieve.view import Layout, Signal, View
+from tokensieve.tokens.decision import Assignment
 
 
 @dataclass(frozen=True, kw_only=True)

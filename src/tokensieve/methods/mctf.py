@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokensieve.decision import Assignment
-from tokensieve.method import Method, require
+from tokensieve.methods._counts import checked_sites, removed
+from tokensieve.methods._method import Method, require
+from tokensieve.methods._view import Layout, Signal, View
 from tokensieve.ops.matching import similarity, two_way_matching
-from tokensieve.schedule import checked_sites, removed
-from tokensieve.view import Layout, Signal, View
+from tokensieve.tokens.decision import Assignment
 
 
 @dataclass(frozen=True, kw_only=True)

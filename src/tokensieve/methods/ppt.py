@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokensieve.decision import Assignment
-from tokensieve.method import Method, require
+from tokensieve.attention.scores import value_weighted
+from tokensieve.methods._counts import checked_sites, removed
+from tokensieve.methods._method import Method, require
+from tokensieve.methods._view import Layout, Signal, View, importance_signal
 from tokensieve.ops.matching import bipartite_matching
 from tokensieve.ops.rows import split_top
-from tokensieve.ops.scores import value_weighted
-from tokensieve.schedule import checked_sites, removed
-from tokensieve.view import Layout, Signal, View, importance_signal
+from tokensieve.tokens.decision import Assignment
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tokensieve.decision import SoftAssignment
 from tokensieve.errors import TokensieveError
-from tokensieve.method import Method, require
+from tokensieve.methods._counts import checked_sites
+from tokensieve.methods._method import Method, require
+from tokensieve.methods._view import Layout, View
 from tokensieve.ops.rows import at_least_float32, take_rows
-from tokensieve.schedule import checked_sites
-from tokensieve.view import Layout, View
+from tokensieve.tokens.decision import SoftAssignment
 
 HIDDEN = 64  # channels of the two small MLPs
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tokensieve.decision import Assignment
 from tokensieve.errors import TokensieveError
-from tokensieve.method import Method, require
+from tokensieve.methods._counts import checked_sites, inflected, removed
+from tokensieve.methods._method import Method, require
+from tokensieve.methods._view import Layout, Signal, View
 from tokensieve.ops.matching import match_halves
-from tokensieve.schedule import checked_sites, inflected, removed
-from tokensieve.view import Layout, Signal, View
+from tokensieve.tokens.decision import Assignment
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,15 +11,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tokensieve.attention import Attended, column_sums
-from tokensieve.decision import Assignment, Until
+from tokensieve.attention.selector import Selector
+from tokensieve.attention.signals import Attended, column_sums
 from tokensieve.errors import TokensieveError, TokensieveWarning
-from tokensieve.method import Method, require
+from tokensieve.methods._counts import per_site
+from tokensieve.methods._method import Method, require
+from tokensieve.methods._view import Layout, Signal, View, importance_signal
 from tokensieve.ops.rows import split_top
-from tokensieve.ops.selector import Selector
 from tokensieve.ops.shuffle import shuffled
-from tokensieve.schedule import per_site
-from tokensieve.view import Layout, Signal, View, importance_signal
+from tokensieve.tokens.decision import Assignment, Until
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,7 @@ def followed() -> bool:
 def _compiled(reference: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """What ``door`` does, in words that TorchDynamo traces."""
     if not torch.compiler.is_exporting():
-        from tokensieve.ops import native
+        from tokensieve.ops import cpu as native
 
         kernel = getattr(native, reference.__name__, None)
         if kernel is not None:
@@ -60,6 +60,7 @@ def _compiled(reference: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R
 
 @cache
 def _kernels(name: str) -> tuple[Callable[..., Any], ...]:
-    from tokensieve.ops import gpu, native  # here, because kernels use the types that the references are written with
+    from tokensieve.ops import cpu as native
+    from tokensieve.ops import cuda as gpu  # here, because kernels use the types that the references are written with
 
     return tuple(getattr(module, name) for module in (native, gpu) if hasattr(module, name))

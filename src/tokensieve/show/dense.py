@@ -9,9 +9,9 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tokensieve.pixels.task import Task
 from tokensieve.show.draw import Pixels, group_colour
 from tokensieve.show.maps import Panel
-from tokensieve.tasks.task import Task
 
 APART = 0.25  # relative difference of depth that is drawn in the last colour
 

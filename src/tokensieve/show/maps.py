@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokensieve.errors import TokensieveError
-from tokensieve.history import Event
+from tokensieve.tokens.record import Event
 
 MOST_SITES = 6
 

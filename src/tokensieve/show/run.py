@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from tokensieve import applied, apply, is_applied, remove, spell, trace
 from tokensieve.errors import TokensieveError
-from tokensieve.method import Method
-from tokensieve.registry import family_of
+from tokensieve.families._locate import family_of
+from tokensieve.methods._method import Method
+from tokensieve.pixels.model import DenseModel
 from tokensieve.show.dense import prediction_panels
 from tokensieve.show.images import model_input, model_view
 from tokensieve.show.maps import MOST_SITES, Panel, Row, choose, site_maps
-from tokensieve.tasks.model import DenseModel
 
 WNID = re.compile(r"n\d{8}")
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tokensieve.errors import TokensieveError
-from tokensieve.files import replacing
 from tokensieve.show.maps import Row
 from tokensieve.show.page import page
 from tokensieve.show.sheet import sheet
+from tokensieve.utils.files import replacing
 
 ENDINGS = (".png", ".html", ".htm")
 

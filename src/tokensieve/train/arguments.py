@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from tokensieve.measure.model import ImgSize
-from tokensieve.tasks.arguments import TaskArguments
+from tokensieve.models.load import ImgSize
+from tokensieve.pixels.arguments import TaskArguments
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokensieve.engine.block import Site
 from tokensieve.errors import TokensieveError
-from tokensieve.history import Stage
-from tokensieve.registry import family_of
-from tokensieve.site import Site
-from tokensieve.tokens import Tokens
+from tokensieve.families._locate import family_of
+from tokensieve.tokens.record import Stage
+from tokensieve.tokens.state import Tokens
 
 
 def added_losses(tokens: Tokens, targets: Tensor | None = None, smoothing: float = 0.0) -> dict[str, Tensor]:

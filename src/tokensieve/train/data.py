@@ -20,16 +20,15 @@ from timm.data import Mixup, create_transform
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Sampler
 
+from tokensieve.data.images import DataArguments, image_mode, labelled_images, unlabelled_images
+from tokensieve.data.stream import NO_LABEL, ImageStream, ReadableImages, collate, evenly
+from tokensieve.data.transforms import data_config
 from tokensieve.errors import TokensieveError
-from tokensieve.measure.data import DataArguments, image_mode, labelled_images, unlabelled_images
-from tokensieve.measure.fidelity import NO_LABEL
-from tokensieve.measure.model import ImgSize
-from tokensieve.measure.stream import ImageStream, ReadableImages, collate, evenly
-from tokensieve.measure.transform import data_config
-from tokensieve.processes import leave_interrupts_to_the_parent
-from tokensieve.tasks.data import Pairs, open_source, plain_pairs, training_pairs
-from tokensieve.tasks.model import DenseModel
+from tokensieve.models.load import ImgSize
+from tokensieve.pixels.data import Pairs, open_source, plain_pairs, training_pairs
+from tokensieve.pixels.model import DenseModel
 from tokensieve.train.recipe import Recipe
+from tokensieve.utils.processes import leave_interrupts_to_the_parent
 
 Place = tuple[int, int]  # epoch and index
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from tokensieve.engine import sites
+from tokensieve.engine.apply import sites
 from tokensieve.errors import TokensieveError
-from tokensieve.method import Method
+from tokensieve.methods._method import Method
 from tokensieve.train.recipe import Recipe
 
 

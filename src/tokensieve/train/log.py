@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tokensieve.errors import TokensieveError
-from tokensieve.files import replacing
+from tokensieve.utils.files import replacing
 
 Record = dict[str, Any]
 

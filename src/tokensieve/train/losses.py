@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokensieve.errors import TokensieveError
-from tokensieve.tokens import Tokens
+from tokensieve.tokens.state import Tokens
 from tokensieve.train.auxiliary import added_losses
 from tokensieve.train.recipe import Recipe
 

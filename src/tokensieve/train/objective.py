@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokensieve.engine import sites
+from tokensieve.engine.apply import sites
 from tokensieve.errors import TokensieveError
-from tokensieve.registry import blocks_of, family_of
-from tokensieve.tokens import Tokens
+from tokensieve.families._locate import blocks_of, family_of
+from tokensieve.tokens.state import Tokens
 from tokensieve.train.losses import Outputs, Step, Term
 from tokensieve.train.patch_drop import check_patch_drop, choose_patches, rate_at, reading_only
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import tokensieve as ts
 from tokensieve.errors import TokensieveError
-from tokensieve.measure.model import create, has_weights
+from tokensieve.models.load import create, has_weights
 from tokensieve.train.arguments import TrainArguments
 
 FACTS = "train.json"

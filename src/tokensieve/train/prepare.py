@@ -12,15 +12,15 @@ from accelerate.utils import set_seed
 from torch import nn
 
 import tokensieve as ts
-from tokensieve.engine import multiple_of, sites
+from tokensieve.data.images import DataArguments, open_images
+from tokensieve.data.stream import ImageStream
+from tokensieve.engine.apply import multiple_of, sites
+from tokensieve.engine.probe import probe_input
 from tokensieve.errors import TokensieveError
-from tokensieve.identity import probe_input
-from tokensieve.measure.data import DataArguments, open_images
 from tokensieve.measure.macs import count
-from tokensieve.measure.stream import ImageStream
-from tokensieve.tasks.arguments import create_model
-from tokensieve.tasks.data import open_pairs
-from tokensieve.tasks.model import DenseModel
+from tokensieve.pixels.arguments import create_model
+from tokensieve.pixels.data import open_pairs
+from tokensieve.pixels.model import DenseModel
 from tokensieve.train.arguments import TrainArguments
 from tokensieve.train.data import TrainingImages, folders_of, open_training_images, open_training_pairs
 from tokensieve.train.devices import accelerator_for
@@ -107,7 +107,7 @@ def prepare(arguments: TrainArguments, terms: Sequence[Term] = ()) -> Prepared:
     folders_of(arguments.data, "--data")
     if arguments.val_data is not None and not arguments.dataset:
         folders_of((arguments.val_data,), "--val-data")
-    methods = ts.method(arguments.method) if arguments.method else ()
+    methods = ts.parse(arguments.method) if arguments.method else ()
     set_seed(arguments.seed)
     model = create_model(
         arguments.model,
@@ -133,7 +133,7 @@ def prepare(arguments: TrainArguments, terms: Sequence[Term] = ()) -> Prepared:
         if methods and methods != ts.applied(model):
             replace_methods(model, methods)
     elif methods or (recipe.method and stage != "scratch") or recipe.eased:
-        ts.apply(model, methods or ts.method(recipe.method))
+        ts.apply(model, methods or ts.parse(recipe.method))
     reduced = copy.deepcopy(model).eval()
     job = build(stage, model, recipe, second_pass=arguments.second_pass, terms=terms)
     source = DataArguments(

@@ -8,9 +8,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from tokensieve import option
 from tokensieve.errors import TokensieveError
-from tokensieve.registry import nearest
+from tokensieve.methods import _options as option
+from tokensieve.utils.names import nearest
 
 FOLDER = "recipes"
 

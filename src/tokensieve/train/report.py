@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 
 import tokensieve as ts
-from tokensieve.files import replacing
+from tokensieve.data.stream import ImageStream
 from tokensieve.measure.bench import bench
 from tokensieve.measure.results import Results, Row
-from tokensieve.measure.stream import ImageStream
 from tokensieve.measure.timing import Progress
+from tokensieve.utils.files import replacing
 
 BATCHES = (1, 16)  # batch sizes that the result is timed at
 

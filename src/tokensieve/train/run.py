@@ -13,16 +13,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokensieve.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_weights, save
+from tokensieve.data.stream import ImageStream
 from tokensieve.errors import TokensieveError
-from tokensieve.files import replacing
 from tokensieve.measure.fidelity import judge_of
 from tokensieve.measure.judge import answers_of, compare
 from tokensieve.measure.results import Results
-from tokensieve.measure.stream import ImageStream
 from tokensieve.measure.timing import Progress
-from tokensieve.tasks.fit import FitHead
-from tokensieve.tasks.model import DenseModel
+from tokensieve.models.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_weights, save
+from tokensieve.pixels.fit import FitHead
+from tokensieve.pixels.model import DenseModel
 from tokensieve.train import report
 from tokensieve.train.arguments import TrainArguments
 from tokensieve.train.data import plain_sample
@@ -33,6 +32,7 @@ from tokensieve.train.origin import FACTS, written_down
 from tokensieve.train.prepare import Prepared, prepare
 from tokensieve.train.stages import Job
 from tokensieve.train.state import Run
+from tokensieve.utils.files import replacing
 
 OF_DENSE = ("agreement", "vs_dense")  # figures that compare with the dense model
 REPORTED_IMAGES = 200  # of the training images, where there are no others

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tokensieve.attention import Attended, Tap, attention_rows, logits, row_blocks
+from tokensieve.attention.selector import Selector
+from tokensieve.attention.signals import Attended, attention_rows, logits, row_blocks
+from tokensieve.attention.tap import Tap
+from tokensieve.engine.block import Site
 from tokensieve.errors import TokensieveError
-from tokensieve.ops.selector import Selector
-from tokensieve.registry import family_of
-from tokensieve.site import Site
-from tokensieve.tokens import Tokens
+from tokensieve.families._locate import family_of
+from tokensieve.tokens.state import Tokens
 from tokensieve.train.objective import Objective
 
 BLOCK = 64  # query rows held at a time

@@ -12,12 +12,12 @@ from timm.layers import DropPath
 from torch import nn
 
 import tokensieve as ts
+from tokensieve.attention.selector import Selector
 from tokensieve.errors import TokensieveError
-from tokensieve.ops.selector import Selector
-from tokensieve.registry import blocks_of, family_of, irreducible
-from tokensieve.tasks.fit import FitHead, RecoverMaps
-from tokensieve.tasks.model import DenseModel
-from tokensieve.train.densedino import DenseDINO, check_model
+from tokensieve.families._locate import blocks_of, family_of, irreducible
+from tokensieve.pixels.fit import FitHead, RecoverMaps
+from tokensieve.pixels.model import DenseModel
+from tokensieve.prototype.densedino import DenseDINO, check_model
 from tokensieve.train.losses import Added, Term, TokenLabels, terms_of
 from tokensieve.train.objective import FineTune, Objective
 from tokensieve.train.recipe import Recipe, recipe_names

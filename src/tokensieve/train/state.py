@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tokensieve.checkpoint import read_weights
 from tokensieve.errors import TokensieveError
+from tokensieve.models.checkpoint import read_weights
 
 FORMAT = 1
 KEPT = 2  # checkpoints that stay

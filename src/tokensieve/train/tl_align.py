@@ -29,12 +29,13 @@ from timm.data.mixup import Mixup, mixup_target
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from tokensieve.attention import Tap, spread_shares
+from tokensieve.attention.signals import spread_shares
+from tokensieve.attention.tap import Tap
+from tokensieve.engine.block import SITE, SievedBlock, Site
 from tokensieve.errors import TokensieveError
+from tokensieve.families._locate import family_of
 from tokensieve.ops.rows import at_least_float32
-from tokensieve.registry import family_of
-from tokensieve.site import SITE, SievedBlock, Site
-from tokensieve.tokens import Tokens
+from tokensieve.tokens.state import Tokens
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,153 @@
+"""The tap: watches one block's attention and hands the call on to the fused kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._C import _len_torch_function_stack
+from torch.overrides import TorchFunctionMode
+
+from tokensieve.attention.kernel import attend, biased_attention
+from tokensieve.attention.signals import Attended
+from tokensieve.errors import RefusedError
+
+if TYPE_CHECKING:
+    from tokensieve.attention.packing import Packing
+
+
+class Tap(TorchFunctionMode):
+    """Records the attention calls made inside ``with tap:`` and adds ``bias`` (B, 1, 1, L) to their logits.
+
+    With ``own`` a kernel of ours may compute the attention where it is the faster one (see ``attend``); without, the
+    call that the model makes is the call that runs, bit for bit. Of the signals ``wanted``, "outputs" are recorded too,
+    and "cls_row" is taken from our kernel where that runs.
+
+    With a ``packing`` the model's calls are on the tokens of all images in one row; ``attended`` shows them padded.
+    ``sized`` then says whether ``bias`` holds more than which slots are empty.
+
+    Write ``tap = Tap()`` and then ``with tap:``; TorchDynamo does not trace ``with Tap() as tap``. In ``with tap:``
+    torch hands every call over, which costs more than a kernel; an attention that only passes its mask on to the fused
+    kernel may be given ``tap.mask`` instead, where ``tap.by_mask``.
+    """
+
+    attention_alone = True  # whether no other call than the attention's is of interest
+
+    def __init__(self, bias: Tensor | None = None, own: bool = False, wanted: Collection[str] = frozenset()) -> None:
+        super().__init__()
+        self.bias = bias
+        self.own = own
+        self.wanted = wanted
+        self.packing: Packing | None = None
+        self.sized = False
+        self.class_row: Tensor | None = None
+        self.calls: list[tuple[Tensor, Tensor, Tensor, float | None]] = []
+        self.outputs: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        return self.answer(*args, **kwargs)
+
+    @property
+    def by_mask(self) -> bool:
+        """Whether an attention may be watched by its mask.
+
+        Not under TorchDynamo, which does not trace that, nor inside modes of others, which would see the mask first.
+        """
+        return self.attention_alone and not torch.compiler.is_dynamo_compiling() and not _len_torch_function_stack()
+
+    @property
+    def mask(self) -> Any:
+        """What to hand to an attention as its mask, in place of None, for this tap to answer the call."""
+        return Listening(self)
+
+    def answer(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        **others: Any,
+    ) -> Tensor:
+        """The attention of one call, recorded; arguments as of ``F.scaled_dot_product_attention``."""
+        if is_causal or attn_mask is not None:
+            raise RefusedError(
+                "token reduction got a causal or masked attention call, which it cannot follow: "
+                "call the model without attn_mask and is_causal, or ts.remove(model) first"
+            )
+        self.calls.append((query, key, value, scale))
+        if self.packing is not None:
+            kernel = partial(self._kernel, dropout_p=dropout_p, scale=scale, **others)
+            output = self.packing.attend(kernel, (query, key, value), self.bias if self.sized else None)
+            self.class_row = None  # that of the last image
+        else:
+            output = self._kernel(query, key, value, self.bias, dropout_p=dropout_p, scale=scale, **others)
+        if "outputs" in self.wanted:
+            self.outputs.append(output)
+        return output
+
+    def _kernel(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor | None,
+        dropout_p: float,
+        scale: float | None,
+        **others: Any,
+    ) -> Tensor:
+        if self.own and dropout_p == 0.0 and not others:
+            output, self.class_row = attend(query, key, value, bias, scale, "cls_row" in self.wanted)
+            return output
+        if bias is None:
+            return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, scale=scale, **others)
+        return biased_attention(query, key, value, bias, scale=scale, dropout_p=dropout_p)
+
+    def attended(self) -> Attended:
+        """What the calls were computed from; several parallel attentions are laid side by side as heads."""
+        if not self.calls:
+            raise RefusedError(
+                "the block's attention never called the fused kernel (F.scaled_dot_product_attention): build the model "
+                "with fused attention on, so that its signals can be read: timm.layers.set_fused_attn(True), or in "
+                "transformers model.set_attn_implementation('sdpa')"
+            )
+        queries, keys, values, scale = self.calls[0]
+        if len(self.calls) > 1:
+            queries, keys, values = (
+                torch.cat(parts, dim=1) for parts in list(zip(*((q, k, v) for q, k, v, _ in self.calls), strict=True))
+            )
+        scale = queries.shape[-1] ** -0.5 if scale is None else scale
+        outputs = torch.cat(self.outputs, dim=1) if self.outputs else None
+        if self.packing is not None:
+            queries, keys, values = (self.packing.unpack_heads(part) for part in (queries, keys, values))
+            outputs = None if outputs is None else self.packing.unpack_heads(outputs)
+        class_row = self.class_row if len(self.calls) == 1 else None
+        return Attended(queries, keys, values, scale, self.bias, class_row, outputs)
+
+
+class Listening:
+    """Stands where a call of the fused attention has its mask, so that torch asks ``tap`` for the answer."""
+
+    def __init__(self, tap: Tap) -> None:
+        self.tap = tap
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        others = dict(kwargs or {})
+        listening = others.pop("attn_mask", None)
+        if func is not F.scaled_dot_product_attention or not isinstance(listening, cls):
+            return NotImplemented
+        return listening.tap.answer(*args, **others)

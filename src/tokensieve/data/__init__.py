@@ -1,0 +1,1 @@
+"""Images to measure and to train on: folders, streams, transforms."""

@@ -1,0 +1,246 @@
+"""Images to measure on, read by timm: its sources, its transforms, its loader. Here is only the glue."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import ImageNetInfo, create_dataset, create_loader, infer_imagenet_subset
+from torch import nn
+from torch.utils.data import IterableDataset
+
+from tokensieve.data.stream import ImageStream, ReadableImages, collate, evenly
+from tokensieve.data.transforms import data_config
+from tokensieve.errors import TokensieveError
+from tokensieve.utils.names import nearest
+from tokensieve.utils.processes import Processes, leave_interrupts_to_the_parent
+
+CLASS_MAP = "class_map.txt"
+MODES = {1: "L", 3: "RGB"}
+SOURCES = ("", "folder", "digits", "hfds", "hfids", "wds", "tfds", "torch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataArguments:
+    """Where the images are and how they are prepared, named as in timm; None means what the model was trained with.
+
+    Attributes:
+        data: folder of images, one sub-folder a class, or the root of another kind of data set.
+        dataset: timm's data set name, such as ``hfds/owner/name``, ``wds/name`` or ``torch/cifar10``; "" for a folder.
+        split: name of the split; "" for the folder itself, whatever it holds.
+        class_map: file that lists the class names in the order of the model's answers.
+        img_size, crop_pct, interpolation, mean, std: the transform.
+        batch_size, workers: the loader.
+        limit: use this many images, spread evenly over the data set.
+    """
+
+    data: str | None
+    dataset: str = ""
+    split: str = "validation"
+    class_map: str | None = None
+    img_size: int | tuple[int, int] | None = None
+    crop_pct: float | None = None
+    interpolation: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    batch_size: int = 64
+    workers: int = 4
+    limit: int | None = None
+
+    def config(self, model: nn.Module) -> dict[str, Any]:
+        """The transform for ``model``, as ``measure.transform.data_config`` gives it."""
+        return data_config(
+            model,
+            img_size=self.img_size,
+            crop_pct=self.crop_pct,
+            interpolation=self.interpolation,
+            mean=self.mean,
+            std=self.std,
+        )
+
+
+def open_images(arguments: DataArguments, model: nn.Module) -> ImageStream:
+    """The images that ``arguments`` name, prepared for ``model``.
+
+    Raises:
+        TokensieveError: no such folder or data set, no image in it, or classes that are not the model's.
+    """
+    config = arguments.config(model)
+    mode = image_mode(config)
+    notes: list[str] = []
+    images = labelled_images(arguments, model, mode, notes)
+    limit, total = arguments.limit, len(images) or None
+    if isinstance(images, IterableDataset):
+        total = total if limit is None else min(limit, total or limit)
+        return ImageStream(_loader(images, config, arguments), total, limit, tuple(notes))
+    indices = evenly(len(images), limit)
+
+    def divide(processes: Processes) -> tuple[Any, int]:
+        size = arguments.batch_size
+        starts = range(processes.index * size, len(indices), processes.count * size)
+        own = [index for start in starts for index in indices[start : start + size]]
+        return _loader(ReadableImages(images, own, mode), config, arguments), len(own)
+
+    return ImageStream(divide(Processes())[0], len(indices), None, tuple(notes), divide)
+
+
+def _loader(images: Any, config: dict[str, Any], arguments: DataArguments) -> Any:
+    """timm's loader of ``images``, in their order."""
+    return create_loader(
+        images,
+        input_size=config["input_size"],
+        batch_size=arguments.batch_size,
+        interpolation=config["interpolation"],
+        mean=config["mean"],
+        std=config["std"],
+        crop_pct=config["crop_pct"],
+        crop_mode=config["crop_mode"],
+        num_workers=arguments.workers,
+        device=torch.device("cpu"),
+        use_prefetcher=False,
+        collate_fn=collate,
+        worker_seeding=_seed_of,  # type: ignore[arg-type]  # timm takes a function as well
+        persistent_workers=True,
+    )
+
+
+def image_mode(config: dict[str, Any]) -> str:
+    """Pillow's mode for images of a data config.
+
+    Raises:
+        TokensieveError: no image has as many channels.
+    """
+    mode = MODES.get(config["input_size"][0])
+    if mode is None:
+        raise TokensieveError(
+            f"images have 1 or 3 channels and this model takes {config['input_size'][0]}: give a model that takes those"
+        )
+    return mode
+
+
+def labelled_images(arguments: DataArguments, model: nn.Module, mode: str, notes: list[str]) -> Any:
+    """The data set that ``arguments`` name, its classes numbered as the model's answers are."""
+    kind = _check_source(arguments)
+    if kind in ("", "folder"):
+        return _labelled(arguments, model, mode, notes)
+    return _create(arguments, arguments.class_map, mode)
+
+
+def unlabelled_images(arguments: DataArguments, mode: str) -> Any:
+    """The data set that ``arguments`` name, whatever its classes are; a folder may hold images directly."""
+    _check_source(arguments)
+    return _create(arguments, None, mode)
+
+
+def _seed_of(worker: Any) -> int:
+    """The seed of a new worker: the only hook that timm's loader has there, used to set it up."""
+    leave_interrupts_to_the_parent()
+    return int(worker.seed)
+
+
+def _check_source(arguments: DataArguments) -> str:
+    """The kind of the source, checked."""
+    kind = arguments.dataset.partition("/")[0].lower()
+    if kind not in SOURCES:
+        raise TokensieveError(
+            f"unknown data set {arguments.dataset!r}{nearest(kind, SOURCES)}: give digits, hfds/…, hfids/…, wds/…, "
+            "tfds/… or torch/…, or leave it out for a folder"
+        )
+    if kind in ("", "folder") and arguments.data is None:
+        raise TokensieveError("no images are given: name a folder with --data, or a data set with --dataset")
+    if kind in ("torch", "wds") and arguments.data is None:
+        raise TokensieveError(f"the data set {arguments.dataset!r} needs its folder: name it with --data")
+    if kind in ("", "folder") and not Path(arguments.data or "").is_dir():
+        wrong = "is not a folder" if Path(arguments.data or "").exists() else "does not exist"
+        raise TokensieveError(
+            f"the image folder {arguments.data!r} {wrong}: give --data FOLDER with one sub-folder for each class"
+        )
+    return kind
+
+
+def _create(arguments: DataArguments, class_map: Any, mode: str) -> Any:
+    source = arguments.dataset or arguments.data
+    try:
+        if arguments.dataset == "digits":
+            from tokensieve.demo.digits import DigitLessons, DigitPictures  # of the demo extra
+
+            if arguments.split == "lessons":
+                return DigitLessons()
+            return DigitPictures("train" if arguments.split == "train" else "val")
+        return create_dataset(
+            arguments.dataset,
+            root=arguments.data,
+            split=arguments.split,
+            class_map=class_map or "",  # type: ignore[arg-type]  # timm takes a file name as well
+            batch_size=arguments.batch_size,
+            num_samples=arguments.limit,
+            input_img_mode=mode,
+        )
+    except ModuleNotFoundError as error:
+        raise TokensieveError(f"cannot read images from {source!r}: pip install {error.name} first") from error
+    except Exception as error:  # every source fails in its own way
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        if "Found 0 images" in reason:
+            mapped = f" in a folder that the class map {class_map!r} lists" if isinstance(class_map, str) else ""
+            reason = f"there is no image{mapped}; expected one sub-folder of images for each class"
+        raise TokensieveError(f"cannot read images from {source!r}: {reason}") from error
+
+
+def _labelled(arguments: DataArguments, model: nn.Module, mode: str, notes: list[str]) -> Any:
+    """The images of a folder, their classes numbered as the model's answers are."""
+    class_map: str | dict[str, int] | None = _class_map(arguments, notes)
+    images = _create(arguments, class_map, mode)
+    root, asked = Path(images.reader.root), Path(arguments.data or "")
+    if root == asked and arguments.split not in ("", DataArguments.split):
+        raise TokensieveError(
+            f"{arguments.data!r} has no split {arguments.split!r}: expected a sub-folder of that name, or no --split"
+        )
+    subset = infer_imagenet_subset(model)
+    if class_map is None and subset is not None:
+        order = ImageNetInfo(subset).label_names()
+        if set(images.reader.class_to_idx) <= set(order):
+            notes.append(f"folders are named by WordNet identifiers: classes are numbered as in {subset}")
+            class_map = {name: number for number, name in enumerate(order)}
+            images = _create(arguments, class_map, mode)
+    _check_classes(images, arguments, model, class_map, notes)
+    return images
+
+
+def _class_map(arguments: DataArguments, notes: list[str]) -> str | None:
+    """The class map given, or one beside the images."""
+    root = Path(arguments.data or "")
+    if arguments.class_map is not None:
+        if not Path(arguments.class_map).is_file() and not (root / arguments.class_map).is_file():
+            raise TokensieveError(f"the class map {arguments.class_map!r} is not a file")
+        return arguments.class_map
+    for place in (root, root.resolve().parent):
+        if (place / CLASS_MAP).is_file():
+            notes.append(f"classes are numbered by {place / CLASS_MAP}")
+            return str(place / CLASS_MAP)
+    return None
+
+
+def _check_classes(images: Any, arguments: DataArguments, model: Any, class_map: Any, notes: list[str]) -> None:
+    classes = getattr(model, "num_classes", None)
+    numbered: dict[str, int] | None = getattr(images.reader, "class_to_idx", None)
+    if not classes or not numbered:
+        return
+    if not class_map and not any(entry.is_dir() for entry in os.scandir(images.reader.root)):
+        raise TokensieveError(
+            f"{arguments.data!r} has its images directly in it: expected one sub-folder of images for each class"
+        )
+    if not class_map and len(numbered) != classes:
+        raise TokensieveError(
+            f"{arguments.data!r} has {len(numbered)} class folders and the model {classes} classes: give --class-map "
+            "FILE, the class names in the order of the model's answers, or --num-classes"
+        )
+    if class_map and max(numbered.values()) >= classes:
+        raise TokensieveError(
+            f"the class map has {len(numbered)} classes and the model {classes}: they do not belong together"
+        )
+    unknown = sorted({e.name for e in os.scandir(images.reader.root) if e.is_dir()} - set(numbered))
+    if class_map and unknown:
+        notes.append(f"{len(unknown)} folders are not in the class map and are left out, such as {unknown[0]!r}")

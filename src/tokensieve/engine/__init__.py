@@ -1,0 +1,1 @@
+"""A model is reduced, runs, and is given back."""

@@ -1,0 +1,207 @@
+"""Applying methods to a model and taking them away again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokensieve.engine import grid
+from tokensieve.engine import hooks as reading
+from tokensieve.engine.around import SievedOwner
+from tokensieve.engine.block import SITE, SievedBlock, Site
+from tokensieve.engine.counts import Rounding
+from tokensieve.engine.probe import check_identity
+from tokensieve.engine.schedule import Step, schedule
+from tokensieve.engine.takeover import TakenOver, give_back, take_over
+from tokensieve.errors import RefusedError, TokensieveError
+from tokensieve.families._layout import Layout
+from tokensieve.families._locate import family_of
+from tokensieve.methods._method import Method
+from tokensieve.methods._spec import parse as method_from_spec
+from tokensieve.tokens.state import Fill
+
+
+def resolve(methods: Method | str | Sequence[Method]) -> tuple[Method, ...]:
+    """One composition of methods from what a user may hand over: a method, a spec, or a sequence of methods."""
+    if isinstance(methods, str):
+        return method_from_spec(methods)
+    given: Any = methods
+    chosen: tuple[Method, ...] = tuple(given) if isinstance(given, (list, tuple)) else (given,)
+    for entry in chosen:
+        if not isinstance(entry, Method):
+            raise TokensieveError(
+                f"expected a method such as ts.BAT(keep=0.7) or a spec such as 'bat:keep=0.7', got {entry!r}"
+            )
+    if not chosen:
+        raise TokensieveError("no method given: name at least one, for example ts.apply(model, ts.BAT(keep=0.7))")
+    return chosen
+
+
+def apply(
+    model: nn.Module,
+    methods: Method | str | Sequence[Method],
+    *,
+    fill: Fill | str = "auto",
+    probe: Tensor | None = None,
+    multiple: int | None = None,
+    masked: bool = False,
+    taps: Sequence[int] | None = None,
+) -> nn.Module:
+    """Reduce the tokens of ``model`` with one method or several, in place.
+
+    The model keeps its forward, head, ``forward_features``, ``forward_intermediates`` and state-dict keys; N tokens
+    come out as N went in, and so they do at every layer that somebody reads; in between the sequence stays short. An
+    original whose token left for good has its last value (or what ``fill`` says), one that was merged the value of its
+    group, one that skips its own; soft methods bring their own way back, as Expedite blends the most alike clusters.
+    Prefix and register tokens are never touched. Before anything changes, every block is run on a probe input both as
+    it is and in two halves.
+
+    Args:
+        model: a model of a known family, or one that contains such a model, of timm or of Hugging Face's transformers.
+            Not yet compiled or wrapped.
+        methods: a method, a composition in the order in which it acts, or its spec ("tome:r=4+tosa:keep=0.5").
+        fill: what stands at the place of tokens that are gone for good when all are given back: "last" (their last
+            value), "mean" (the mean of those present) or "auto": "mean" for heads that pool over patches, else "last".
+        probe: (1, C, H, W) input for the check; default one of the model's input size.
+        multiple: round the tokens behind every site, prefix included, up to a multiple of this, 8 or 16 for example;
+            kernels of many devices are faster there. Default None: exactly as the methods say.
+        masked: in training mode, hide tokens that methods drop for good behind a mask and do not remove them: the same
+            decisions and the same answer, at the cost of the dense model, with a gradient for those who learn what to
+            drop. Methods with learned choices do it on their own.
+        taps: 0-based blocks whose output is a plain tensor with every token, [2, 5, 8, 11] for a DPT head. Rarely
+            needed: what other blocks hand on is a ``Tokens``, which restores itself whenever it is read, by
+            ``forward_intermediates``, ``features_only``, a hook, or in a compiled or exported graph. Name the blocks
+            where a reader insists on ``isinstance(x, torch.Tensor)``, or reads the same layer many times. The compact
+            state travels beside the tensor: a hook that replaces such an output ends the reduction up to there.
+
+    Returns:
+        ``model`` itself.
+
+    Raises:
+        RefusedError: no family matches, or the blocks are not what the family takes them for.
+        TokensieveError: a method's settings do not fit the model, or two methods are in each other's way.
+    """
+    chosen = resolve(methods)
+    if is_applied(model):
+        raise TokensieveError(
+            f"methods are applied already ({', '.join(map(str, applied(model)))}): call ts.remove(model) first, "
+            "or give all of them to one ts.apply as a list"
+        )
+    _refuse_wrapped(model)
+    located = family_of(model)
+    layout = located.family.layout(located.owner)
+    plan = schedule(chosen, layout)
+    if fill not in ("auto", "last", "mean"):
+        raise TokensieveError(f"fill must be 'auto', 'last' or 'mean', got {fill!r}")
+    tapped = _taps(taps, layout)
+    rounding = None if multiple is None else _rounding(plan, layout, chosen, multiple)
+    if masked and any(method.ragged for method in chosen):
+        raise TokensieveError(
+            "masked=True is for methods that leave the same number of tokens in every image; a ragged one masks its "
+            "tokens itself while training: leave masked out"
+        )
+    pools = located.family.pools(model, located.owner)
+    chosen_fill: Fill = ("mean" if pools else "last") if fill == "auto" else fill
+    reads = any(m.needs(layout) or m.log_size_attention for m in chosen)
+    check_identity(model, probe, taps=reads)
+    blocks = located.family.blocks(located.owner)
+    first = min(plan, default=layout.depth)
+    reference = next(blocks[0].parameters())
+    for number in range(first, layout.depth):
+        block, here = blocks[number], plan.get(number, ())
+        site = Site(
+            located.family, layout, number, here, chosen, chosen_fill, rounding, masked, tapped=number in tapped
+        )
+        site.to(device=reference.device, dtype=reference.dtype)
+        site.train(block.training)
+        block.add_module(SITE, site)
+        take_over(block, SievedBlock)
+    if hasattr(located.owner, "forward_intermediates"):
+        take_over(located.owner, SievedOwner)
+    # Only for those: a compiler puts no ContextVar into its graph, and images of another size than the model's set one.
+    if located.family.images is not None and any(m.undivided or m.looks_at_grid for m in chosen):
+        grid.attach(located.owner, located.family.images, located.family.patch_size(located.owner), layout.grid)
+    for entry in located.family.readings(model, located.owner):
+        reading.attach(entry)
+    reading.refuse_masks(located.owner)
+    return model
+
+
+def _taps(taps: Sequence[int] | None, layout: Layout) -> frozenset[int]:
+    given: Any = () if taps is None else taps
+    known = range(layout.depth)
+    if not isinstance(given, (list, tuple, range, set, frozenset)) or any(
+        isinstance(block, bool) or block not in known for block in given
+    ):
+        raise TokensieveError(
+            f"taps must be 0-based block numbers from 0 to {layout.depth - 1}, such as [2, 5, 8, 11], got {taps!r}"
+        )
+    return frozenset(given)
+
+
+def _rounding(
+    plan: dict[int, tuple[Step, ...]], layout: Layout, methods: tuple[Method, ...], multiple: int
+) -> Rounding:
+    if not isinstance(multiple, int) or isinstance(multiple, bool) or multiple < 1:
+        raise TokensieveError(f"multiple must be a whole number, 1 or more (8 and 16 are usual), got {multiple!r}")
+    ragged = [method.name for method in methods if method.ragged]
+    if ragged:
+        raise TokensieveError(
+            f"{ragged[0]} leaves another number of tokens in every image, which cannot be rounded: leave multiple out"
+        )
+    gridded = [method.name for method in methods if method.gridded]
+    if gridded:
+        raise TokensieveError(
+            f"{gridded[0]} leaves a grid of tokens, whose number cannot be rounded: leave multiple out and choose "
+            "keep so that rows times columns is the number wanted"
+        )
+    return Rounding(plan, layout, multiple)
+
+
+def remove(model: nn.Module) -> nn.Module:
+    """Take all methods off ``model``, in place: the exact original again. Learned parts of methods go with them."""
+    for module in list(model.modules()):
+        reading.detach(module)
+        grid.detach(module)
+        if isinstance(module, SievedBlock):
+            del module._modules[SITE]
+        give_back(module)
+    return model
+
+
+def sites(model: nn.Module) -> list[Site]:
+    """The sites of a model with methods applied, in block order; empty for a dense model."""
+    return [module for module in model.modules() if isinstance(module, Site)]
+
+
+def is_applied(model: nn.Module) -> bool:
+    """Whether methods are applied to ``model``."""
+    return any(isinstance(module, TakenOver) for module in model.modules())
+
+
+def applied(model: nn.Module) -> tuple[Method, ...]:
+    """The methods applied to ``model``, in order; empty for a dense model."""
+    found = sites(model)
+    return found[0].methods if found else ()
+
+
+def multiple_of(model: nn.Module) -> int | None:
+    """What the token counts of ``model`` are rounded to, or None."""
+    found = sites(model)
+    return found[0].rounding.multiple if found and found[0].rounding is not None else None
+
+
+def taps_of(model: nn.Module) -> list[int] | None:
+    """The blocks whose output is a plain tensor, or None where no site was asked for it."""
+    return [site.block for site in sites(model) if site.tapped] or None
+
+
+def _refuse_wrapped(model: nn.Module) -> None:
+    wrapped = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch._dynamo.eval_frame.OptimizedModule)
+    if isinstance(model, wrapped):
+        raise RefusedError(
+            f"the model is wrapped in {type(model).__name__}: apply methods to the plain model first, then wrap it"
+        )

@@ -1,0 +1,84 @@
+"""Hooks on the modules around the blocks: hidden states are restored where they are read, and masks are refused."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from tokensieve.errors import RefusedError
+from tokensieve.families._reading import Reader, Reading
+from tokensieve.tokens.state import Tokens
+
+
+@dataclass(eq=False)
+class RestoredHiddenStates:
+    """The forward hook of a ``Reading``: nobody but the engine's own blocks gets to see ``Tokens``."""
+
+    reader: Reader | None
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """The output of ``module``, with the hidden states that are read restored."""
+        if isinstance(output, tuple):
+            return type(output)(self._restored(part) for part in output)
+        hidden = getattr(output, "hidden_states", None)
+        if hidden is not None:
+            output["hidden_states"] = self._restored(hidden)
+        return output
+
+    def _restored(self, part: Any) -> Any:
+        """``part``, or where it is a sequence of states the tensors of those that are read."""
+        if not isinstance(part, (tuple, list)):
+            return part
+        read = range(len(part)) if self.reader is None else self.reader.reads()
+        return tuple(
+            state.restore("last") if isinstance(state, Tokens) and number in read else state
+            for number, state in enumerate(part)
+        )
+
+
+@dataclass(eq=False)
+class RefusedMask:
+    """The hook in front of a module whose tokens are reduced: an attention mask would be for those that are gone.
+
+    Attributes:
+        place: of ``attention_mask`` among the arguments of the module.
+    """
+
+    place: int
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Refuse a mask.
+
+        Raises:
+            RefusedError: there is one.
+        """
+        if kwargs.get("attention_mask") is not None or any(value is not None for value in args[self.place :][:1]):
+            raise RefusedError(
+                "a model with reduced tokens takes no attention mask: its tokens are not where the mask expects them; "
+                "ts.remove(model) gives the dense model back"
+            )
+
+
+def attach(reading: Reading) -> None:
+    """Restore what ``reading`` reads from now on."""
+    reading.module.register_forward_hook(RestoredHiddenStates(reading.reader))
+
+
+def refuse_masks(owner: nn.Module) -> None:
+    """Refuse attention masks given to ``owner`` from now on, where it takes any."""
+    arguments = list(inspect.signature(type(owner).forward).parameters)
+    if "attention_mask" in arguments:
+        owner.register_forward_pre_hook(RefusedMask(arguments.index("attention_mask") - 1), with_kwargs=True)
+
+
+def detach(module: nn.Module) -> None:
+    """Take what ``attach`` and ``refuse_masks`` put on ``module`` away again."""
+    for key, hook in list(module._forward_hooks.items()):
+        if isinstance(hook, RestoredHiddenStates):
+            del module._forward_hooks[key]
+    for key, before in list(module._forward_pre_hooks.items()):
+        if isinstance(before, RefusedMask):
+            del module._forward_pre_hooks[key], module._forward_pre_hooks_with_kwargs[key]

@@ -1,0 +1,55 @@
+"""The record of one run: tokens per block, and what every site decided."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from tokensieve.engine.block import SievedBlock, Site
+from tokensieve.engine.probe import evaluating
+from tokensieve.families._locate import family_of
+from tokensieve.tokens.record import Event, Stage
+from tokensieve.tokens.state import Tokens
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one run did: tokens per block, what every site decided, and the state before the last restore."""
+
+    stages: tuple[Stage, ...]
+    events: tuple[Event, ...]
+    tokens: Tokens | None
+
+
+def trace(model: nn.Module, x: Tensor) -> Trace:
+    """Run an applied model on ``x`` in eval mode and return its record. Blocks before the first site are dense.
+
+    A diagnostic: it hooks the model while it runs, so do not call it from two threads on one model.
+    """
+    located = family_of(model)
+    layout = located.family.layout(located.owner)
+    lengths: dict[int, int] = {}
+    states: list[Tokens] = []
+    handles = [
+        block.register_forward_pre_hook(
+            lambda module, args, number=number: lengths.__setitem__(number, args[0].shape[1]),  # type: ignore[misc]
+        )
+        for number, block in enumerate(located.family.blocks(located.owner))
+        if not isinstance(block, SievedBlock)
+    ]
+    handles += [
+        site.register_forward_pre_hook(lambda module, args: states.append(args[0]))
+        for site in model.modules()
+        if isinstance(site, Site)
+    ]
+    try:
+        with evaluating(model):
+            model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    dense = tuple(Stage(n, lengths[n], lengths[n]) for n in range(layout.depth) if n in lengths)
+    if not states:
+        return Trace(dense, (), None)
+    return Trace(dense + states[-1].stages, states[-1].events, states[-1])

@@ -1,0 +1,161 @@
+"""The protocol of a model family: how to run a block's two halves by calling the block's own submodules."""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from tokensieve.attention.tap import Tap
+from tokensieve.families._layout import Layout
+from tokensieve.families._reading import Reading
+from tokensieve.ops.norm import Norm
+
+POOLS_OVER_PATCHES = ("avg", "avgmax", "max", "map")
+
+
+@dataclass(frozen=True)
+class BlockMacs:
+    """What a block costs on a tokens in attention and m in the MLP: attention_linear·a + 2·width·a² + mlp_linear·m.
+
+    Attributes:
+        attention_linear: MACs of the attention's projections, per token.
+        mlp_linear: MACs of the MLP, per token.
+        attention_width: heads times head dimension.
+    """
+
+    attention_linear: int
+    mlp_linear: int
+    attention_width: int
+
+    def total(self, attended: float, processed: float) -> float:
+        """Multiply-accumulates on these tokens."""
+        return self.attention_linear * attended + 2 * self.attention_width * attended**2 + self.mlp_linear * processed
+
+
+def linear_macs(module: nn.Module) -> int:
+    """MACs per token of all linear layers inside ``module``."""
+    return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
+
+
+def own_input_size(model: nn.Module) -> tuple[int, int, int]:
+    """(channels, height, width) of the images that a model of timm was built for."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    embed = getattr(model, "patch_embed", None)
+    height, width = getattr(embed, "img_size", None) or config.get("input_size", (3, 224, 224))[1:]
+    channels = getattr(model, "in_chans", 0) or getattr(getattr(embed, "proj", None), "in_channels", 3)
+    return channels, height, width
+
+
+class Family(ABC):
+    """A model family. A subclass is one file under families/; it never sees a method.
+
+    Class attributes:
+        name: what tables and errors call it.
+        description: one line for ``tokensieve families``.
+        block_types: the block classes it can run in halves. Those of a package that may not be installed are given by
+            their full names, so that nothing is imported before somebody has such a model.
+        arguments: names of what a block gets by position behind its tokens.
+        images: the first argument of the owner's forward where it takes images, whose size then tells the patch grid;
+            None where ``forward_features`` and ``forward_intermediates`` do, as in timm.
+    """
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+    block_types: ClassVar[tuple[type[nn.Module] | str, ...]]
+    arguments: ClassVar[tuple[str, ...]] = ()
+    images: ClassVar[str | None] = None
+
+    def is_block(self, module: nn.Module) -> bool:
+        """Whether ``module`` is of one of the ``block_types``."""
+        return any(
+            cls in self.block_types or f"{cls.__module__}.{cls.__qualname__}" in self.block_types
+            for cls in type(module).__mro__
+        )
+
+    def block_names(self) -> tuple[str, ...]:
+        """The names of the ``block_types``, without their modules."""
+        return tuple(kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__ for kind in self.block_types)
+
+    def lacking(self) -> str | None:
+        """The package that models of this family come from where it is not installed, else None."""
+        packages = (kind.partition(".")[0] for kind in self.block_types if isinstance(kind, str))
+        return next((package for package in packages if importlib.util.find_spec(package) is None), None)
+
+    def matches(self, module: nn.Module) -> bool:
+        """Whether ``module`` owns blocks of this family."""
+        blocks = getattr(module, "blocks", None)
+        if not isinstance(blocks, (nn.Sequential, nn.ModuleList)) or not len(blocks):
+            return False
+        return hasattr(module, "num_prefix_tokens") and all(map(self.is_block, blocks))
+
+    def keywords(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What a block got behind its tokens, all by name."""
+        return {**kwargs, **dict(zip(self.arguments, args, strict=False))}
+
+    def blocks(self, owner: nn.Module) -> list[nn.Module]:
+        """The blocks of ``owner`` in the order they run."""
+        return list(self.block_list(owner))
+
+    def block_list(self, owner: nn.Module) -> nn.ModuleList | nn.Sequential:
+        """The module that holds the blocks of ``owner``, where one can be put in the place of another."""
+        return owner.blocks  # type: ignore[return-value]
+
+    def refuse(self, owner: nn.Module) -> str | None:
+        """Why this owner cannot be reduced although its blocks match, or None."""
+        return None
+
+    @abstractmethod
+    def layout(self, owner: nn.Module) -> Layout:
+        """The token layout of ``owner``."""
+
+    def input_size(self, owner: nn.Module) -> tuple[int, int, int]:
+        """(channels, height, width) of the images that ``owner`` was built for."""
+        return own_input_size(owner)
+
+    def patch_size(self, owner: nn.Module) -> tuple[int, int]:
+        """(height, width) of a patch in pixels."""
+        model: Any = owner
+        height, width = model.patch_embed.patch_size
+        return int(height), int(width)
+
+    def pools(self, model: nn.Module, owner: nn.Module) -> bool:
+        """Whether the head of ``model`` pools over patches."""
+        return getattr(owner, "global_pool", "") in POOLS_OVER_PATCHES
+
+    def readings(self, model: nn.Module, owner: nn.Module) -> list[Reading]:
+        """Where outputs carry the hidden states between blocks, inner ones first. Default: nowhere."""
+        return []
+
+    @abstractmethod
+    def attention(self, block: nn.Module, x: Tensor, **kwargs: Any) -> Tensor:
+        """``x`` (B, L, C) after the attention half of the block, residual included."""
+
+    def tapped(self, block: nn.Module, x: Tensor, tap: Tap, **kwargs: Any) -> Tensor:
+        """``attention`` with ``tap`` on it; a family that knows its blocks' attention may watch that call alone."""
+        with tap:
+            return self.attention(block, x, **kwargs)
+
+    @abstractmethod
+    def mlp(self, block: nn.Module, x: Tensor) -> Tensor:
+        """``x`` (B, L, C) after the MLP half of the block, residual included."""
+
+    def mlp_norm(self, block: nn.Module) -> Norm | None:
+        """The LayerNorm that the MLP half begins with, where it is a plain one that nobody listens to
+        (``families.modules.norm_of``) and ``mlp_behind_norm`` goes on behind it. Default: None."""
+        return None
+
+    def mlp_behind_norm(self, block: nn.Module, x: Tensor, normed: Tensor) -> Tensor:
+        """``mlp`` of ``x``, given ``normed``, what ``mlp_norm`` makes of it; both (B, L, C)."""
+        raise NotImplementedError(f"{self.name} names no mlp_norm, so nothing runs behind it")
+
+    @abstractmethod
+    def macs(self, block: nn.Module) -> BlockMacs:
+        """What the block costs."""
+
+    def reindex(self, kwargs: dict[str, Any], positions: Tensor, prefix: int) -> dict[str, Any]:
+        """The block's keyword arguments for tokens at original patch ``positions`` (B, M). Default: unchanged."""
+        return kwargs

@@ -1,0 +1,61 @@
+"""The card of a method, which is the docstring of its class, in parts: its first sentence, its prose, its options."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+from tokensieve.methods._method import Method, Point
+from tokensieve.methods._options import describe
+
+ACTS: dict[Point, str] = {
+    "before": "before the block",
+    "middle": "between attention and MLP",
+    "after": "after the block",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One option of a method, in words: its name, type, default ("required" where there is none) and meaning."""
+
+    name: str
+    type: str
+    default: str
+    meaning: str
+
+
+def summary(method: type[Method]) -> str:
+    """The first sentence of the card, without its full stop."""
+    return " ".join(method.card().split("\n\n")[0].split()).rstrip(".")
+
+
+def prose(method: type[Method]) -> list[str]:
+    """The paragraphs of the card without its list of options."""
+    return [part.strip() for part in re.split(r"\n\s*\n", _split(method)[0]) if part.strip()]
+
+
+def options(method: type[Method]) -> list[Option]:
+    """The options of a method in order."""
+    listed = re.findall(r"^    (\w+(?:, \w+)*): (.*(?:\n {5,}.*)*)", _split(method)[1], flags=re.M)
+    meanings = {name: " ".join(text.split()) for names, text in listed for name in names.split(", ")}
+    kinds = method.option_types()
+    found = []
+    for field in dataclasses.fields(method):
+        default = "required" if field.default is dataclasses.MISSING else _spell(field.default)
+        found.append(Option(field.name, describe(kinds[field.name]), default, meanings.get(field.name, "")))
+    return found
+
+
+def _split(method: type[Method]) -> tuple[str, str]:
+    """The card's prose and its list of options."""
+    before, _, listed = method.card().partition("\nOptions:\n")
+    listed, _, after = listed.partition("\n\n")
+    return f"{before}\n\n{after}", listed
+
+
+def _spell(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ",".join(map(_spell, value)) + "]"
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)

@@ -1,0 +1,182 @@
+"""The protocol of a method: a frozen config that says where it acts, what it reads, how many tokens it leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from tokensieve.attention.signals import Attended
+from tokensieve.errors import TokensieveError
+from tokensieve.families._layout import Layout
+from tokensieve.methods import _options as option
+from tokensieve.methods._view import Signal, View
+from tokensieve.tokens.decision import Decision, Until
+
+if TYPE_CHECKING:
+    from tokensieve.tokens.state import Tokens
+
+Point = Literal["before", "middle", "after"]
+POINTS: tuple[Point, ...] = ("before", "middle", "after")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """Base of every method. A subclass is one frozen dataclass in one file, and its docstring is its card.
+
+    Options are checked against their annotations when a config is made; lists become tuples, so that it stays hashable.
+    A subclass that checks more does so in ``__post_init__``, after ``super().__post_init__()``.
+
+    Class attributes:
+        name: what users type; default the class name in lower case.
+        version: raised when the same config starts to give other answers; stored with saved models.
+        point: where in a block it acts: "before" it, in the "middle" (after the attention's residual), "after" it.
+        until: when tokens it drops return, see ``Assignment``. Anything but "end" makes it a skipping method.
+        knob: the option that sets how much it removes ("keep", "r", or "threshold" for a cosine), or None.
+        paper: (title, authors, year, arXiv number or DOI), or None for a control.
+        trained: True when it has learned parts that must be fitted before it beats its controls.
+        ragged: True when images may keep different numbers of tokens.
+        undisturbed: True when no other method may act between one of its sites and the return of its tokens.
+        undivided: True when it acts on the grid of all patches: nobody may have removed any before.
+        looks_at_grid: True when it reads ``view.grid`` where somebody knows it; those that are ``undivided`` always do.
+        gridded: True when the tokens it leaves are a grid too, so that their number cannot be rounded.
+        auxiliary: True when it adds to the loss while training (``View.add_loss``, ``View.add_answer``).
+        mixes: True when it may answer with a SoftAssignment, now or while training: no token may be away then.
+    """
+
+    name: ClassVar[str] = ""
+    version: ClassVar[int] = 1
+    point: ClassVar[Point] = "middle"
+    until: ClassVar[Until] = "end"
+    knob: ClassVar[str | None] = None
+    paper: ClassVar[tuple[str, str, int, str] | None] = None
+    trained: ClassVar[bool] = False
+    ragged: ClassVar[bool] = False
+    undisturbed: ClassVar[bool] = False
+    undivided: ClassVar[bool] = False
+    looks_at_grid: ClassVar[bool] = False
+    gridded: ClassVar[bool] = False
+    auxiliary: ClassVar[bool] = False
+    mixes: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__.lower()
+
+    def __post_init__(self) -> None:
+        option.fit_fields(self, self.option_types(), self.name)
+
+    @abstractmethod
+    def blocks(self, depth: int) -> tuple[int, ...]:
+        """The 0-based blocks at which this config acts in a model of ``depth`` blocks, ascending."""
+
+    @abstractmethod
+    def remaining(self, patches: int, site: int, layout: Layout) -> int:
+        """How many of ``patches`` tokens the ``site``-th site (0-based) leaves to the blocks that follow.
+
+        For a ragged method the most it may leave. Equal to ``patches`` means the site does nothing at all.
+        """
+
+    def fewest(self, patches: int) -> int:
+        """The fewest of ``patches`` tokens that one site can leave; only asked where counts are rounded. Default: 1."""
+        return 1
+
+    @abstractmethod
+    def assign(self, view: View) -> Decision:
+        """Decide what becomes of the patch tokens in ``view``, so that ``view.keep`` of them are left.
+
+        Only called when there is something to remove. ``view.keep`` is what ``remaining`` says, unless the user had the
+        counts rounded (``ts.apply(..., multiple=8)``).
+        """
+
+    def needs(self, layout: Layout) -> frozenset[Signal]:
+        """The signals ``assign`` reads, for a model of this layout. Default: none."""
+        return frozenset()
+
+    def observe(self, attended: Attended, module: nn.Module | None) -> Tensor | None:
+        """What to keep of the attention for ``assign``, for a method that acts after the block: ``view.observed``.
+
+        Where every such method of a block keeps something, queries, keys and values need not outlive its MLP, which at
+        1024² pixels would be a quarter more memory. Default: None, nothing; the signals stay.
+
+        Args:
+            attended: what the attention of the block was computed from.
+            module: the method's learned part at this site, or None.
+        """
+        return None
+
+    def module(self, layout: Layout) -> nn.Module | None:
+        """A fresh learned part for one site, or None. It becomes part of the model's state dict.
+
+        Constants that ``assign`` reads belong here too, as buffers that are not persistent: a tensor made from Python
+        values while the model runs is copied from the host every time, and no CUDA graph can hold it.
+        """
+        return None
+
+    def sharing(self, depth: int) -> frozenset[int]:
+        """The blocks that attend by the map of the block before, all behind the first site. Default: none."""
+        return frozenset()
+
+    def behind(self, tokens: Tokens, block: int, layout: Layout, training: bool) -> Tokens:
+        """What becomes of the state behind the MLP of every block from the first site on, before anybody acts there.
+
+        For a ragged method that carries something beside each token (``Tokens.carried``) or answers with other values
+        than the last block's. It moves no token. Default: ``tokens`` itself.
+        """
+        return tokens
+
+    @property
+    def log_size_attention(self) -> bool:
+        """Whether keys that stand for s patches get log(s) added to their logits in every later block."""
+        return bool(getattr(self, "proportional", False))
+
+    @property
+    def returns(self) -> Until:
+        """When dropped tokens come back with this config."""
+        return self.until
+
+    def returns_at(self, site: int, layout: Layout) -> Until:
+        """When the tokens that the ``site``-th site drops come back, where that differs between sites."""
+        return self.returns
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict: name, version and every option."""
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {"name": self.name, "version": self.version, "options": options}
+
+    @classmethod
+    def card(cls) -> str:
+        """The method's card: its docstring, dedented."""
+        return inspect.getdoc(cls) or ""
+
+    @classmethod
+    def option_types(cls) -> dict[str, Any]:
+        """Option name to its type, in order."""
+        hints = typing.get_type_hints(cls)
+        return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+    def __str__(self) -> str:
+        parts = [self.name]
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if value != f.default or f.name == self.knob:
+                parts.append(f"{f.name}={_spell(value)}")
+        return ":".join(parts)
+
+
+def _spell(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ",".join(_spell(v) for v in value) + "]"
+    return str(value)
+
+
+def require(condition: bool, config: Method, option: str, expected: str) -> None:
+    """Raise unless ``condition``: names the option, what was given and what was expected."""
+    if not condition:
+        raise TokensieveError(f"{config.name}: {option} must be {expected}, got {getattr(config, option)!r}")

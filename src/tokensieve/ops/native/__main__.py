@@ -1,5 +1,0 @@
-"""``python -m tokensieve.ops.native``: compile the CPU kernels."""
-
-from tokensieve.ops.native.build import main
-
-raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""The gentlest setting that is as fast as asked for."""

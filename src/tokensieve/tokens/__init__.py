@@ -1,0 +1,1 @@
+"""The state between two blocks and its algebra; needs no model."""

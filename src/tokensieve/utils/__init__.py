@@ -1,0 +1,1 @@
+"""Files, processes, names: what has nothing to do with tokens."""

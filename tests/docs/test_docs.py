@@ -1,0 +1,167 @@
+"""The documentation is true: its Python runs, its commands and links exist, its tables follow the registry."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pytest
+import timm
+import torch
+import typer
+from torch import nn
+from typer.testing import CliRunner
+
+import tokensieve as ts
+from tokensieve.cli.app import app
+from tokensieve.methods import _registry as registry
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+LIMIT = 40
+
+
+class Fence(NamedTuple):
+    """One fenced block: the words after the three backticks, the line it starts on, and its text."""
+
+    info: str
+    line: int
+    text: str
+
+
+def fences(page: Path) -> list[Fence]:
+    """The fenced blocks of a page, in order."""
+    text = page.read_text(encoding="utf-8")
+    return [
+        Fence(match[1].strip(), text[: match.start()].count("\n") + 2, match[2])
+        for match in re.finditer(r"^```([^\n]*)\n(.*?)^```$", text, flags=re.M | re.S)
+    ]
+
+
+def python_pages() -> list[Path]:
+    """The pages with Python on them."""
+    return [page for page in PAGES if any(fence.info.startswith("python") for fence in fences(page))]
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``timm.create_model`` without downloads: the examples ask for pretrained weights and get random ones."""
+    create: Callable[..., nn.Module] = timm.create_model
+
+    def create_untrained(name: str, pretrained: bool = False, **options: Any) -> nn.Module:
+        return create(name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", create_untrained)
+
+
+@pytest.fixture
+def add_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], Path]]:
+    """Save a source as one more file of the methods folder, for one test."""
+    methods_folder = importlib.import_module("tokensieve.methods")
+    monkeypatch.setattr(methods_folder, "__path__", [*methods_folder.__path__, str(tmp_path)])
+    added: list[str] = []
+
+    def add(name: str, source: str) -> Path:
+        file = tmp_path / name
+        file.write_text(source, encoding="utf-8")
+        added.append(file.stem)
+        registry.methods.cache_clear()
+        return file
+
+    yield add
+    for stem in added:
+        sys.modules.pop(f"{methods_folder.__name__}.{stem}", None)
+        vars(methods_folder).pop(stem, None)
+    registry.methods.cache_clear()
+
+
+def generator() -> ModuleType:
+    """scripts/generate_docs.py as a module."""
+    spec = importlib.util.spec_from_file_location("generate_docs", ROOT / "scripts" / "generate_docs.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", python_pages(), ids=lambda page: page.name)
+@pytest.mark.usefixtures("offline")
+def test_python_runs(page: Path, add_method: Callable[[str, str], Path]) -> None:
+    if re.search(r"^import .*\btransformers\b", page.read_text(encoding="utf-8"), flags=re.M):
+        pytest.importorskip("transformers")
+    names: dict[str, Any] = {"images": torch.randn(2, 3, 224, 224)}
+    for fence in fences(page):
+        language, _, option = fence.info.partition(" ")
+        if language != "python":
+            continue
+        if option.startswith("file="):
+            add_method(option.removeprefix("file="), fence.text)
+        else:
+            code = compile("\n" * (fence.line - 1) + fence.text, str(page), "exec")
+            with torch.no_grad():
+                exec(code, names)
+
+
+def test_a_method_in_one_file(add_method: Callable[[str, str], Path]) -> None:
+    """The method of CONTRIBUTING.md is one short file and appears in the registry, the commands and the tables."""
+    (source,) = [f for f in fences(ROOT / "CONTRIBUTING.md") if "file=" in f.info]
+    assert len(source.text.splitlines()) <= LIMIT
+    assert "every-other" not in registry.list_methods()
+    add_method("every_other.py", source.text)
+
+    assert "every-other" in registry.list_methods()
+    (config,) = ts.parse("every-other:sites=[1,2]")
+    assert type(config)(**config.to_dict()["options"]) == config
+    listed = CliRunner().invoke(app, ["methods"])
+    assert listed.exit_code == 0 and "every-other" in listed.output
+    docs = generator()
+    assert "`every-other`" in docs.methods_table()
+    assert "## every-other" in docs.methods_page()
+
+
+def test_generated_parts_are_current() -> None:
+    for path, wanted in generator().documents().items():
+        assert path.read_text(encoding="utf-8") == wanted, f"{path.name} is stale: run `make docs`"
+
+
+def test_specs_of_the_readme_are_valid() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z]+:[^`]+)` \|", text, flags=re.M)
+    assert rows
+    for spec in rows + re.findall(r"--method (\S+)", text):
+        assert ts.sweep(spec.rstrip("`"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_exist(page: Path) -> None:
+    """Every ``tokensieve …`` line of a shell block names a command and options that exist."""
+    root: Any = typer.main.get_command(app)
+    for fence in fences(page):
+        if fence.info != "sh":
+            continue
+        for line in fence.text.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if not words or words[0] != "tokensieve":
+                continue
+            assert words[1] in root.commands, f"{page.name}: no command {words[1]!r}"
+            known = {flag for param in root.commands[words[1]].params for flag in param.opts + param.secondary_opts}
+            assert {word for word in words if word.startswith("--")} <= known, f"{page.name}: {line}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_targets_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not target.startswith(("http", "#")):
+            assert (page.parent / target.partition("#")[0]).exists(), f"{page.name} links to {target}"
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for targets in re.findall(r"^make ([a-z][a-z -]*?)(?:\s+#.*)?$", text, flags=re.M):
+        for target in targets.split():
+            assert re.search(rf"^{target}:", makefile, flags=re.M), f"{page.name}: no make target {target!r}"

@@ -1,0 +1,156 @@
+"""Walk every model name of timm's vision_transformer and eva: each is exact when nothing is removed, or refused.
+
+    python tests/families/walk_families.py --output docs/families.json
+
+Every name is built with random weights at a small input and with two blocks, narrower where it is wide, as far as its
+constructor takes those arguments; its own blocks, norms, embeddings and pooling stay. A name is "exact" when methods
+that remove nothing leave the output bit-equal and methods that remove something shorten the tokens of the blocks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import tokensieve as ts
+
+MODULES = ("vision_transformer", "eva")
+NOTHING = "tome:r=0+bat:keep=1.0"
+SOMETHING = ("tome:r=3", "bat:keep=0.5:sites=[0]", "tosa:keep=0.5:score=own")
+ROWS, COLUMNS = 4, 5
+WIDE = 256  # channels above which a model is built narrower
+HEADS = 3
+
+
+def load_models() -> Any:
+    """tests/contract/models.py, which knows how to give random weights an effect."""
+    path = Path(__file__).parents[1] / "contract" / "models.py"
+    spec = importlib.util.spec_from_file_location("contract_models_for_walk", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+liven = load_models().liven
+
+
+def names() -> list[str]:
+    """Every model name that timm lists in the two files."""
+    return sorted(name for module in MODULES for name in timm.list_models(module=module))
+
+
+def build(name: str) -> nn.Module:
+    """The model called ``name``, as small as its constructor allows, with random weights, in eval mode."""
+    shallow: dict[str, Any] = {"depth": 2}
+    try:
+        plan = timm.create_model(name, device="meta", **shallow)  # shapes only, to learn patch size and width
+    except AssertionError:  # grouped-query attention lists its key heads block by block: one full block, one grouped
+        shallow["num_kv_heads"] = (HEADS, 1)
+        plan = timm.create_model(name, device="meta", **shallow, embed_dim=HEADS * 64, num_heads=HEADS)
+    rows, columns = plan.patch_embed.patch_size
+    size: dict[str, Any] = {"img_size": (ROWS * rows, COLUMNS * columns)}
+    heads = getattr(plan.blocks[0], "attn", plan.blocks[0])
+    narrow: dict[str, Any] = {}
+    if plan.embed_dim > WIDE or "num_kv_heads" in shallow:
+        narrow = {"embed_dim": HEADS * getattr(heads, "head_dim", 64), "num_heads": HEADS}
+    errors: list[Exception] = []
+    for changes in ({**size, **shallow, **narrow}, {**size, **shallow}):
+        try:
+            return liven(timm.create_model(name, **changes)).eval()
+        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def lengths(model: nn.Module, image: Tensor) -> list[int]:
+    """How many tokens every attention call of one run sees, counted at the fused kernel itself."""
+    seen: list[int] = []
+
+    class Count(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.nn.functional.scaled_dot_product_attention:
+                seen.append(args[1].shape[-2])
+            return func(*args, **(kwargs or {}))
+
+    with Count(), torch.no_grad():
+        model(image)
+    return seen
+
+
+def judge(name: str) -> dict[str, str]:
+    """{"status": "exact", "refused" or "FAILED", "reason": …} of one model name."""
+    model = build(name)
+    side = model.patch_embed.img_size
+    image = torch.randn(2, 3, *side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        dense = model(image)
+    before = lengths(model, image)
+    try:
+        ts.apply(model, NOTHING)
+    except ts.RefusedError as error:
+        with torch.no_grad():
+            same = torch.equal(model(image), dense)
+        return {"status": "refused" if same else "FAILED", "reason": str(error)}
+    with torch.no_grad():
+        if not torch.equal(model(image), dense):
+            return {"status": "FAILED", "reason": f"{NOTHING} changes the output"}
+    ts.remove(model)
+    for spec in SOMETHING:
+        ts.apply(model, spec)
+        after = lengths(model, image)
+        if not (len(after) == len(before) and sum(after) < sum(before)):
+            return {"status": "FAILED", "reason": f"{spec} leaves the blocks' tokens as they were: {before} to {after}"}
+        with torch.no_grad():
+            reduced = model(image)
+        if reduced.shape != dense.shape or not reduced.isfinite().all():
+            return {"status": "FAILED", "reason": f"{spec} gives {tuple(reduced.shape)}, or values that are not finite"}
+        ts.remove(model)
+    with torch.no_grad():
+        if not torch.equal(model(image), dense):
+            return {"status": "FAILED", "reason": "remove does not give the original back"}
+    return {"status": "exact", "reason": ""}
+
+
+def walk(chosen: Sequence[str]) -> dict[str, Any]:
+    """What ``judge`` says of every name, with the versions it was found with."""
+    models: dict[str, dict[str, str]] = {}
+    for number, name in enumerate(chosen, start=1):
+        try:
+            models[name] = judge(name)
+        except Exception as error:  # one broken name must not end the walk
+            models[name] = {"status": "FAILED", "reason": f"{type(error).__name__}: {error}"}
+        found = models[name]
+        if sys.stderr.isatty() or found["status"] == "FAILED":
+            print(f"{number}/{len(chosen)} {name}: {found['status']} {found['reason']}", file=sys.stderr, flush=True)
+    return {"timm": timm.__version__, "torch": torch.__version__.split("+")[0], "models": models}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    output: Path = parser.parse_args().output
+    walked = walk(names())
+    output.parent.mkdir(parents=True, exist_ok=True)
+    beside = output.with_name(f".{output.name}.writing")
+    beside.write_text(json.dumps(walked, indent=1) + "\n", encoding="utf-8")
+    os.replace(beside, output)
+    counts: dict[str, int] = {}
+    for found in walked["models"].values():
+        counts[found["status"]] = counts.get(found["status"], 0) + 1
+    print(", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
+    return int("FAILED" in counts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
