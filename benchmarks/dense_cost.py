@@ -38,7 +38,7 @@ from tokensieve.measure.timing import Variant, time_variants
 from tokensieve.models.load import create
 from tokensieve.models.runtime import Runtime
 from tokensieve.pixels.depth import Depth
-from tokensieve.pixels.model import DenseModel, dense_model
+from tokensieve.pixels.model import PixelModel, pixel_model
 from tokensieve.utils.files import replacing
 
 WHATS = ("seconds", "oracle_seconds", "peak_memory")
@@ -49,7 +49,7 @@ def measure(size: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row for the dense model and each variant at one image size."""
     torch.manual_seed(0)
     backbone = create(args.model, checkpoint=args.checkpoint, img_size=size)
-    dense = dense_model(backbone, Depth())
+    dense = pixel_model(backbone, Depth())
     runtime = Runtime(model_dtype=DTYPES[args.dtype])
     runtime.place(dense)
     x = runtime.send(image(args.data, dense, size))
@@ -83,7 +83,7 @@ def named(text: str) -> dict[str, tuple[ts.Method, ...]]:
     return {text: swept[0]} if len(swept) == 1 else {ts.spell(methods): methods for methods in swept}
 
 
-def image(data: str | None, dense: DenseModel, size: int) -> Tensor:
+def image(data: str | None, dense: PixelModel, size: int) -> Tensor:
     """(1, 3, size, size): the first photograph of a folder with one sub-folder a class, or random numbers."""
     if data is None:
         return torch.randn(1, 3, size, size)

@@ -1,4 +1,4 @@
-"""Dense tasks at equal MACs: the dense model and every method at some promised factors F, one table.
+"""Pixel tasks at equal MACs: the dense model and every method at some promised factors F, one table.
 
     python benchmarks/measure_dense.py --run FOLDER=DATA --run FOLDER=DATA --method SPEC … --factor 1.3 --factor 1.6
         --fitted FOLDER … --output benchmarks/results/dense-NAME.json
@@ -33,7 +33,7 @@ from tokensieve.measure.results import Row, open_results
 from tokensieve.measure.solve import solve
 from tokensieve.methods.tosa import ToSA
 from tokensieve.pixels.data import open_pairs
-from tokensieve.pixels.model import DenseModel
+from tokensieve.pixels.model import PixelModel
 from tokensieve.train.prepare import replace_methods
 from tokensieve.utils.files import replacing
 
@@ -87,7 +87,7 @@ def fitted_variant(folder: str, method: ToSA) -> nn.Module:
 def measure(folder: str, data: str, args: argparse.Namespace, file: Path) -> None:
     """One task: the dense model and every method at every factor."""
     dense = ts.load(folder)
-    if not isinstance(dense, DenseModel):
+    if not isinstance(dense, PixelModel):
         raise TokensieveError(f"{folder!r} is no dense model: give what tokensieve train --task wrote")
     images = open_pairs(DataArguments(data=data, split=args.split, batch_size=8, workers=1, limit=args.limit), dense)
     sample = images.first(COUNTED_IMAGES)
@@ -105,7 +105,7 @@ def measure(folder: str, data: str, args: argparse.Namespace, file: Path) -> Non
     for place in args.fitted:
         fitted = ts.load(place)
         (method,) = ts.applied(fitted)
-        if not isinstance(fitted, DenseModel) or fitted.task.name != dense.task.name:
+        if not isinstance(fitted, PixelModel) or fitted.task.name != dense.task.name:
             continue
         assert isinstance(method, ToSA)
         for factor in args.factor:
@@ -117,7 +117,7 @@ def measure(folder: str, data: str, args: argparse.Namespace, file: Path) -> Non
     settings = names | {"task": dense.task.to_dict(), "dtype": "float32", "limit": args.limit}
     for place in args.recovered:
         recovered = ts.load(place)
-        if isinstance(recovered, DenseModel) and recovered.task.name == dense.task.name:
+        if isinstance(recovered, PixelModel) and recovered.task.name == dense.task.name:
             variants[f"{ts.spell(ts.applied(recovered))}, recovered"] = recovered
     results = open_results(file, settings, command(), resume=args.resume, force=True)
     results.left_out |= left_out

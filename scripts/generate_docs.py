@@ -270,7 +270,7 @@ def results() -> str:
         if not {"rows", "settings", "environment"} <= set(measured) or "left_out" in measured:
             continue  # other files, and comparisons of all methods, which have a page of their own
         if not all("top1" in row for row in measured["rows"]):
-            continue  # of a dense task: docs/dense.md
+            continue  # of a pixel task: docs/pixels.md
         settings, where = measured["settings"], measured["environment"]
         images = max((row["images"] or 0 for row in measured["rows"]), default=0)
         parts.append(

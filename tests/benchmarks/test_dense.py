@@ -16,7 +16,7 @@ import measure_dense
 import tokensieve as ts
 from tokensieve.measure.results import DENSE, Row
 from tokensieve.pixels.depth import Depth
-from tokensieve.pixels.model import dense_model
+from tokensieve.pixels.model import pixel_model
 
 
 def test_the_exponents_of_powers() -> None:
@@ -65,7 +65,7 @@ def test_a_table_at_equal_macs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         for number in range(2):
             values = rng.integers(1, high, (64, 64, 3) if kind == "images" else (64, 64)).astype(kept)
             Image.fromarray(values).save(tmp_path / "val" / kind / f"{number}.png")
-    ts.save(dense_model(timm.create_model("test_vit", img_size=128), Depth()), tmp_path / "run")
+    ts.save(pixel_model(timm.create_model("test_vit", img_size=128), Depth()), tmp_path / "run")
     output = tmp_path / "dense.json"
     arguments = ["--run", f"{tmp_path / 'run'}={tmp_path}", "--method", "tome", "--method", "expedite:sites=[]"]
     monkeypatch.setattr(sys, "argv", ["measure_dense.py", *arguments, "--factor", "1.2", "--output", str(output)])

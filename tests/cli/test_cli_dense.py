@@ -1,4 +1,4 @@
-"""Dense tasks on the command line: train a head, evaluate, time and show it; fit selectors; and what is refused."""
+"""Pixel tasks on the command line: train a head, evaluate, time and show it; fit selectors; and what is refused."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from calling import call, fails
 from PIL import Image
 
 import tokensieve as ts
-from tokensieve.pixels.model import DenseModel
+from tokensieve.pixels.model import PixelModel
 
 pytest.importorskip("accelerate", reason="the train extra is not installed")
 
@@ -48,7 +48,7 @@ def segmenting(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_head_is_trained_and_the_backbone_stays(scenes: Path, segmenting: Path) -> None:
     model = ts.load(segmenting)
-    assert isinstance(model, DenseModel) and model.head.name == "linear" and not ts.applied(model)
+    assert isinstance(model, PixelModel) and model.head.name == "linear" and not ts.applied(model)
     log = [json.loads(line) for line in (segmenting / "log.jsonl").open()]
     assert {"loss", "segmentation", "val/mIoU", "val/pixel_accuracy"} <= log[-1].keys()
     (row,) = json.loads((segmenting / "bench.json").read_text())["rows"]
@@ -182,7 +182,7 @@ def test_wrong_input_is_one_sentence(scenes: Path, segmenting: Path, tmp_path: P
     assert "--num-classes is not for depth" in fails(*dense, "--task", "depth", "--num-classes", 3)
     assert "--ignore-index is not for depth" in fails(*dense, "--task", "depth", "--ignore-index", 3)
     assert "unknown head 'conv'" in fails(*dense, "--task", "depth", "--head", "conv")
-    assert "the stage head trains the head of a dense task" in fails(*dense, "--stage", "head")
+    assert "the stage head trains the head of a pixel task" in fails(*dense, "--stage", "head")
     assert "a head is trained once, on the dense backbone" in fails(*dense, "--task", "depth", "-m", "tome:r=2")
     assert "--metric must be delta1 or delta2" in fails(*dense, "--task", "depth", "--metric", "RMSE")
     here = ("eval", segmenting, "--data", scenes)
@@ -190,7 +190,7 @@ def test_wrong_input_is_one_sentence(scenes: Path, segmenting: Path, tmp_path: P
     assert "has a linear head" in fails(*here, "--head", "dpt")
     assert "has its own number of classes" in fails(*here, "--task", "segmentation", "--num-classes", 5)
     assert "--crop-pct is for classification" in fails(*here, "--crop-pct", 0.9)
-    assert "--head is for dense tasks" in fails("eval", "test_vit", "--data", scenes, "--head", "dpt")
+    assert "--head is for pixel tasks" in fails("eval", "test_vit", "--data", scenes, "--head", "dpt")
     assert "has class 2, and the classes are 0 to 1" in fails(
         "train", *MODEL, "--data", scenes, *QUICK, *out, "--task", "segmentation", "--num-classes", 2
     )

@@ -239,7 +239,7 @@ def test_taps_without_python(method: str, way: str) -> None:
 
 
 class Reader(nn.Module):
-    """Reads all layers of a model, as a dense head does."""
+    """Reads all layers of a model, as a pixel head does."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

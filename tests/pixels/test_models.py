@@ -17,7 +17,7 @@ from tokensieve.measure.oracle import oracle
 from tokensieve.models.load import share_weights
 from tokensieve.pixels.depth import Depth
 from tokensieve.pixels.heads import HEADS, build_head
-from tokensieve.pixels.model import DenseModel, dense_model
+from tokensieve.pixels.model import PixelModel, pixel_model
 from tokensieve.pixels.segmentation import Segmentation
 from tokensieve.pixels.sliding import sliding, starts
 
@@ -36,7 +36,7 @@ def backbone(name: str = "vit") -> torch.nn.Module:
     return timm.create_model(model, **(SMALL | changes))
 
 
-def images_for(model: DenseModel, count: int = 2) -> Tensor:
+def images_for(model: PixelModel, count: int = 2) -> Tensor:
     size = model.patch_embed.img_size
     return torch.randn(count, 3, *(size or (32, 48)))
 
@@ -45,7 +45,7 @@ def images_for(model: DenseModel, count: int = 2) -> Tensor:
 @pytest.mark.parametrize("head", HEADS)
 @torch.no_grad()
 def test_every_head_on_every_backbone(name: str, head: str) -> None:
-    model = dense_model(backbone(name), Segmentation(classes=5), head)
+    model = pixel_model(backbone(name), Segmentation(classes=5), head)
     x = images_for(model)
     whole = model(x)
     assert whole.shape == (2, 5, *x.shape[-2:])
@@ -59,7 +59,7 @@ def test_every_head_on_every_backbone(name: str, head: str) -> None:
 @pytest.mark.parametrize("spec", ["tosa:keep=0.5:score=own", "bat", "evit:keep=0.5", "algm", "expedite", "ailurus"])
 @torch.no_grad()
 def test_restored_maps_have_the_dense_shapes(spec: str) -> None:
-    model = dense_model(backbone(), Depth(), "dpt")
+    model = pixel_model(backbone(), Depth(), "dpt")
     x = images_for(model)
     shapes = [level.shape for level in model.maps(x)]
     ts.apply(model, spec)
@@ -72,10 +72,10 @@ def test_restored_maps_have_the_dense_shapes(spec: str) -> None:
 @torch.no_grad()
 def test_a_saved_dense_model_is_the_same(tmp_path: Path) -> None:
     task = Segmentation(classes=5, ignore_index=11)
-    model = ts.apply(dense_model(backbone(), task, "segmenter"), "tome:r=1")
+    model = ts.apply(pixel_model(backbone(), task, "segmenter"), "tome:r=1")
     ts.save(model, tmp_path / "saved")
     loaded = ts.load(tmp_path / "saved")
-    assert isinstance(loaded, DenseModel) and loaded.task == task
+    assert isinstance(loaded, PixelModel) and loaded.task == task
     x = images_for(loaded)
     assert torch.equal(loaded(x), model(x))
 
@@ -83,14 +83,14 @@ def test_a_saved_dense_model_is_the_same(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_single_row_of_patches_and_pixels_behind_the_last_patch() -> None:
     for size, head in (((16, 80), "dpt"), ((16, 80), "segmenter"), ((37, 50), "linear")):
-        model = dense_model(timm.create_model("vit_tiny_patch16_224", **(SMALL | {"img_size": size})), Depth(), head)
+        model = pixel_model(timm.create_model("vit_tiny_patch16_224", **(SMALL | {"img_size": size})), Depth(), head)
         for spec in (None, "tome:r=1", "tosa:keep=0.5:score=own"):
             reduced = model if spec is None else ts.apply(share_weights(model), spec)
             assert reduced(torch.randn(1, 3, *size)).shape == (1, 1, *size)
 
 
 def test_an_image_of_another_size_is_one_sentence() -> None:
-    model = dense_model(backbone(), Depth())
+    model = pixel_model(backbone(), Depth())
     with pytest.raises(TokensieveError, match=r"takes images of 32 × 48 pixels, got 33 × 47: resize them, slide"):
         model(torch.randn(1, 3, 33, 47))
 
@@ -105,7 +105,7 @@ def test_sliding_windows_cover_images_of_any_size() -> None:
     x = torch.rand(2, 3, 21, 34)
     for window, stride in (((8, 8), None), ((8, 16), (5, 16)), ((32, 64), None), ((21, 34), (1, 1))):
         assert torch.allclose(sliding(mean, window, stride, batch_size=3)(x), mean(x), atol=1e-6)
-    model = dense_model(backbone(), Segmentation(classes=3))
+    model = pixel_model(backbone(), Segmentation(classes=3))
     assert sliding(model, (32, 48))(torch.randn(1, 3, 45, 77)).shape == (1, 3, 45, 77)
     with pytest.raises(TokensieveError, match="no larger than the window of 8 × 8, got 9 × 8"):
         sliding(mean, (8, 8), (9, 8))
@@ -114,7 +114,7 @@ def test_sliding_windows_cover_images_of_any_size() -> None:
 @pytest.mark.parametrize("head", HEADS)
 @torch.no_grad()
 def test_the_oracle_gives_a_head_maps_of_full_size(head: str) -> None:
-    model = dense_model(backbone(), Segmentation(classes=3), head)
+    model = pixel_model(backbone(), Segmentation(classes=3), head)
     x = images_for(model)
     for spec in ("evit:keep=0.5:sites=[1]", "tosa:keep=0.3:score=own"):
         reduced = ts.apply(share_weights(model), spec)
@@ -124,9 +124,9 @@ def test_the_oracle_gives_a_head_maps_of_full_size(head: str) -> None:
 
 
 def test_what_a_head_costs_is_counted() -> None:
-    model = dense_model(backbone(), Segmentation(classes=5), "dpt")
+    model = pixel_model(backbone(), Segmentation(classes=5), "dpt")
     x = images_for(model, 1)
-    without = count(dense_model(backbone(), Segmentation(classes=5)), x).rest - 5 * 48 * 6
+    without = count(pixel_model(backbone(), Segmentation(classes=5)), x).rest - 5 * 48 * 6
     taken = count(model, x).rest - without
     width, patches = 32, 6
     projections = 4 * 48 * width * patches
@@ -151,5 +151,5 @@ def test_wrong_heads_and_tasks_are_one_sentence() -> None:
 
 @torch.no_grad()
 def test_a_single_patch_has_a_depth() -> None:
-    model = dense_model(timm.create_model("vit_tiny_patch16_224", **(SMALL | {"img_size": 16})), Depth(), "dpt")
+    model = pixel_model(timm.create_model("vit_tiny_patch16_224", **(SMALL | {"img_size": 16})), Depth(), "dpt")
     assert ts.apply(model, "tosa:keep=0.5:score=own")(torch.randn(1, 3, 16, 16)).shape == (1, 1, 16, 16)

@@ -16,7 +16,7 @@ from tokensieve.data.images import DataArguments
 from tokensieve.errors import TokensieveError
 from tokensieve.pixels.data import open_pairs, open_source, plain_pairs, training_pairs
 from tokensieve.pixels.depth import Depth
-from tokensieve.pixels.model import DenseModel, dense_model
+from tokensieve.pixels.model import PixelModel, pixel_model
 from tokensieve.pixels.segmentation import Segmentation
 from tokensieve.pixels.sources import find_pairs
 
@@ -24,8 +24,8 @@ Folder = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def segmenting() -> DenseModel:
-    return dense_model(timm.create_model("test_vit", img_size=(48, 64)), Segmentation(classes=3))
+def segmenting() -> PixelModel:
+    return pixel_model(timm.create_model("test_vit", img_size=(48, 64)), Segmentation(classes=3))
 
 
 def arguments(folder: Any, **changes: Any) -> DataArguments:
@@ -33,7 +33,7 @@ def arguments(folder: Any, **changes: Any) -> DataArguments:
 
 
 def test_a_folder_gives_images_of_the_models_size_and_targets_of_their_own(
-    scenes: Folder, segmenting: DenseModel
+    scenes: Folder, segmenting: PixelModel
 ) -> None:
     stream = open_pairs(arguments(scenes(size=(31, 41), split="val")), segmenting)
     batches = list(stream)
@@ -85,14 +85,14 @@ def test_masks_of_ade20k_start_at_one() -> None:
     assert task.target(np.array([[0, 1, 2]], dtype=np.uint8), "x").tolist() == [[255, 0, 1]]
 
 
-def test_a_class_out_of_range_names_the_mask(scenes: Folder, segmenting: DenseModel) -> None:
+def test_a_class_out_of_range_names_the_mask(scenes: Folder, segmenting: PixelModel) -> None:
     root = scenes(2, split="val")
     Image.fromarray(np.full((48, 64), 7, dtype=np.uint8)).save(root / "val" / "masks" / "1.png")
     with pytest.raises(TokensieveError, match=r"the mask .*1.png has class 7, and the classes are 0 to 2 with 255"):
         list(open_pairs(arguments(root), segmenting))
 
 
-def test_a_mask_of_another_size_works_and_one_of_another_shape_does_not(scenes: Folder, segmenting: DenseModel) -> None:
+def test_a_mask_of_another_size_works_and_one_of_another_shape_does_not(scenes: Folder, segmenting: PixelModel) -> None:
     root = scenes(2, split="val")
     Image.fromarray(np.zeros((96, 128), dtype=np.uint8)).save(root / "val" / "masks" / "0.png")
     (_, targets), *_ = open_pairs(arguments(root), segmenting)
@@ -104,7 +104,7 @@ def test_a_mask_of_another_size_works_and_one_of_another_shape_does_not(scenes: 
         list(open_pairs(arguments(root), segmenting))
 
 
-def test_an_image_that_cannot_be_read_is_left_out_and_named(scenes: Folder, segmenting: DenseModel) -> None:
+def test_an_image_that_cannot_be_read_is_left_out_and_named(scenes: Folder, segmenting: PixelModel) -> None:
     root = scenes(3, split="val")
     (root / "val" / "images" / "1.png").write_bytes(b"no picture")
     stream = open_pairs(arguments(root), segmenting)
@@ -112,7 +112,7 @@ def test_an_image_that_cannot_be_read_is_left_out_and_named(scenes: Folder, segm
     assert [Path(name).name for name in stream.skipped] == ["1.png"]
 
 
-def test_image_and_mask_are_changed_alike(tmp_path: Path, segmenting: DenseModel) -> None:
+def test_image_and_mask_are_changed_alike(tmp_path: Path, segmenting: PixelModel) -> None:
     """A mask that repeats a picture's red channel repeats it after every crop and mirror."""
     for kind in ("images", "masks"):
         (tmp_path / kind).mkdir()

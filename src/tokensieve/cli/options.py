@@ -101,7 +101,7 @@ Std = Annotated[
 ]
 BatchSize = Annotated[
     int | None,
-    typer.Option("-b", "--batch-size", min=1, help="Images at a time for accuracy. Default: 64, of dense tasks 8."),
+    typer.Option("-b", "--batch-size", min=1, help="Images at a time for accuracy. Default: 64, of pixel tasks 8."),
 ]
 Workers = Annotated[int, typer.Option("-j", "--workers", min=0, help="Processes that read images.")]
 NumClasses = Annotated[
@@ -124,7 +124,7 @@ Macs = Annotated[
         help="Turn the knob (keep or r) of every method until it costs this share of the dense MACs. Repeatable.",
     ),
 ]
-TASK_PANEL = "Dense tasks"
+TASK_PANEL = "Pixel tasks"
 Task = Annotated[
     str | None,
     typer.Option(

@@ -121,7 +121,7 @@ def _accuracy_cells(row: Row, metrics: Sequence[str]) -> list[str]:
 
 
 def metric_cell(value: float | None) -> str:
-    """A figure of a dense task, with four digits or more: percent, metres or a share."""
+    """A figure of a pixel task, with four digits or more: percent, metres or a share."""
     return "–" if value is None else f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
 
 

@@ -28,9 +28,9 @@ from tokensieve.models.load import has_weights, is_saved, share_weights
 from tokensieve.models.runtime import Runtime
 from tokensieve.pixels.arguments import CLASSIFICATION, TaskArguments, create_model
 from tokensieve.pixels.data import open_pairs
-from tokensieve.pixels.model import DenseModel
+from tokensieve.pixels.model import PixelModel
 from tokensieve.pixels.sliding import sliding
-from tokensieve.pixels.task import DenseJudge
+from tokensieve.pixels.task import PixelJudge
 from tokensieve.train.origin import dense_origin
 from tokensieve.utils.processes import join
 
@@ -88,7 +88,7 @@ class Request:
         return kind(**{name: getattr(self, name) for name in names})
 
     def images(self, dense: bool) -> DataArguments:
-        """Where the images are and how they are prepared, for a dense task or for classification."""
+        """Where the images are and how they are prepared, for a pixel task or for classification."""
         return replace(self.part(DataArguments), batch_size=self.batch_size or (8 if dense else 64))
 
     @property
@@ -103,13 +103,13 @@ class Request:
 
     def settings(self, model: nn.Module) -> dict[str, Any]:
         """What the figures of ``model`` depend on, apart from the variants and what is timed."""
-        dense = isinstance(model, DenseModel)
+        dense = isinstance(model, PixelModel)
         data = asdict(self.images(dense))
         del data["workers"]
         names = ("model", "pretrained", "checkpoint", "num_classes", "in_chans")
         runtime = asdict(self.runtime) | {"dtype": self.runtime.dtype}
         settings = {name: getattr(self, name) for name in names} | data | runtime
-        if isinstance(model, DenseModel):
+        if isinstance(model, PixelModel):
             settings |= {"task": model.task.to_dict(), "head": model.head.name}
             settings |= {"slide": self.slide, "stride": self.stride}
         return settings
@@ -173,7 +173,7 @@ def measure(request: Request, *, batches: Sequence[int] = (), rounds: int = 0, c
     if results.skipped:
         names = ", ".join(results.skipped[:5]) + (", …" if len(results.skipped) > 5 else "")
         note(f"{len(results.skipped)} image files cannot be read and were left out: {names}")
-    if isinstance(dense, DenseModel) and results.rows and len(results.rows[0].metrics) == 1:
+    if isinstance(dense, PixelModel) and results.rows and len(results.rows[0].metrics) == 1:
         note(f"no target has a pixel that counts, so all are compared with the dense model alone: {dense.task.counts}")
     for name, reason in results.left_out.items():
         note(f"left out: {name}: {reason}")
@@ -200,7 +200,7 @@ def _check(request: Request, runtime: Runtime) -> None:
 
 def _images(request: Request, dense: nn.Module) -> tuple[ImageStream, Judge]:
     """What to measure on, and how answers are compared."""
-    if not isinstance(dense, DenseModel):
+    if not isinstance(dense, PixelModel):
         return open_images(request.images(False), dense), judge_of(dense)
     if request.stride is not None and request.slide is None:
         raise TokensieveError("--stride is between sliding windows: give --slide N, the images' short side")
@@ -209,7 +209,7 @@ def _images(request: Request, dense: nn.Module) -> tuple[ImageStream, Judge]:
         return images, dense.judge()
     window, batch = images.window, request.images(True).batch_size
     stride = None if request.stride is None else (request.stride, request.stride)
-    return images, DenseJudge(dense.task, lambda model: sliding(model, window, stride, batch))
+    return images, PixelJudge(dense.task, lambda model: sliding(model, window, stride, batch))
 
 
 def _models(request: Request) -> tuple[nn.Module, dict[str, nn.Module]]:
@@ -227,7 +227,7 @@ def _models(request: Request) -> tuple[nn.Module, dict[str, nn.Module]]:
     saved = ts.is_applied(model)
     if not has_weights(request.model, request.pretrained, request.checkpoint):
         note("the weights are random: give --pretrained or --checkpoint FILE; speed and MACs hold, accuracy does not")
-    elif isinstance(model, DenseModel) and request.task not in (None, CLASSIFICATION) and not is_saved(request.model):
+    elif isinstance(model, PixelModel) and request.task not in (None, CLASSIFICATION) and not is_saved(request.model):
         note("the head is random: give a folder that tokensieve train wrote; speed and MACs hold, the figures do not")
     if not saved:
         return model, {}

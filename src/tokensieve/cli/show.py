@@ -16,7 +16,7 @@ from tokensieve.methods._spec import sweep
 from tokensieve.models.load import has_weights, is_saved
 from tokensieve.models.runtime import check_device
 from tokensieve.pixels.arguments import TaskArguments, create_model
-from tokensieve.pixels.model import DenseModel
+from tokensieve.pixels.model import PixelModel
 from tokensieve.show.images import read_image
 from tokensieve.show.run import class_names, show_rows
 from tokensieve.show.write import check_output, write_rows
@@ -55,7 +55,7 @@ def show(
     """Draw what methods do to the patches of images, site by site.
 
     One row for each image and method: which patches attend, are merged with which others, are skipped, are pruned,
-    with token counts, and the predicted class of the dense and of the reduced model. Of a dense task (segmentation,
+    with token counts, and the predicted class of the dense and of the reduced model. Of a pixel task (segmentation,
     depth): the image, the dense prediction, the reduced one, where they differ, and the patches.
 
     Example: tokensieve show deit_tiny_patch16_224 cat.jpg --pretrained --method bat:keep=0.7 --method tome:r=13
@@ -74,12 +74,12 @@ def show(
         img_size=img_size,
     )
     config = data_config(net, img_size=img_size, crop_pct=crop_pct, interpolation=interpolation, mean=mean, std=std)
-    if isinstance(net, DenseModel) and crop_pct is None:  # dense tasks see the whole image, as they are evaluated
+    if isinstance(net, PixelModel) and crop_pct is None:  # pixel tasks see the whole image, as they are evaluated
         config |= {"crop_pct": 1.0, "crop_mode": "squash"}
     trained = has_weights(model, pretrained, checkpoint)
     if not trained:
         note("the weights are random: give --pretrained or --checkpoint FILE to see a trained model")
-    elif isinstance(net, DenseModel) and not is_saved(model):
+    elif isinstance(net, PixelModel) and not is_saved(model):
         note("the head is random: give a folder that tokensieve train wrote to see a trained one")
     classes = int(getattr(net, "num_classes", 0))
     names = None if class_map is None else class_names(class_map, classes)

@@ -74,7 +74,7 @@ class TrainRequest(RecipeChanges):
         str | None,
         typer.Option(
             "--stage",
-            help="head, selectors, finetune, recover (no labels), scratch or pretrain. Default of dense tasks: head.",
+            help="head, selectors, finetune, recover (no labels), scratch or pretrain. Default of pixel tasks: head.",
         ),
     ] = None
     task: o.Task = None
@@ -125,7 +125,7 @@ class TrainRequest(RecipeChanges):
         str,
         typer.Option(
             "--metric",
-            help="top1, agreement; of dense tasks mIoU, delta1: keep the weights that are best by it. Default: last.",
+            help="top1, agreement; of pixel tasks mIoU, delta1: keep the weights that are best by it. Default: last.",
         ),
     ] = ""
     patience: Annotated[
@@ -158,7 +158,7 @@ def train(
 ) -> None:
     """Train what a method learns, or the model around it; DIR ends with a model that tokensieve.load(DIR) reads.
 
-    head: that of a dense task, on a frozen backbone. selectors: freeze the model, fit ToSA's selectors to attention
+    head: that of a pixel task, on a frozen backbone. selectors: freeze the model, fit ToSA's selectors to attention
     maps, without labels. finetune: task loss and distillation from the dense model. recover: the dense model teaches
     the reduced one, without labels. scratch: from random weights. pretrain: a plain ViT without labels, by DenseDINO.
     Under accelerate launch on many devices. DIR gets checkpoints, log.csv, log.jsonl, curves.png, bench.json and

@@ -82,7 +82,7 @@ def oracle(model: nn.Module, report: MacReport) -> nn.Module:
     """The dense ``model`` on the token counts of ``report``, selecting ``x[:, :n]``: what any method could reach.
 
     A copy that shares the weights of ``model`` and uses no engine. Its answers mean nothing; only its time does.
-    Tokens that come back later (a skipped block) wait beside it and are concatenated again. Where a dense head reads a
+    Tokens that come back later (a skipped block) wait beside it and are concatenated again. Where a pixel head reads a
     block (``model.taps``), what is gone comes back as zeros.
 
     Args:

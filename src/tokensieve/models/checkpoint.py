@@ -26,8 +26,8 @@ from tokensieve.families._locate import family_of, irreducible
 from tokensieve.methods._method import Method
 from tokensieve.methods._registry import method_class
 from tokensieve.models.transformers import PREFIX, HuggingFaceModel, describe, is_transformers, rebuild
-from tokensieve.pixels.model import DenseModel, dense_config
-from tokensieve.pixels.model import from_config as dense_from_config
+from tokensieve.pixels.model import PixelModel, pixel_config
+from tokensieve.pixels.model import from_config as pixel_from_config
 from tokensieve.utils.names import nearest
 
 CONFIG_NAME = "tokensieve.json"
@@ -64,8 +64,8 @@ def base_of(model: nn.Module) -> tuple[str, dict[str, Any]]:
     Raises:
         TokensieveError: the model was not made by ``timm.create_model`` and is not of transformers.
     """
-    dense = isinstance(model, DenseModel)
-    if isinstance(model, DenseModel):
+    dense = isinstance(model, PixelModel)
+    if isinstance(model, PixelModel):
         model = model.backbone
     if isinstance(model, HuggingFaceModel) or is_transformers(model):
         return describe(model)
@@ -135,7 +135,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, force: bool = Fals
         "multiple": engine.multiple_of(model),
         "masked": any(site.masked for site in engine.sites(model)),
         "taps": engine.taps_of(model),
-    } | ({"dense": dense_config(model)} if isinstance(model, DenseModel) else {})
+    } | ({"dense": pixel_config(model)} if isinstance(model, PixelModel) else {})
     beside = target.with_name(f".{target.name}.writing")
     try:
         shutil.rmtree(beside, ignore_errors=True)
@@ -211,7 +211,7 @@ def load(folder: str | os.PathLike[str]) -> nn.Module:
     name = config["model"]["name"]
     model = _dense(name, config["model"]["args"], source)
     if "dense" in config:
-        model = dense_from_config(model, config["dense"])
+        model = pixel_from_config(model, config["dense"])
     methods = [method_from_dict(saved) for saved in config["methods"]]
     if methods:
         engine.apply(

@@ -1,4 +1,4 @@
-"""What a dense task is asked for, and the task, the model and the images that follow from it."""
+"""What a pixel task is asked for, and the task, the model and the images that follow from it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from tokensieve.errors import TokensieveError
 from tokensieve.models.load import ImgSize, create
 from tokensieve.pixels.depth import Depth
-from tokensieve.pixels.model import TASKS, DenseModel, dense_model
+from tokensieve.pixels.model import TASKS, PixelModel, pixel_model
 from tokensieve.pixels.segmentation import Segmentation
 from tokensieve.pixels.task import Task
 from tokensieve.utils.names import nearest
@@ -21,7 +21,7 @@ CLASSIFICATION = "classification"
 
 @dataclass(frozen=True, kw_only=True)
 class TaskArguments:
-    """A dense task as the command line asks for it; None means as the saved model has it, or the default.
+    """A pixel task as the command line asks for it; None means as the saved model has it, or the default.
 
     Attributes:
         task: "classification", "segmentation", "depth", or None for that of the saved model.
@@ -61,7 +61,7 @@ class TaskArguments:
             )
         if self.task == CLASSIFICATION and self.given():
             name = next(iter(self.given())).replace("_", "-")
-            raise TokensieveError(f"--{name} is for dense tasks: give --task {' or '.join(TASKS)}")
+            raise TokensieveError(f"--{name} is for pixel tasks: give --task {' or '.join(TASKS)}")
 
     def options(self, kind: type[Task]) -> dict[str, Any]:
         """The options of ``kind`` that are set.
@@ -111,18 +111,18 @@ def create_model(
 
 
 def with_head(model: nn.Module, arguments: TaskArguments, classes: int | None) -> nn.Module:
-    """``model`` as the task wants it: a saved dense model with these options, or a backbone with a fresh head.
+    """``model`` as the task wants it: a saved ``PixelModel`` with these options, or a backbone with a fresh head.
 
     Args:
-        model: a classifier or a dense model, in evaluation mode.
-        arguments: what is asked for; with neither task nor a dense model it stays a classifier.
+        model: a classifier or a ``PixelModel``, in evaluation mode.
+        arguments: what is asked for; with neither task nor a ``PixelModel`` it stays a classifier.
         classes: of a segmentation.
 
     Raises:
         TokensieveError: another task than the saved model's, options of another task, or no number of classes.
     """
     arguments.check()
-    if isinstance(model, DenseModel):
+    if isinstance(model, PixelModel):
         own = model.task
         if arguments.task not in (None, own.name):
             raise TokensieveError(
@@ -137,7 +137,7 @@ def with_head(model: nn.Module, arguments: TaskArguments, classes: int | None) -
     if arguments.task in (None, CLASSIFICATION):
         if arguments.given():
             name = next(iter(arguments.given())).replace("_", "-")
-            raise TokensieveError(f"--{name} is for dense tasks: give --task {' or '.join(TASKS)}")
+            raise TokensieveError(f"--{name} is for pixel tasks: give --task {' or '.join(TASKS)}")
         return model
     kind = TASKS[arguments.task]
     options = arguments.options(kind)
@@ -149,4 +149,4 @@ def with_head(model: nn.Module, arguments: TaskArguments, classes: int | None) -
         if classes is not None:
             raise TokensieveError(f"--num-classes is not for {kind.name}: leave it out")
         task = Depth(**options)
-    return dense_model(model, task, arguments.head or "linear")
+    return pixel_model(model, task, arguments.head or "linear")

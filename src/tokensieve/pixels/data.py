@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from tokensieve.data.images import DataArguments
 from tokensieve.data.stream import ImageStream, evenly
 from tokensieve.errors import TokensieveError
-from tokensieve.pixels.model import DenseModel
+from tokensieve.pixels.model import PixelModel
 from tokensieve.pixels.sliding import filling
 from tokensieve.pixels.sources import Source, find_pairs
 from tokensieve.pixels.task import Task
@@ -76,7 +76,7 @@ class PairStream(ImageStream):
         return images[torch.arange(count) % len(images)]
 
 
-def open_pairs(arguments: DataArguments, model: DenseModel, *, slide: int | None = None) -> PairStream:
+def open_pairs(arguments: DataArguments, model: PixelModel, *, slide: int | None = None) -> PairStream:
     """The images and targets that ``arguments`` name, prepared for ``model``; targets stay as large as they are.
 
     Args:
@@ -127,7 +127,7 @@ def open_source(arguments: DataArguments, task: Task) -> tuple[Source, tuple[str
 
 def training_pairs(
     arguments: DataArguments,
-    model: DenseModel,
+    model: PixelModel,
     *,
     scale: tuple[float, float] | None,
     hflip: float,

@@ -1,4 +1,4 @@
-"""Training dense models: a head on a frozen backbone, and a reduced backbone by the maps of the dense one."""
+"""Training a ``PixelModel``: a head on a frozen backbone, and a reduced backbone by the maps of the dense one."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import torch
 from torch import Tensor, nn
 
 from tokensieve.families._locate import family_of
-from tokensieve.pixels.model import DenseModel
+from tokensieve.pixels.model import PixelModel
 from tokensieve.train.objective import Objective
 
 
 class FitHead(Objective):
-    """The head of a dense model, by the loss of its task; the backbone is frozen and runs without gradient.
+    """The head of a ``PixelModel``, by the loss of its task; the backbone is frozen and runs without gradient.
 
     Args:
-        model: the dense model, no methods applied.
+        model: the model, no methods applied.
     """
 
-    model: DenseModel
+    model: PixelModel
 
-    def __init__(self, model: DenseModel) -> None:
+    def __init__(self, model: PixelModel) -> None:
         super().__init__()
         self.model = model
         model.backbone.requires_grad_(False)
@@ -50,13 +50,13 @@ class RecoverMaps(Objective):
     the blocks that are read.
 
     Args:
-        model: the dense model with methods applied.
+        model: the model, with methods applied.
         teacher: the same without.
     """
 
-    model: DenseModel
+    model: PixelModel
 
-    def __init__(self, model: DenseModel, teacher: DenseModel) -> None:
+    def __init__(self, model: PixelModel, teacher: PixelModel) -> None:
         super().__init__()
         self.model = model
         model.head.requires_grad_(False)

@@ -60,7 +60,7 @@ def open_hub(dataset: str, split: str, task: Task) -> HubPairs:
     try:
         import datasets
     except ModuleNotFoundError as error:
-        raise TokensieveError("Hugging Face data sets need datasets: pip install 'tokensieve[dense]'") from error
+        raise TokensieveError("Hugging Face data sets need datasets: pip install 'tokensieve[pixels]'") from error
     place, _, config = name.partition(":")
     try:
         if Path(place).is_dir():

@@ -14,7 +14,7 @@ from torchmetrics.functional import mean_absolute_percentage_error, mean_squared
 from tokensieve.measure.judge import add_counts
 from tokensieve.pixels.depth import Depth
 from tokensieve.pixels.segmentation import Segmentation
-from tokensieve.pixels.task import DenseOutcome
+from tokensieve.pixels.task import PixelOutcome
 
 
 class SegmentationMeters:
@@ -55,10 +55,10 @@ class SegmentationMeters:
         self.labelled += other.labelled
         add_counts(self.counts, other.counts)
 
-    def compute(self) -> DenseOutcome:
+    def compute(self) -> PixelOutcome:
         """The figures over everything seen so far."""
         names = [name for name in self.counts if self.labelled or name == "agreement"]
-        return DenseOutcome(self.images, {name: 100 * self.counts[name].compute().item() for name in names})
+        return PixelOutcome(self.images, {name: 100 * self.counts[name].compute().item() for name in names})
 
 
 def depth_errors(found: Tensor, target: Tensor) -> dict[str, float]:
@@ -114,10 +114,10 @@ class DepthMeters:
         self.errors += other.errors
         self.apart += other.apart
 
-    def compute(self) -> DenseOutcome:
+    def compute(self) -> PixelOutcome:
         """The figures over everything seen so far, the same to the last bit in whatever order it came."""
         metrics = {}
         if self.errors:
             count = len(self.errors)
             metrics = {name: math.fsum(one[name] for one in self.errors) / count for name in self.errors[0]}
-        return DenseOutcome(self.images, metrics | {"vs_dense": 100 * math.fsum(self.apart) / self.images})
+        return PixelOutcome(self.images, metrics | {"vs_dense": 100 * math.fsum(self.apart) / self.images})

@@ -1,4 +1,4 @@
-"""A dense model: a timm backbone and a head on the maps that its blocks give back."""
+"""A model of pixels: a timm backbone and a head on the maps that its blocks give back."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tokensieve.families._locate import family_of
 from tokensieve.pixels.depth import Depth
 from tokensieve.pixels.heads import Head, build_head
 from tokensieve.pixels.segmentation import Segmentation
-from tokensieve.pixels.task import DenseJudge, Task, from_dict
+from tokensieve.pixels.task import PixelJudge, Task, from_dict
 
 TASKS: dict[str, type[Task]] = {kind.name: kind for kind in (Segmentation, Depth)}
 
 
-class DenseModel(nn.Module):
+class PixelModel(nn.Module):
     """Images (B, C, H, W) to logits (B, K, H, W), or to depth (B, 1, H, W) in metres.
 
     The backbone is read through its own ``forward_intermediates``: reduced by ``ts.apply`` it gives every patch back
@@ -58,9 +58,9 @@ class DenseModel(nn.Module):
         """Classes of a segmentation; 0 for depth."""
         return self.task.channels if isinstance(self.task, Segmentation) else 0
 
-    def judge(self) -> DenseJudge:
+    def judge(self) -> PixelJudge:
         """How ``measure`` compares models of this kind."""
-        return DenseJudge(self.task)
+        return PixelJudge(self.task)
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """The feature maps (B, C, h, w) that the head reads, behind the backbone's last norm, every patch in place.
@@ -73,7 +73,7 @@ class DenseModel(nn.Module):
         if wanted is not None and getattr(embed, "strict_img_size", True) and size != tuple(wanted):
             raise TokensieveError(
                 f"the backbone takes images of {wanted[0]} × {wanted[1]} pixels, got {size[0]} × {size[1]}: resize "
-                "them, slide over them (tokensieve.tasks.sliding), or create the model with that img_size"
+                "them, slide over them (tokensieve.pixels.sliding), or create the model with that img_size"
             )
         backbone: Any = self.backbone
         maps: list[Tensor] = backbone.forward_intermediates(
@@ -98,8 +98,8 @@ class DenseModel(nn.Module):
         return self.task.activate(outputs)
 
 
-def dense_model(backbone: nn.Module, task: Task, head: str = "linear") -> DenseModel:
-    """A dense model with a fresh head; ``backbone`` loses its classifier, in place.
+def pixel_model(backbone: nn.Module, task: Task, head: str = "linear") -> PixelModel:
+    """A model of pixels with a fresh head; ``backbone`` loses its classifier, in place.
 
     Args:
         backbone: a timm model of a known family, with methods applied or without.
@@ -112,21 +112,21 @@ def dense_model(backbone: nn.Module, task: Task, head: str = "linear") -> DenseM
     """
     located = family_of(backbone)
     if not hasattr(backbone, "forward_intermediates"):
-        raise TokensieveError(f"{type(backbone).__name__} has no forward_intermediates: a dense head cannot read it")
+        raise TokensieveError(f"{type(backbone).__name__} has no forward_intermediates: a pixel head cannot read it")
     reset: Any = getattr(backbone, "reset_classifier", None)
     if reset is not None:
         reset(0)
     layout = located.family.layout(located.owner)
-    return DenseModel(backbone, build_head(head, layout.dim, layout.depth, task.channels), task).eval()
+    return PixelModel(backbone, build_head(head, layout.dim, layout.depth, task.channels), task).eval()
 
 
-def dense_config(model: DenseModel) -> dict[str, Any]:
-    """Task and head as they are saved."""
+def pixel_config(model: PixelModel) -> dict[str, Any]:
+    """Task and head, as written to a saved model (there under the key "dense", which files have had from the start)."""
     return {"task": model.task.to_dict(), "head": model.head.name}
 
 
-def from_config(backbone: nn.Module, config: dict[str, Any]) -> DenseModel:
-    """The dense model of a saved config, its head fresh.
+def from_config(backbone: nn.Module, config: dict[str, Any]) -> PixelModel:
+    """The model of pixels that a saved config names, its head fresh.
 
     Raises:
         TokensieveError: a task, an option or a head that this version does not have.
@@ -137,4 +137,4 @@ def from_config(backbone: nn.Module, config: dict[str, Any]) -> DenseModel:
         raise TokensieveError(
             f"the saved model is damaged, or of a task this version does not have: {error}"
         ) from error
-    return dense_model(backbone, from_dict(kind, options), head)
+    return pixel_model(backbone, from_dict(kind, options), head)

@@ -66,7 +66,7 @@ def open_nyu(file: str, split: str, task: Task) -> tuple[NYUPairs, tuple[str, ..
     try:
         import h5py  # noqa: F401 - opened in NYUPairs
     except ModuleNotFoundError as error:
-        raise TokensieveError("NYU's .mat file needs h5py: pip install 'tokensieve[dense]'") from error
+        raise TokensieveError("NYU's .mat file needs h5py: pip install 'tokensieve[pixels]'") from error
     if not Path(file).is_file():
         raise TokensieveError(f"the file {file!r} does not exist: give nyu_depth_v2_labeled.mat")
     variable = "depths" if task.name == "depth" else "labels"

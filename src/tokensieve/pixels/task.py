@@ -1,4 +1,4 @@
-"""What a dense task is: what its targets look like, what is learned, what is measured."""
+"""What a pixel task is: what its targets look like, what is learned, what is measured."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Answers = list[Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
-    """A dense task with its options; saved with the head that was trained for it.
+    """A pixel task with its options; saved with the head that was trained for it.
 
     Class attributes:
         name: what the command line calls it.
@@ -81,8 +81,8 @@ class Task(ABC):
 
 
 @dataclass(frozen=True)
-class DenseOutcome:
-    """What ``bench`` writes of a dense model.
+class PixelOutcome:
+    """What ``bench`` writes of a ``PixelModel``.
 
     Attributes:
         images: how many there were.
@@ -94,8 +94,8 @@ class DenseOutcome:
 
 
 @dataclass(frozen=True)
-class DenseJudge(Judge):
-    """Compares dense predictions at the size of their targets.
+class PixelJudge(Judge):
+    """Compares predictions of pixels at the size of their targets.
 
     Attributes:
         task: what is predicted.

@@ -71,7 +71,7 @@ class SiteMap:
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """A picture beside what the model sees, such as a dense prediction.
+    """A picture beside what the model sees, such as a predicted map.
 
     Attributes:
         title: the line above. picture: (height, width, 3) uint8. note: the line below.

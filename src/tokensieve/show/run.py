@@ -17,10 +17,10 @@ from tokensieve import applied, apply, is_applied, remove, spell, trace
 from tokensieve.errors import TokensieveError
 from tokensieve.families._locate import family_of
 from tokensieve.methods._method import Method
-from tokensieve.pixels.model import DenseModel
-from tokensieve.show.dense import prediction_panels
+from tokensieve.pixels.model import PixelModel
 from tokensieve.show.images import model_input, model_view
 from tokensieve.show.maps import MOST_SITES, Panel, Row, choose, site_maps
+from tokensieve.show.pixels import prediction_panels
 
 WNID = re.compile(r"n\d{8}")
 
@@ -65,8 +65,8 @@ def show_rows(
         variants: compositions of methods; empty for the methods that are applied already.
         config: how images are prepared for the model, see ``measure.transform.data_config``.
         names: what to call the model's classes; None for their numbers.
-        predict: whether to caption rows with the predicted class, dense and reduced; dense tasks get pictures.
-        blocks: the blocks to show; default up to six sites, evenly spread, and the last site of dense tasks.
+        predict: whether to caption rows with the predicted class, dense and reduced; pixel tasks get pictures.
+        blocks: the blocks to show; default up to six sites, evenly spread, and the last site of pixel tasks.
         step: called after every row.
 
     Raises:
@@ -88,10 +88,10 @@ def show_rows(
     device = next(model.parameters()).device
     inputs = [model_input(image, config).to(device) for _, image in images]
     views = [model_view(image, config) for _, image in images]
-    task = dense.task if isinstance(dense, DenseModel) else None
+    task = dense.task if isinstance(dense, PixelModel) else None
     predict = predict and task is None
     before = [f"dense: {_prediction(dense, x, names)}   ·   " if predict else "" for x in inputs]
-    maps_before = [_dense_prediction(dense, x) if task is not None else None for x in inputs]
+    maps_before = [_pixel_prediction(dense, x) if task is not None else None for x in inputs]
 
     acting: set[int] = set()
 
@@ -104,7 +104,7 @@ def show_rows(
         panels: tuple[Panel, ...] = ()
         expected = maps_before[index]
         if task is not None and expected is not None:
-            panels = prediction_panels(task, expected, _dense_prediction(model, inputs[index]))
+            panels = prediction_panels(task, expected, _pixel_prediction(model, inputs[index]))
         return Row(
             method=spell(applied(model)),
             image=images[index][0],
@@ -147,7 +147,7 @@ def _check_blocks(blocks: Sequence[int] | None, acting: set[int]) -> None:
         )
 
 
-def _dense_prediction(model: Any, x: Tensor) -> Tensor:
+def _pixel_prediction(model: Any, x: Tensor) -> Tensor:
     with torch.inference_mode():
         prediction: Tensor = model.task.decide(model(x)[0].float().cpu())
     return prediction

@@ -30,7 +30,7 @@ class TrainArguments(TaskArguments):
         steps: updates in all; None follows the epochs.
         checkpoint_every, log_every: in updates; None for once an epoch, and about a hundred lines.
         evaluate_every: updates between evaluations; None for once an epoch, 0 for the end only.
-        metric: "top1", "agreement", of dense tasks "mIoU" or "delta1" and the like, or "": what the result is chosen
+        metric: "top1", "agreement", of pixel tasks "mIoU" or "delta1" and the like, or "": what the result is chosen
             by and ``patience`` counts on.
         patience: evaluations without a better metric that end the run; 0 for never.
         second_pass: fit selectors to the maps of the reduced network itself.

@@ -26,7 +26,7 @@ from tokensieve.data.transforms import data_config
 from tokensieve.errors import TokensieveError
 from tokensieve.models.load import ImgSize
 from tokensieve.pixels.data import Pairs, open_source, plain_pairs, training_pairs
-from tokensieve.pixels.model import DenseModel
+from tokensieve.pixels.model import PixelModel
 from tokensieve.train.recipe import Recipe
 from tokensieve.utils.processes import leave_interrupts_to_the_parent
 
@@ -159,7 +159,7 @@ def open_training_images(
 
 
 def open_training_pairs(
-    arguments: DataArguments, folders: tuple[str, ...], model: DenseModel, recipe: Recipe, labelled: bool, seed: int
+    arguments: DataArguments, folders: tuple[str, ...], model: PixelModel, recipe: Recipe, labelled: bool, seed: int
 ) -> tuple[TrainingImages, tuple[str, ...]]:
     """Images for a dense model, with targets (H, W) where they are learned from; else as ``open_training_images``.
 
@@ -179,7 +179,7 @@ def open_training_pairs(
     return TrainingImages(pairs, seed), notes
 
 
-def _has_targets(folder: str, arguments: DataArguments, model: DenseModel) -> bool:
+def _has_targets(folder: str, arguments: DataArguments, model: PixelModel) -> bool:
     try:
         open_source(dataclasses.replace(arguments, data=folder), model.task)
     except TokensieveError:

@@ -20,7 +20,7 @@ from tokensieve.errors import TokensieveError
 from tokensieve.measure.macs import count
 from tokensieve.pixels.arguments import create_model
 from tokensieve.pixels.data import open_pairs
-from tokensieve.pixels.model import DenseModel
+from tokensieve.pixels.model import PixelModel
 from tokensieve.train.arguments import TrainArguments
 from tokensieve.train.data import TrainingImages, folders_of, open_training_images, open_training_pairs
 from tokensieve.train.devices import accelerator_for
@@ -146,14 +146,14 @@ def prepare(arguments: TrainArguments, terms: Sequence[Term] = ()) -> Prepared:
         interpolation=arguments.interpolation,
         mean=arguments.mean,
         std=arguments.std,
-        batch_size=8 if isinstance(job.dense, DenseModel) else 64,
+        batch_size=8 if isinstance(job.dense, PixelModel) else 64,
         workers=arguments.workers,
         limit=arguments.limit,
     )
     if recipe.mixes and recipe.batch_size % 2:
         raise TokensieveError(f"mixup pairs images up: --batch-size must be even, got {recipe.batch_size}")
     given = (recipe, job.labelled, arguments.seed)
-    if isinstance(job.dense, DenseModel):
+    if isinstance(job.dense, PixelModel):
         images, notes = open_training_pairs(source, arguments.data, job.dense, *given)
     else:
         images, notes = open_training_images(source, arguments.data, job.dense, *given)
@@ -169,7 +169,7 @@ def prepare(arguments: TrainArguments, terms: Sequence[Term] = ()) -> Prepared:
 
 def _check_metric(metric: str, model: nn.Module) -> None:
     known: tuple[str, ...] = ("top1", "agreement")
-    if isinstance(model, DenseModel):
+    if isinstance(model, PixelModel):
         known = (*model.task.rising, "agreement") if model.task.name == "segmentation" else model.task.rising
     if metric and metric not in known:
         raise TokensieveError(f"--metric must be {' or '.join(known)}, got {metric!r}")
@@ -211,4 +211,4 @@ def _evaluation_images(arguments: TrainArguments, source: DataArguments, model: 
     if arguments.val_data is None and not arguments.dataset:
         return None
     asked = dataclasses.replace(source, data=arguments.val_data, split=arguments.val_split, limit=arguments.val_limit)
-    return open_pairs(asked, model) if isinstance(model, DenseModel) else open_images(asked, model)
+    return open_pairs(asked, model) if isinstance(model, PixelModel) else open_images(asked, model)

@@ -21,7 +21,7 @@ from tokensieve.measure.results import Results
 from tokensieve.measure.timing import Progress
 from tokensieve.models.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_weights, save
 from tokensieve.pixels.fit import FitHead
-from tokensieve.pixels.model import DenseModel
+from tokensieve.pixels.model import PixelModel
 from tokensieve.train import report
 from tokensieve.train.arguments import TrainArguments
 from tokensieve.train.data import plain_sample
@@ -154,7 +154,7 @@ def _evaluate(images: ImageStream, job: Job) -> Evaluate:
             if not answers:
                 answers.extend(answers_of(job.dense, images, judge=judge)[0])
             found = compare(run, iter(answers), images, judge=judge)
-        known = found.metrics if isinstance(job.dense, DenseModel) else dataclasses.asdict(found)
+        known = found.metrics if isinstance(job.dense, PixelModel) else dataclasses.asdict(found)
         return {
             f"val/{n}": v
             for n, v in known.items()

@@ -16,7 +16,7 @@ from tokensieve.attention.selector import Selector
 from tokensieve.errors import TokensieveError
 from tokensieve.families._locate import blocks_of, family_of, irreducible
 from tokensieve.pixels.fit import FitHead, RecoverMaps
-from tokensieve.pixels.model import DenseModel
+from tokensieve.pixels.model import PixelModel
 from tokensieve.prototype.densedino import DenseDINO, check_model
 from tokensieve.train.losses import Added, Term, TokenLabels, terms_of
 from tokensieve.train.objective import FineTune, Objective
@@ -77,7 +77,7 @@ def build(
     """
     if stage == "head":
         return _head(model)
-    if isinstance(model, DenseModel) and stage not in ("selectors", "recover"):
+    if isinstance(model, PixelModel) and stage not in ("selectors", "recover"):
         raise TokensieveError(f"dense models have the stages head, selectors and recover, not {stage}")
     if stage not in ("scratch", "pretrain") and not ts.is_applied(model):
         raise TokensieveError(f"the stage {stage} needs a method: give --method, or a folder written by ts.save")
@@ -99,7 +99,7 @@ def build(
             part.requires_grad_(False)
     _train_only(model, recipe.train_only)
     _drop_paths(model, recipe.drop_path)
-    if isinstance(model, DenseModel) and isinstance(dense, DenseModel):
+    if isinstance(model, PixelModel) and isinstance(dense, PixelModel):
         return Job(RecoverMaps(model, copy.deepcopy(dense)), dense, {"maps": 1.0}, labelled=False)
     labelled = stage != "recover"
     summed = [*terms_of(recipe, labelled), *terms]
@@ -122,9 +122,9 @@ def build(
 
 def _head(model: nn.Module) -> Job:
     """The head of a dense model learns its task; the backbone is frozen."""
-    if not isinstance(model, DenseModel):
+    if not isinstance(model, PixelModel):
         raise TokensieveError(
-            "the stage head trains the head of a dense task: give --task segmentation or --task depth"
+            "the stage head trains the head of a pixel task: give --task segmentation or --task depth"
         )
     if ts.is_applied(model):
         raise TokensieveError(

@@ -1,4 +1,4 @@
-"""Pictures of dense predictions: classes or depth as colours, and where two predictions differ."""
+"""Pictures of what pixel tasks predict: classes or depth as colours, and where two predictions differ."""
 
 from __future__ import annotations
 
