@@ -31,7 +31,7 @@ from growth import exponent
 from measure_dense import at_factor
 from tokensieve.data.images import DataArguments, open_images
 from tokensieve.errors import TokensieveError
-from tokensieve.measure.bench import reduce
+from tokensieve.measure.benchmark import reduce
 from tokensieve.measure.macs import count
 from tokensieve.measure.results import DENSE, environment
 from tokensieve.measure.timing import Variant, time_variants

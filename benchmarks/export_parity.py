@@ -31,7 +31,7 @@ from tokensieve.export.check import WithTokens, settled
 from tokensieve.export.format import Format
 from tokensieve.export.torch_program import TRACED_BATCH, trace
 from tokensieve.measure import speed
-from tokensieve.measure.bench import reduce
+from tokensieve.measure.benchmark import reduce
 from tokensieve.measure.macs import count
 from tokensieve.measure.results import environment
 from tokensieve.models.load import create, share_weights

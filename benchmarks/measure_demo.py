@@ -15,10 +15,10 @@ from typing import Literal
 import tokensieve as ts
 from tokensieve.demo.run import digits
 from tokensieve.demo.trained import TRAINED
-from tokensieve.measure.bench import bench, reduce
+from tokensieve.measure.benchmark import bench, reduce
 from tokensieve.measure.macs import count
 from tokensieve.measure.results import Results
-from tokensieve.measure.solve import solve
+from tokensieve.measure.solver import solve
 from tokensieve.methods.tosa import ToSA
 
 CONTROLS: tuple[Literal["own", "class", "random"], ...] = ("own", "class", "random")

@@ -26,11 +26,11 @@ from tokensieve.engine.counts import counts
 from tokensieve.engine.schedule import schedule
 from tokensieve.errors import TokensieveError
 from tokensieve.families._locate import family_of
-from tokensieve.measure.bench import bench, reduce
+from tokensieve.measure.benchmark import bench, reduce
 from tokensieve.measure.knob import Knob
 from tokensieve.measure.macs import count
 from tokensieve.measure.results import Row, open_results
-from tokensieve.measure.solve import solve
+from tokensieve.measure.solver import solve
 from tokensieve.methods.tosa import ToSA
 from tokensieve.pixels.data import open_pairs
 from tokensieve.pixels.model import PixelModel
@@ -45,7 +45,7 @@ LEADS = {"segmentation": "mIoU", "depth": "RMSE"}
 def at_factor(dense: nn.Module, methods: tuple[ts.Method, ...], factor: float, sample: Tensor) -> tuple[ts.Method, ...]:
     """The composition with its knob set to 1/``factor`` of the dense MACs, as nearly as the knob allows.
 
-    Unlike ``measure.solve`` this counts by the methods' own schedules and runs nothing, except where images keep
+    Unlike ``measure.solver`` this counts by the methods' own schedules and runs nothing, except where images keep
     different numbers of tokens.
 
     Raises:

@@ -18,7 +18,7 @@ import torch
 
 import tokensieve as ts
 from tokensieve.data.images import DataArguments, open_images
-from tokensieve.measure.bench import bench
+from tokensieve.measure.benchmark import bench
 from tokensieve.measure.results import Results
 from tokensieve.methods.tosa import ToSA
 from tokensieve.train.prepare import replace_methods

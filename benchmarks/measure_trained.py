@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tokensieve as ts
 from tokensieve.data.images import DataArguments, open_images
-from tokensieve.measure.bench import bench, reduce
+from tokensieve.measure.benchmark import bench, reduce
 from tokensieve.measure.results import Results
 from tokensieve.models.load import create
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import tokensieve as ts
 from cells import Cell, Setting
 from tokensieve.data.images import DataArguments, open_images
-from tokensieve.measure.bench import COUNTED_IMAGES, reduce
+from tokensieve.measure.benchmark import COUNTED_IMAGES, reduce
 from tokensieve.measure.macs import MacReport, count
 from tokensieve.measure.results import DENSE
 from tokensieve.measure.timing import Variant

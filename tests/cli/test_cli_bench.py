@@ -9,7 +9,7 @@ import torch
 from calling import call, fails
 from PIL import Image
 
-from tokensieve.measure import bench as measuring
+from tokensieve.measure import benchmark as measuring
 from tokensieve.methods import _registry as registry
 
 MODEL = "test_vit"

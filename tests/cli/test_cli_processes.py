@@ -115,7 +115,7 @@ FAILS_IN_ONE = """
 import os
 from tokensieve.cli.app import main
 from tokensieve.errors import TokensieveError
-from tokensieve.measure import bench
+from tokensieve.measure import benchmark as bench
 
 def fails(*_, **__):
     raise TokensieveError("the second process cannot go on")

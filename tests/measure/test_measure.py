@@ -14,13 +14,13 @@ from torch import nn
 
 import tokensieve as ts
 from tokensieve.measure import memory, speed
-from tokensieve.measure.bench import reduce
+from tokensieve.measure.benchmark import reduce
 from tokensieve.measure.fidelity import compare
 from tokensieve.measure.macs import count
 from tokensieve.measure.oracle import oracle
 from tokensieve.measure.plot import pareto, series
 from tokensieve.measure.results import Row, Speed, open_results
-from tokensieve.measure.solve import solve
+from tokensieve.measure.solver import solve
 from tokensieve.models import load as model_module
 from tokensieve.models.load import create, has_weights, load_weights, share_weights
 

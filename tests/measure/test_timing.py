@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 
 import tokensieve as ts
 from tokensieve.measure import speed, timing
-from tokensieve.measure.bench import reduce
+from tokensieve.measure.benchmark import reduce
 from tokensieve.measure.macs import count
 from tokensieve.measure.results import DENSE
 from tokensieve.measure.speed import Timing

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import tokensieve as ts
-from tokensieve.measure.bench import reduce
+from tokensieve.measure.benchmark import reduce
 from tokensieve.measure.macs import BlockCount, count
 from tokensieve.methods.diffrate import LEARNED
 

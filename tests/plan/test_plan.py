@@ -21,7 +21,7 @@ import tokensieve as ts
 from tokensieve.cli.app import app
 from tokensieve.engine.counts import counts
 from tokensieve.engine.schedule import schedule
-from tokensieve.measure.bench import warn_of_slower
+from tokensieve.measure.benchmark import warn_of_slower
 from tokensieve.measure.results import DENSE, Results, Row, Speed
 from tokensieve.measure.speed import Timing
 from tokensieve.methods import _registry as registry

@@ -15,7 +15,7 @@ from torch import nn
 import tokensieve as ts
 from tokensieve.engine.probe import probe_input
 from tokensieve.measure.macs import count
-from tokensieve.measure.solve import solve
+from tokensieve.measure.solver import solve
 from tokensieve.plan.plan import make_plan
 from tokensieve.train.arguments import TrainArguments
 from tokensieve.train.loop import Told, make_optimizer

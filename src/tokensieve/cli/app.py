@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-import tokensieve
+from tokensieve._version import VERSION
 from tokensieve.cli.bench import bench
 from tokensieve.cli.demo import demo
 from tokensieve.cli.errors import reported
@@ -40,7 +40,7 @@ app.command("demo")(reported(demo))
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"tokensieve {tokensieve.__version__}")
+        typer.echo(f"tokensieve {VERSION}")
         raise typer.Exit
 
 

@@ -9,15 +9,17 @@ from typing import Annotated
 import typer
 from torch import nn
 
-import tokensieve as ts
 from tokensieve.cli import options as o
 from tokensieve.cli.output import errors, new_table, note, progress_bars, show_table
+from tokensieve.engine.apply import applied, apply
 from tokensieve.engine.probe import probe_input
 from tokensieve.errors import TokensieveError
 from tokensieve.export import FORMATS, Exported
 from tokensieve.export.check import random_images
-from tokensieve.export.run import check_request
+from tokensieve.export.run import check_request, export_model
 from tokensieve.export.speed import Realised, beside_dense
+from tokensieve.methods._method import Method
+from tokensieve.methods._spec import parse, spell
 from tokensieve.models.load import create
 
 
@@ -58,7 +60,7 @@ def export(
     both exported; F is what the MACs promise; "kept" is the share of S/F that survives the export.
     """
     check_request(output, format, opset, force)
-    methods = ts.parse(method) if method else ()
+    methods = parse(method) if method else ()
     net = create(
         model,
         pretrained=pretrained,
@@ -70,21 +72,21 @@ def export(
     _apply(net, methods)
     if not (pretrained or checkpoint or Path(model).is_dir() or ":" in model):
         note("the weights are random: give --pretrained or --checkpoint FILE")
-    with errors.status(f"exporting {ts.spell(ts.applied(net))} …"):
-        exported = ts.export_model(net, output, format=format, opset=opset, force=force)
+    with errors.status(f"exporting {spell(applied(net))} …"):
+        exported = export_model(net, output, format=format, opset=opset, force=force)
     realised = _timed(net, exported, tuple(dict.fromkeys(speed_batch_size or (1, 16))), rounds) if timing else []
-    _show(f"{model}, {ts.spell(ts.applied(net))}", exported, realised)
+    _show(f"{model}, {spell(applied(net))}", exported, realised)
     note("written: " + ", ".join(map(str, exported.form.files(output))))
 
 
-def _apply(model: nn.Module, methods: tuple[ts.Method, ...]) -> None:
-    applied = ts.applied(model)
-    if applied and methods:
-        raise TokensieveError(f"the saved model has {ts.spell(applied)} applied already: leave --method out")
-    if not applied and not methods:
+def _apply(model: nn.Module, methods: tuple[Method, ...]) -> None:
+    present = applied(model)
+    if present and methods:
+        raise TokensieveError(f"the saved model has {spell(present)} applied already: leave --method out")
+    if not present and not methods:
         raise TokensieveError("no method given: name one, such as --method bat:keep=0.7, or a folder from ts.save")
     if methods:
-        ts.apply(model, methods)
+        apply(model, methods)
 
 
 def _timed(model: nn.Module, exported: Exported, batches: Sequence[int], rounds: int) -> list[Realised]:

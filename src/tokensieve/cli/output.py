@@ -36,7 +36,7 @@ def new_table(title: str | None = None) -> Table:
 
 
 class Bars:
-    """Progress bars, one a phase (``tokensieve.measure.bench.Progress``)."""
+    """Progress bars, one a phase (``tokensieve.measure.benchmark.Progress``)."""
 
     def __init__(self, bars: RichProgress) -> None:
         self._bars = bars

@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-import tokensieve as ts
 from tokensieve.cli import options as o
 from tokensieve.cli.output import errors, new_table, note, show_table
 from tokensieve.errors import TokensieveError
+from tokensieve.models.checkpoint import save as save_model
 from tokensieve.models.load import create
 from tokensieve.models.runtime import Runtime
-from tokensieve.plan.plan import SpeedPlan
+from tokensieve.plan.plan import SpeedPlan, make_plan
 
 
 def plan(
@@ -77,7 +77,7 @@ def plan(
     )
     dense = runtime.place(dense)
     with errors.status("timing"):
-        found = ts.make_plan(
+        found = make_plan(
             dense,
             method,
             target_speedup=target_speedup,
@@ -92,7 +92,7 @@ def plan(
     for line in (_curve(found), _verdict(found)):
         Console().print(escape(line), soft_wrap=True, highlight=False)
     if save is not None:
-        ts.save(found.apply(dense.cpu()), save, force=force)
+        save_model(found.apply(dense.cpu()), save, force=force)
         note(f"written: {save}")
 
 

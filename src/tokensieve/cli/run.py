@@ -12,18 +12,20 @@ from typing import Any, TypeVar
 import typer
 from torch import Tensor, nn
 
-import tokensieve as ts
 from tokensieve.cli import options as o
 from tokensieve.cli.output import Bars, note, progress_bars
 from tokensieve.data.images import DataArguments, open_images
 from tokensieve.data.stream import ImageStream
+from tokensieve.engine.apply import applied, is_applied, remove
 from tokensieve.errors import TokensieveError
-from tokensieve.measure import bench as measuring
+from tokensieve.measure import benchmark as measuring
 from tokensieve.measure.fidelity import judge_of
 from tokensieve.measure.judge import Judge
 from tokensieve.measure.macs import count
 from tokensieve.measure.results import Results, environment, open_results
-from tokensieve.measure.solve import check_share, solve
+from tokensieve.measure.solver import check_share, solve
+from tokensieve.methods._method import Method
+from tokensieve.methods._spec import spell, sweep
 from tokensieve.models.load import has_weights, is_saved, share_weights
 from tokensieve.models.runtime import Runtime
 from tokensieve.pixels.arguments import CLASSIFICATION, TaskArguments, create_model
@@ -126,7 +128,7 @@ def measure(request: Request, *, batches: Sequence[int] = (), rounds: int = 0, c
     """
     processes = join(request.device)
     specs = request.method or []
-    compositions = [variant for spec in specs if spec != ALL for variant in ts.sweep(spec)]
+    compositions = [variant for spec in specs if spec != ALL for variant in sweep(spec)]
     others, left_out = measuring.everyone() if ALL in specs else ([], {})
     runtime = replace(request.runtime, cuda_graph=cuda_graph, device=processes.device(request.device))
     _check(request, runtime)
@@ -152,7 +154,7 @@ def measure(request: Request, *, batches: Sequence[int] = (), rounds: int = 0, c
             wanted = processes.from_main(lambda: _at_macs(request, dense, compositions, images, bars))
             possible, reasons = processes.from_main(lambda: _possible(request, dense, others, images, bars))
             results.left_out |= reasons
-            variants |= {ts.spell(methods): measuring.reduce(dense, methods) for methods in (*wanted, *possible)}
+            variants |= {spell(methods): measuring.reduce(dense, methods) for methods in (*wanted, *possible)}
             measuring.bench(
                 dense,
                 variants,
@@ -224,7 +226,7 @@ def _models(request: Request) -> tuple[nn.Module, dict[str, nn.Module]]:
         in_chans=request.in_chans,
         img_size=request.img_size,
     )
-    saved = ts.is_applied(model)
+    saved = is_applied(model)
     if not has_weights(request.model, request.pretrained, request.checkpoint):
         note("the weights are random: give --pretrained or --checkpoint FILE; speed and MACs hold, accuracy does not")
     elif isinstance(model, PixelModel) and request.task not in (None, CLASSIFICATION) and not is_saved(request.model):
@@ -235,17 +237,17 @@ def _models(request: Request) -> tuple[nn.Module, dict[str, nn.Module]]:
     if said:
         note(said)
     if origin is not None:
-        return origin, {f"{ts.spell(ts.applied(model))}, trained": model}
-    return ts.remove(share_weights(model)).eval(), {ts.spell(ts.applied(model)): model}
+        return origin, {f"{spell(applied(model))}, trained": model}
+    return remove(share_weights(model)).eval(), {spell(applied(model)): model}
 
 
 def _at_macs(
     request: Request,
     dense: nn.Module,
-    compositions: Sequence[tuple[ts.Method, ...]],
+    compositions: Sequence[tuple[Method, ...]],
     images: ImageStream,
     bars: Bars,
-) -> list[tuple[ts.Method, ...]]:
+) -> list[tuple[Method, ...]]:
     """The compositions that are asked for, at the asked MACs where there are any."""
     if not (request.macs and compositions):
         return list(compositions)
@@ -262,12 +264,12 @@ def _at_macs(
 def _possible(
     request: Request,
     dense: nn.Module,
-    compositions: Sequence[tuple[ts.Method, ...]],
+    compositions: Sequence[tuple[Method, ...]],
     images: ImageStream,
     bars: Bars,
-) -> tuple[list[tuple[ts.Method, ...]], dict[str, str]]:
+) -> tuple[list[tuple[Method, ...]], dict[str, str]]:
     """What this model and these MACs allow of ``compositions``, and why they do not allow the others."""
-    found: list[tuple[ts.Method, ...]] = []
+    found: list[tuple[Method, ...]] = []
     left_out: dict[str, str] = {}
     for composition in compositions:
         shares: list[float | None] = [*request.macs] if request.macs else [None]
@@ -283,13 +285,13 @@ def _possible(
             sample = _sample(images, [composition])
             reached = count(model, sample).total / count(dense, sample[:1]).total
             if share is not None and abs(reached - share) > NEAR:
-                left_out[name] = f"comes no nearer than {ts.spell(wanted)}, {reached:.3f} of the dense model"
+                left_out[name] = f"comes no nearer than {spell(wanted)}, {reached:.3f} of the dense model"
             else:
                 found.append(wanted)
     return found, left_out
 
 
-def _sample(images: ImageStream, compositions: Sequence[tuple[ts.Method, ...]]) -> Tensor:
+def _sample(images: ImageStream, compositions: Sequence[tuple[Method, ...]]) -> Tensor:
     """Images to count MACs on: several where images keep different numbers of tokens."""
     ragged = any(method.ragged for methods in compositions for method in methods)
     return images.first(measuring.COUNTED_IMAGES if ragged else 1)

@@ -12,18 +12,19 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-import tokensieve as ts
 from tokensieve.data.stream import ImageStream, collate
 from tokensieve.data.transforms import data_config
 from tokensieve.demo.digits import ClutteredDigits
 from tokensieve.demo.model import digits_vit
 from tokensieve.demo.trained import TRAINED, fine_tuned, load_selectors
+from tokensieve.engine.apply import applied
 from tokensieve.errors import TokensieveError
-from tokensieve.measure.bench import bench, reduce
+from tokensieve.measure.benchmark import bench, reduce
 from tokensieve.measure.results import Results
-from tokensieve.measure.solve import solve
+from tokensieve.measure.solver import solve
 from tokensieve.measure.timing import Progress
 from tokensieve.methods._method import Method
+from tokensieve.methods._spec import parse, spell
 from tokensieve.models.load import create
 from tokensieve.show.run import show_rows
 from tokensieve.show.write import write_rows
@@ -51,7 +52,7 @@ def digits(images: int, batch_size: int = 50) -> Subject:
     loader = DataLoader(data, batch_size=batch_size, collate_fn=collate)
 
     def prepare(model: nn.Module) -> None:
-        if any(m.name == "tosa" for m in ts.applied(model)):
+        if any(m.name == "tosa" for m in applied(model)):
             load_selectors(model)
 
     drawn = ClutteredDigits("val", 6, seed=7)
@@ -85,8 +86,8 @@ def photographs(name: str) -> Subject:
 def variants(subject: Subject) -> dict[str, tuple[Method, ...]]:
     """Every method at every budget, the knob of each solved for; spec to composition."""
     x = subject.stream.first(1)
-    chosen = [solve(subject.model, ts.parse(name), share, x) for name in METHODS for share in BUDGETS]
-    return {ts.spell(methods): methods for methods in chosen}
+    chosen = [solve(subject.model, parse(name), share, x) for name in METHODS for share in BUDGETS]
+    return {spell(methods): methods for methods in chosen}
 
 
 def measure(
@@ -95,7 +96,7 @@ def measure(
     """Run the dense model, the variants, the fine-tuned models beside their settings off the shelf, and all their
     oracles; rows go into ``results``."""
     models = {}
-    for spec, methods in (chosen | {spec: ts.parse(spec) for spec in subject.trained}).items():
+    for spec, methods in (chosen | {spec: parse(spec) for spec in subject.trained}).items():
         models[spec] = reduce(subject.model, methods)
         subject.prepare(models[spec])
         if spec in subject.trained:

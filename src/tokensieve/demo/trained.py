@@ -11,8 +11,8 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import nn
 
-import tokensieve as ts
 from tokensieve.demo.model import digits_vit
+from tokensieve.engine.apply import apply
 from tokensieve.train.selectors import selectors_of
 
 HERE = Path(__file__).parent
@@ -39,7 +39,7 @@ def load_selectors(model: nn.Module) -> None:
 
 def fine_tuned(spec: str) -> nn.Module:
     """The fine-tuned demo model of one of ``TRAINED``, in evaluation mode."""
-    model = ts.apply(digits_vit(), spec)
+    model = apply(digits_vit(), spec)
     own = model.state_dict()
     for name, value in load_file(TRAINED[spec]).items():
         own[name] = value.to(own[name].dtype)

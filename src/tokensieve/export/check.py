@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-import tokensieve as ts
 from tokensieve.engine.apply import sites
 from tokensieve.engine.probe import evaluating
+from tokensieve.engine.trace import trace
 from tokensieve.errors import RefusedError, TokensieveError
 from tokensieve.export.format import Run, reason
 from tokensieve.tokens.state import Tokens
@@ -73,7 +73,7 @@ def _steady(model: nn.Module, images: Tensor, draws: int = 2) -> Tensor:
 
 
 def _groups(model: nn.Module, images: Tensor) -> list[Tensor]:
-    return [event.group for event in ts.trace(model, images).events if event.group is not None]
+    return [event.group for event in trace(model, images).events if event.group is not None]
 
 
 def compare(model: nn.Module, run: Run, images: Tensor, tolerance: float) -> Agreement:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-import tokensieve as ts
+from tokensieve.engine.apply import remove
 from tokensieve.export.format import Format
 from tokensieve.export.run import Exported
 from tokensieve.export.torch_program import TRACED_BATCH, trace
@@ -78,7 +78,7 @@ def beside_dense(
         rounds: timings of each model.
         on_round: called after every timing.
     """
-    dense = ts.remove(share_weights(model)).eval()
+    dense = remove(share_weights(model)).eval()
     F = count(dense, images[:1]).total / count(model, images[:1]).total
     with tempfile.TemporaryDirectory() as folder:
         reference = Path(folder) / exported.path.name

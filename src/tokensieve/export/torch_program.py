@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-import tokensieve as ts
+from tokensieve.engine.apply import applied
 from tokensieve.engine.probe import evaluating
 from tokensieve.errors import RefusedError
 from tokensieve.export.format import Format, Run, reason
+from tokensieve.methods._spec import spell
 
 TRACED_BATCH = 2  # a dimension of one would be taken for a constant
 
@@ -28,7 +29,7 @@ def trace(model: nn.Module, images: Tensor) -> ExportedProgram:
     Raises:
         RefusedError: the model cannot be one graph with fixed shapes; says why.
     """
-    for method in ts.applied(model):
+    for method in applied(model):
         if method.ragged:
             raise RefusedError(
                 f"{method.name} cannot be exported: it keeps a different number of tokens in every image, and an "
@@ -44,8 +45,8 @@ def trace(model: nn.Module, images: Tensor) -> ExportedProgram:
 
 
 def _what(model: nn.Module) -> str:
-    methods = ts.applied(model)
-    return type(model).__name__ if not methods else ts.spell(methods)
+    methods = applied(model)
+    return type(model).__name__ if not methods else spell(methods)
 
 
 @dataclass(frozen=True)

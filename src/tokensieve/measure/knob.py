@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import tokensieve as ts
 from tokensieve.errors import TokensieveError
 from tokensieve.methods._method import Method
+from tokensieve.methods._spec import spell
 
 STEPS = 1000  # keep is set to three decimals
 
@@ -37,7 +37,7 @@ class Knob:
         """
         turned = [number for number, method in enumerate(methods) if method.knob is not None]
         if not turned:
-            raise TokensieveError(f"{ts.spell(tuple(methods))} has no option that sets its cost")
+            raise TokensieveError(f"{spell(tuple(methods))} has no option that sets its cost")
         return Knob(tuple(methods), turned[-1], str(methods[turned[-1]].knob))
 
     def settings(self, patches: int) -> list[float] | list[int]:

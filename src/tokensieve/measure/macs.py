@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-import tokensieve as ts
 from tokensieve.engine.probe import evaluating
+from tokensieve.engine.trace import trace
 from tokensieve.families._locate import family_of, irreducible
 from tokensieve.tokens.record import Stage
 
@@ -72,7 +72,7 @@ def count(model: nn.Module, x: Tensor) -> MacReport:
     handles += [block.register_forward_hook(rest.leave) for block in blocks]
     try:
         with rest:
-            stages = ts.trace(model, x).stages
+            stages = trace(model, x).stages
     finally:
         for handle in handles:
             handle.remove()

@@ -14,7 +14,7 @@ from typing import Any
 import timm
 import torch
 
-import tokensieve
+from tokensieve._version import VERSION
 from tokensieve.errors import TokensieveError
 from tokensieve.ops import cpu as native
 from tokensieve.utils.files import replacing
@@ -226,7 +226,7 @@ def _resumed(path: Path, settings: dict[str, Any]) -> tuple[list[Row], dict[str,
 def environment(device: str = "cpu") -> dict[str, Any]:
     """Versions, device, threads and whether our CPU kernels are built: what a figure must be read with."""
     return {
-        "tokensieve": tokensieve.__version__,
+        "tokensieve": VERSION,
         "commit": _commit(),
         "torch": torch.__version__,
         "timm": timm.__version__,

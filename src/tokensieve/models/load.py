@@ -15,10 +15,9 @@ from safetensors import SafetensorError
 from timm.models import load_checkpoint
 from torch import nn
 
-import tokensieve as ts
 from tokensieve.errors import TokensieveError
 from tokensieve.models import hub as hugging_face
-from tokensieve.models.checkpoint import CONFIG_NAME
+from tokensieve.models.checkpoint import CONFIG_NAME, load
 from tokensieve.models.transformers import HuggingFaceModel, is_transformers
 from tokensieve.utils.names import nearest
 
@@ -55,7 +54,7 @@ def create(
     source = None if saved else hugging_face.source_of(name)
     if saved:
         _refuse_arguments(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, img_size=img_size)
-        model = ts.load(name)
+        model = load(name)
         if is_transformers(model):
             model = HuggingFaceModel(model)
     elif source is not None:

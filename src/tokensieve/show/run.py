@@ -13,10 +13,12 @@ from PIL import Image
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
-from tokensieve import applied, apply, is_applied, remove, spell, trace
+from tokensieve.engine.apply import applied, apply, is_applied, remove
+from tokensieve.engine.trace import trace
 from tokensieve.errors import TokensieveError
 from tokensieve.families._locate import family_of
 from tokensieve.methods._method import Method
+from tokensieve.methods._spec import spell
 from tokensieve.pixels.model import PixelModel
 from tokensieve.show.images import model_input, model_view
 from tokensieve.show.maps import MOST_SITES, Panel, Row, choose, site_maps

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-import tokensieve as ts
+from tokensieve.engine.apply import remove
 from tokensieve.errors import TokensieveError
 from tokensieve.models.load import create, has_weights
 from tokensieve.train.arguments import TrainArguments
@@ -49,7 +49,7 @@ def dense_origin(folder: str) -> tuple[nn.Module | None, str]:
         if not has_weights(name, origin["pretrained"], checkpoint):
             raise TokensieveError("its weights were random")
         options = {key: origin[key] for key in _MODEL[1:]}
-        dense = ts.remove(create(name, **options)).eval()
+        dense = remove(create(name, **options)).eval()
     except TokensieveError as error:
         reason = str(error).partition(":")[0]
         return (

@@ -11,13 +11,14 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
-import tokensieve as ts
 from tokensieve.data.images import DataArguments, open_images
 from tokensieve.data.stream import ImageStream
-from tokensieve.engine.apply import multiple_of, sites
+from tokensieve.engine.apply import applied, apply, is_applied, multiple_of, remove, sites
 from tokensieve.engine.probe import probe_input
 from tokensieve.errors import TokensieveError
 from tokensieve.measure.macs import count
+from tokensieve.methods._method import Method
+from tokensieve.methods._spec import parse, spell
 from tokensieve.pixels.arguments import create_model
 from tokensieve.pixels.data import open_pairs
 from tokensieve.pixels.model import PixelModel
@@ -59,7 +60,7 @@ class Prepared:
         numbers = [p.numel() for p in self.job.objective.parameters()]
         trained = sum(p.numel() for p in self.job.objective.parameters() if p.requires_grad)
         return {
-            "methods": ts.spell(ts.applied(self.reduced)) if ts.is_applied(self.reduced) else "none",
+            "methods": spell(applied(self.reduced)) if is_applied(self.reduced) else "none",
             "GMACs": f"{reduced:.3f} of {dense:.3f} dense ({100 * reduced / dense:.1f} %)",
             "loss": " + ".join(f"{weight:g} · {name}" for name, weight in self.job.terms.items()),
             "images": f"{len(self.images)}, {'with' if self.job.labelled else 'without'} labels",
@@ -107,7 +108,7 @@ def prepare(arguments: TrainArguments, terms: Sequence[Term] = ()) -> Prepared:
     folders_of(arguments.data, "--data")
     if arguments.val_data is not None and not arguments.dataset:
         folders_of((arguments.val_data,), "--val-data")
-    methods = ts.parse(arguments.method) if arguments.method else ()
+    methods = parse(arguments.method) if arguments.method else ()
     set_seed(arguments.seed)
     model = create_model(
         arguments.model,
@@ -119,7 +120,7 @@ def prepare(arguments: TrainArguments, terms: Sequence[Term] = ()) -> Prepared:
         img_size=arguments.img_size,
     )
     _check_metric(arguments.metric, model)
-    recipe = load_recipe(arguments.recipe or default_recipe(stage, methods or ts.applied(model))).with_changes(
+    recipe = load_recipe(arguments.recipe or default_recipe(stage, methods or applied(model))).with_changes(
         arguments.changes
     )
     accelerator = accelerator_for(
@@ -129,11 +130,11 @@ def prepare(arguments: TrainArguments, terms: Sequence[Term] = ()) -> Prepared:
         trackers=arguments.log_with,
         folder=arguments.output,
     )
-    if ts.is_applied(model):
-        if methods and methods != ts.applied(model):
+    if is_applied(model):
+        if methods and methods != applied(model):
             replace_methods(model, methods)
     elif methods or (recipe.method and stage != "scratch") or recipe.eased:
-        ts.apply(model, methods or ts.parse(recipe.method))
+        apply(model, methods or parse(recipe.method))
     reduced = copy.deepcopy(model).eval()
     job = build(stage, model, recipe, second_pass=arguments.second_pass, terms=terms)
     source = DataArguments(
@@ -175,12 +176,12 @@ def _check_metric(metric: str, model: nn.Module) -> None:
         raise TokensieveError(f"--metric must be {' or '.join(known)}, got {metric!r}")
 
 
-def replace_methods(model: nn.Module, methods: tuple[ts.Method, ...]) -> None:
+def replace_methods(model: nn.Module, methods: tuple[Method, ...]) -> None:
     """Other options for a saved model, whose learned parts stay where they fit."""
     weights, site = model.state_dict(), sites(model)[0]
     multiple = multiple_of(model)
-    ts.remove(model)
-    ts.apply(model, methods, fill=site.fill, multiple=multiple, masked=site.masked)
+    remove(model)
+    apply(model, methods, fill=site.fill, multiple=multiple, masked=site.masked)
     own = model.state_dict()
     model.load_state_dict({name: weights.get(name, value) for name, value in own.items()})
 

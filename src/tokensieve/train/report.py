@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import nn
 
-import tokensieve as ts
 from tokensieve.data.stream import ImageStream
-from tokensieve.measure.bench import bench
+from tokensieve.engine.apply import applied, is_applied
+from tokensieve.measure.benchmark import bench
 from tokensieve.measure.results import Results, Row
 from tokensieve.measure.timing import Progress
+from tokensieve.methods._spec import spell
 from tokensieve.utils.files import replacing
 
 BATCHES = (1, 16)  # batch sizes that the result is timed at
@@ -42,7 +43,7 @@ def measure(
     results = Results(settings, command, file=folder / "bench.json")
     variants = {}
     if before is not None and after is not None:
-        name = ts.spell(ts.applied(after)) if ts.is_applied(after) else "no method"
+        name = spell(applied(after)) if is_applied(after) else "no method"
         variants = {f"{name}, before": before, f"{name}, trained": after}
     return bench(dense, variants, images, results, batches=BATCHES if rounds else (), rounds=rounds, progress=progress)
 

@@ -11,10 +11,11 @@ from typing import Any, Literal, get_args
 from timm.layers import DropPath
 from torch import nn
 
-import tokensieve as ts
 from tokensieve.attention.selector import Selector
+from tokensieve.engine.apply import applied, is_applied, remove
 from tokensieve.errors import TokensieveError
 from tokensieve.families._locate import blocks_of, family_of, irreducible
+from tokensieve.methods._method import Method
 from tokensieve.pixels.fit import FitHead, RecoverMaps
 from tokensieve.pixels.model import PixelModel
 from tokensieve.prototype.densedino import DenseDINO, check_model
@@ -52,7 +53,7 @@ def check_stage(stage: str) -> Stage:
     return stage  # type: ignore[return-value]
 
 
-def default_recipe(stage: Stage, methods: Sequence[ts.Method]) -> str:
+def default_recipe(stage: Stage, methods: Sequence[Method]) -> str:
     """The recipe of a stage: the first method's own for fine-tuning, where there is one."""
     if stage == "finetune":
         own = [method.name.removesuffix("-paper") for method in methods]
@@ -79,9 +80,9 @@ def build(
         return _head(model)
     if isinstance(model, PixelModel) and stage not in ("selectors", "recover"):
         raise TokensieveError(f"dense models have the stages head, selectors and recover, not {stage}")
-    if stage not in ("scratch", "pretrain") and not ts.is_applied(model):
+    if stage not in ("scratch", "pretrain") and not is_applied(model):
         raise TokensieveError(f"the stage {stage} needs a method: give --method, or a folder written by ts.save")
-    if any(recipe.patch_drop_rate) and (stage != "scratch" or ts.is_applied(model)):
+    if any(recipe.patch_drop_rate) and (stage != "scratch" or is_applied(model)):
         raise TokensieveError(
             "patch_drop_rate is for --stage scratch without a --method, which would choose tokens itself: set it to []"
         )
@@ -89,7 +90,7 @@ def build(
         raise TokensieveError(f"--second-pass is for --stage selectors, not for {stage}")
     if stage == "pretrain":
         return _pretraining(model, recipe)
-    dense = ts.remove(copy.deepcopy(model)).eval().requires_grad_(False)
+    dense = remove(copy.deepcopy(model)).eval().requires_grad_(False)
     if stage == "selectors":
         return _selectors(model, dense, recipe, second_pass)
     _refuse_unfitted(model)
@@ -103,7 +104,7 @@ def build(
         return Job(RecoverMaps(model, copy.deepcopy(dense)), dense, {"maps": 1.0}, labelled=False)
     labelled = stage != "recover"
     summed = [*terms_of(recipe, labelled), *terms]
-    if summed and any(method.auxiliary for method in ts.applied(model)):
+    if summed and any(method.auxiliary for method in applied(model)):
         summed.append(Added(smoothing=0.0 if recipe.mixes else recipe.smoothing))
     if recipe.token_labels and labelled:
         if irreducible(model) is not None:
@@ -126,7 +127,7 @@ def _head(model: nn.Module) -> Job:
         raise TokensieveError(
             "the stage head trains the head of a pixel task: give --task segmentation or --task depth"
         )
-    if ts.is_applied(model):
+    if is_applied(model):
         raise TokensieveError(
             "a head is trained once, on the dense backbone: leave --method out here and give it to eval or bench"
         )
@@ -146,7 +147,7 @@ def _selectors(model: nn.Module, dense: nn.Module, recipe: Recipe, second_pass: 
 
 def _pretraining(model: nn.Module, recipe: Recipe) -> Job:
     """The dense model learns without labels that two views of an image are of the same."""
-    if ts.is_applied(model):
+    if is_applied(model):
         raise TokensieveError("the stage pretrain trains the dense model: leave --method out and apply methods later")
     check_model(model)
     dense = copy.deepcopy(model).eval().requires_grad_(False)

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-import tokensieve as ts
 from tokensieve.data.stream import ImageStream, Share
+from tokensieve.engine.apply import apply
 from tokensieve.errors import TokensieveError, TokensieveWarning
 from tokensieve.measure.fidelity import judge_of
 from tokensieve.measure.judge import Judge, answers_of, compare
@@ -29,7 +29,7 @@ COUNTED_IMAGES = 16  # images that MACs are averaged over; only ragged methods n
 def reduce(dense: nn.Module, methods: Sequence[Method]) -> nn.Module:
     """A copy of ``dense`` with ``methods`` applied, sharing its weights."""
     model = share_weights(dense)
-    ts.apply(model, tuple(methods))
+    apply(model, tuple(methods))
     return model.eval()
 
 

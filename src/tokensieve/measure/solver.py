@@ -8,12 +8,13 @@ from functools import cache
 
 from torch import Tensor, nn
 
-import tokensieve as ts
+from tokensieve.engine.apply import apply
 from tokensieve.errors import TokensieveError, TokensieveWarning
 from tokensieve.families._locate import family_of
 from tokensieve.measure.knob import Knob
 from tokensieve.measure.macs import count
 from tokensieve.methods._method import Method
+from tokensieve.methods._spec import spell
 from tokensieve.models.load import share_weights
 
 
@@ -45,7 +46,7 @@ def solve(model: nn.Module, methods: Sequence[Method], share: float, x: Tensor) 
         reduced = share_weights(model)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TokensieveWarning)
-            ts.apply(reduced, knob.turn(settings[place]))
+            apply(reduced, knob.turn(settings[place]))
             return count(reduced, x).total
 
     def cost_or_nothing(place: int) -> float:
@@ -77,6 +78,5 @@ def check_share(share: float) -> None:
 
 def _unreachable(knob: Knob, share: float, bound: str) -> TokensieveError:
     return TokensieveError(
-        f"{ts.spell(knob.methods)} costs {bound} of the dense model when {knob.name} is turned, "
-        f"and cannot reach {share}"
+        f"{spell(knob.methods)} costs {bound} of the dense model when {knob.name} is turned, and cannot reach {share}"
     )
