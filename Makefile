@@ -62,11 +62,13 @@ format: $(READY)  ## rewrite the sources in the house style
 types: $(READY)  ## mypy on src, strict as pyproject.toml says
 	$(BIN)/mypy
 
-docs: $(READY)  ## write the generated parts of README.md and docs/
+docs: $(READY)  ## write what is generated: parts of README.md, docs/, and what editors read of the package
 	$(BIN)/python scripts/generate_docs.py
+	$(BIN)/python scripts/generate_faces.py
 
 docs-check: $(READY)  ## fail when they are stale
 	$(BIN)/python scripts/generate_docs.py --check
+	$(BIN)/python scripts/generate_faces.py --check
 
 bench-smoke: $(READY)  ## two minutes of benchmarks/run.py on random weights and numbers, into demo-output/bench-smoke
 	$(BIN)/python benchmarks/run.py --preset smoke --output demo-output/bench-smoke --force

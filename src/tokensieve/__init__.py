@@ -3,32 +3,41 @@
 >>> import timm, tokensieve as ts
 >>> model = timm.create_model("deit_small_patch16_224", pretrained=True)
 >>> ts.apply(model, ts.BAT(keep=0.72))
+
+Every name is imported when it is first used. Every method is here by the name of its class.
 """
 
-from tokensieve._version import VERSION as __version__
-from tokensieve.engine.apply import applied, apply, is_applied, remove
-from tokensieve.engine.trace import Trace, trace
-from tokensieve.errors import RefusedError, TokensieveError, TokensieveWarning
-from tokensieve.export.run import export_model
-from tokensieve.families._family import Family
-from tokensieve.families._layout import Layout
-from tokensieve.families._locate import list_families
-from tokensieve.methods._method import Method
-from tokensieve.methods._registry import list_methods
-from tokensieve.methods._spec import parse, spell, sweep
-from tokensieve.methods._view import View
-from tokensieve.models.checkpoint import SievedModel, from_pretrained, load, push_to_hub, save
-from tokensieve.plan.plan import SpeedPlan, make_plan
-from tokensieve.tokens.decision import Assignment, KeepMask, SoftAssignment
-from tokensieve.tokens.state import Tokens
+from tokensieve.utils.lazy import Face as _Face
 
-# Every method is reachable by its class name, so that a new file in methods/ needs no line here.
-globals().update({cls.__name__: cls for cls in list_methods().values()})
 
-__all__ = [
-    "Assignment", "Family", "KeepMask", "Layout", "Method", "RefusedError", "SievedModel", "SoftAssignment",
-    "SpeedPlan", "TokensieveError", "TokensieveWarning", "Tokens", "Trace", "View", "__version__", "applied", "apply",
-    "export_model", "from_pretrained", "is_applied", "list_families", "list_methods", "load", "make_plan", "parse",
-    "push_to_hub", "remove", "save", "spell", "sweep", "trace",
-    *sorted(cls.__name__ for cls in list_methods().values()),
-]  # fmt: skip
+def _methods() -> dict[str, type]:
+    """Every method by the name of its class, so that a new file in methods/ needs no line here."""
+    from tokensieve.methods._registry import list_methods
+
+    return {cls.__name__: cls for cls in list_methods().values()}
+
+
+_face = _Face(
+    __name__,
+    {
+        "tokensieve._version": ["VERSION as __version__"],
+        "tokensieve.engine.apply": ["applied", "apply", "is_applied", "remove"],
+        "tokensieve.engine.trace": ["Trace", "trace"],
+        "tokensieve.errors": ["RefusedError", "TokensieveError", "TokensieveWarning"],
+        "tokensieve.export.run": ["export_model"],
+        "tokensieve.families._family": ["Family"],
+        "tokensieve.families._layout": ["Layout"],
+        "tokensieve.families._locate": ["list_families"],
+        "tokensieve.methods._method": ["Method"],
+        "tokensieve.methods._registry": ["list_methods"],
+        "tokensieve.methods._spec": ["parse", "spell", "sweep"],
+        "tokensieve.methods._view": ["View"],
+        "tokensieve.models.checkpoint": ["SievedModel", "from_pretrained", "load", "push_to_hub", "save"],
+        "tokensieve.plan.plan": ["SpeedPlan", "make_plan"],
+        "tokensieve.tokens.decision": ["Assignment", "KeepMask", "SoftAssignment"],
+        "tokensieve.tokens.state": ["Tokens"],
+    },
+    rooms=["data", "export", "families", "measure", "methods", "models", "pixels", "plan", "tokens", "train"],
+    classes=_methods,
+)
+__getattr__, __dir__ = _face.get, _face.listed

@@ -1,1 +1,13 @@
 """Images to measure and to train on: folders, streams, transforms."""
+
+from tokensieve.utils.lazy import Face as _Face
+
+_face = _Face(
+    __name__,
+    {
+        "tokensieve.data.images": ["DataArguments", "open_images"],
+        "tokensieve.data.stream": ["NO_LABEL", "ImageStream"],
+        "tokensieve.data.transforms": ["data_config"],
+    },
+)
+__getattr__, __dir__ = _face.get, _face.listed

@@ -1,7 +1,13 @@
 """Exporting a model with its methods to a file that runs without tokensieve, checked before it is kept."""
 
-from tokensieve.export.run import FORMATS as FORMATS
-from tokensieve.export.run import Exported as Exported
-from tokensieve.export.run import export_model as export_model
+from tokensieve.utils.lazy import Face as _Face
 
-__all__ = ["FORMATS", "Exported", "export_model"]
+_face = _Face(
+    __name__,
+    {
+        "tokensieve.export.check": ["Agreement"],
+        "tokensieve.export.format": ["Format"],
+        "tokensieve.export.run": ["FORMATS", "Exported", "export_model"],
+    },
+)
+__getattr__, __dir__ = _face.get, _face.listed

@@ -1,1 +1,38 @@
 """One file a method; found by walking this folder, listed nowhere."""
+
+from tokensieve.utils.lazy import Face as _Face
+
+_face = _Face(
+    __name__,
+    {
+        "tokensieve.families._layout": ["Layout"],
+        "tokensieve.methods._counts": [
+            "checked_sites",
+            "inflected",
+            "kept",
+            "nearest_share",
+            "per_site",
+            "removed",
+            "scaled_sites",
+            "share_of_all",
+        ],
+        "tokensieve.methods._method": ["Method", "Point", "require"],
+        "tokensieve.methods._registry": ["list_methods"],
+        "tokensieve.methods._spec": ["parse", "spell", "sweep"],
+        "tokensieve.methods._threshold": ["Threshold"],
+        "tokensieve.methods._view": ["Signal", "View", "importance_signal"],
+        "tokensieve.methods.controls": ["Pruning"],
+        "tokensieve.tokens.decision": [
+            "Assignment",
+            "Decision",
+            "KeepMask",
+            "SoftAssignment",
+            "Until",
+            "keep_only",
+            "ragged",
+            "ragged_merge",
+        ],
+        "tokensieve.tokens.soft": ["Blend", "Mixing"],
+    },
+)
+__getattr__, __dir__ = _face.get, _face.listed

@@ -1,1 +1,21 @@
 """The state between two blocks and its algebra; needs no model."""
+
+from tokensieve.utils.lazy import Face as _Face
+
+_face = _Face(
+    __name__,
+    {
+        "tokensieve.tokens.decision": [
+            "Assignment",
+            "Decision",
+            "KeepMask",
+            "SoftAssignment",
+            "keep_only",
+            "ragged",
+            "ragged_merge",
+        ],
+        "tokensieve.tokens.soft": ["Blend", "Mixing"],
+        "tokensieve.tokens.state": ["Tokens", "apply"],
+    },
+)
+__getattr__, __dir__ = _face.get, _face.listed

@@ -1,0 +1,140 @@
+# Written by scripts/generate_faces.py from the table in __init__.py; run `make docs`.
+from tokensieve import data as data
+from tokensieve import export as export
+from tokensieve import families as families
+from tokensieve import measure as measure
+from tokensieve import methods as methods
+from tokensieve import models as models
+from tokensieve import pixels as pixels
+from tokensieve import plan as plan
+from tokensieve import tokens as tokens
+from tokensieve import train as train
+from tokensieve._version import VERSION as __version__
+from tokensieve.engine.apply import applied as applied
+from tokensieve.engine.apply import apply as apply
+from tokensieve.engine.apply import is_applied as is_applied
+from tokensieve.engine.apply import remove as remove
+from tokensieve.engine.trace import Trace as Trace
+from tokensieve.engine.trace import trace as trace
+from tokensieve.errors import RefusedError as RefusedError
+from tokensieve.errors import TokensieveError as TokensieveError
+from tokensieve.errors import TokensieveWarning as TokensieveWarning
+from tokensieve.export.run import export_model as export_model
+from tokensieve.families._family import Family as Family
+from tokensieve.families._layout import Layout as Layout
+from tokensieve.families._locate import list_families as list_families
+from tokensieve.methods._method import Method as Method
+from tokensieve.methods._registry import list_methods as list_methods
+from tokensieve.methods._spec import parse as parse
+from tokensieve.methods._spec import spell as spell
+from tokensieve.methods._spec import sweep as sweep
+from tokensieve.methods._view import View as View
+from tokensieve.methods.ailurus import AiluRus as AiluRus
+from tokensieve.methods.algm import ALGM as ALGM
+from tokensieve.methods.asvit import ASViT as ASViT
+from tokensieve.methods.atc import ATC as ATC
+from tokensieve.methods.ats import ATS as ATS
+from tokensieve.methods.ats import ATSShare as ATSShare
+from tokensieve.methods.avit import AViT as AViT
+from tokensieve.methods.bat import BAT as BAT
+from tokensieve.methods.bat import BATPaper as BATPaper
+from tokensieve.methods.controls import Grid as Grid
+from tokensieve.methods.controls import Random as Random
+from tokensieve.methods.controls import TopK as TopK
+from tokensieve.methods.cropr import Cropr as Cropr
+from tokensieve.methods.diffrate import DiffRate as DiffRate
+from tokensieve.methods.dpcknn import DPCKNN as DPCKNN
+from tokensieve.methods.dynamicvit import DynamicViT as DynamicViT
+from tokensieve.methods.evit import EViT as EViT
+from tokensieve.methods.evovit import EvoViT as EvoViT
+from tokensieve.methods.expedite import Expedite as Expedite
+from tokensieve.methods.gtp import GTP as GTP
+from tokensieve.methods.kmedoids import KMedoids as KMedoids
+from tokensieve.methods.mctf import MCTF as MCTF
+from tokensieve.methods.pitome import PiToMe as PiToMe
+from tokensieve.methods.ppt import PPT as PPT
+from tokensieve.methods.prototype.dtem import DTEM as DTEM
+from tokensieve.methods.prototype.imagepiece import ImagePiece as ImagePiece
+from tokensieve.methods.prototype.jmp import JMP as JMP
+from tokensieve.methods.prototype.psvit import PSViT as PSViT
+from tokensieve.methods.prototype.votemix import VoteMix as VoteMix
+from tokensieve.methods.tokenlearner import TokenLearner as TokenLearner
+from tokensieve.methods.tome import ToMe as ToMe
+from tokensieve.methods.tosa import ToSA as ToSA
+from tokensieve.models.checkpoint import SievedModel as SievedModel
+from tokensieve.models.checkpoint import from_pretrained as from_pretrained
+from tokensieve.models.checkpoint import load as load
+from tokensieve.models.checkpoint import push_to_hub as push_to_hub
+from tokensieve.models.checkpoint import save as save
+from tokensieve.plan.plan import SpeedPlan as SpeedPlan
+from tokensieve.plan.plan import make_plan as make_plan
+from tokensieve.tokens.decision import Assignment as Assignment
+from tokensieve.tokens.decision import KeepMask as KeepMask
+from tokensieve.tokens.decision import SoftAssignment as SoftAssignment
+from tokensieve.tokens.state import Tokens as Tokens
+
+__all__ = [
+    "ALGM",
+    "ATC",
+    "ATS",
+    "BAT",
+    "DPCKNN",
+    "DTEM",
+    "GTP",
+    "JMP",
+    "MCTF",
+    "PPT",
+    "ASViT",
+    "ATSShare",
+    "AViT",
+    "AiluRus",
+    "Assignment",
+    "BATPaper",
+    "Cropr",
+    "DiffRate",
+    "DynamicViT",
+    "EViT",
+    "EvoViT",
+    "Expedite",
+    "Family",
+    "Grid",
+    "ImagePiece",
+    "KMedoids",
+    "KeepMask",
+    "Layout",
+    "Method",
+    "PSViT",
+    "PiToMe",
+    "Random",
+    "RefusedError",
+    "SievedModel",
+    "SoftAssignment",
+    "SpeedPlan",
+    "ToMe",
+    "ToSA",
+    "TokenLearner",
+    "Tokens",
+    "TokensieveError",
+    "TokensieveWarning",
+    "TopK",
+    "Trace",
+    "View",
+    "VoteMix",
+    "__version__",
+    "applied",
+    "apply",
+    "export_model",
+    "from_pretrained",
+    "is_applied",
+    "list_families",
+    "list_methods",
+    "load",
+    "make_plan",
+    "parse",
+    "push_to_hub",
+    "remove",
+    "save",
+    "spell",
+    "sweep",
+    "trace",
+]

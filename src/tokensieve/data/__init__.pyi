@@ -1,0 +1,14 @@
+# Written by scripts/generate_faces.py from the table in __init__.py; run `make docs`.
+from tokensieve.data.images import DataArguments as DataArguments
+from tokensieve.data.images import open_images as open_images
+from tokensieve.data.stream import NO_LABEL as NO_LABEL
+from tokensieve.data.stream import ImageStream as ImageStream
+from tokensieve.data.transforms import data_config as data_config
+
+__all__ = [
+    "NO_LABEL",
+    "DataArguments",
+    "ImageStream",
+    "data_config",
+    "open_images",
+]
