@@ -4,7 +4,7 @@
     python scripts/generate_docs.py --check    write nothing; exit 1 and name what is stale
 
 Sources: the registry (methods and families), the command line itself, docs/families.json (written by
-tests/families/walk_families.py) and benchmarks/results/*.json (written by ``tokensieve bench``).
+python -m tests.helpers.walk) and benchmarks/results/*.json (written by ``tokensieve bench``).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import typer
 
 from tokensieve.cli.app import app
 from tokensieve.engine.composition import conflicts
+from tokensieve.families._locate import list_families
 from tokensieve.methods import _card as card
 from tokensieve.methods import _registry as registry
 from tokensieve.methods._method import Method
@@ -136,7 +137,7 @@ def compositions() -> str:
 def families_table() -> str:
     """One row a family, for the README."""
     rows = []
-    for name, family in registry.families().items():
+    for name, family in list_families().items():
         blocks = ", ".join(f"`{block}`" for block in family.block_names())
         rows.append([f"`{name}`", family.description, blocks])
     return table(["family", "models", "blocks"], rows)
@@ -179,7 +180,7 @@ def families_page() -> str | None:
     exact, refused = by_status(walk)
     parts = [
         "# Model names\n\n" + NOTICE,
-        f"Walked with timm {walk['timm']} and torch {walk['torch']} by `tests/families/walk_families.py`: every name "
+        f"Walked with timm {walk['timm']} and torch {walk['torch']} by `python -m tests.helpers.walk`: every name "
         "is built, small where it allows that, and a method that removes nothing is applied.\n\n",
         f"## Exact: {len(exact)}\n\nThe output is bit-equal to the model's own.\n\n",
         ", ".join(f"`{name}`" for name in exact) + "\n",

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from records import cell, dense, row, setting
 
 from goals import Goal, judge
 from goals import main as goals_main
 from report import goal_cells, markdown, write_report
 from store import Store
+from tests.helpers.records import cell, dense, row, setting
 
 HERE = {
     "device": "abacus",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from records import cell, dense, row, setting
 
 import growth
 from store import Store
+from tests.helpers.records import cell, dense, row, setting
 from tokensieve.errors import TokensieveError
 
 

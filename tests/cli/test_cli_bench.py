@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from calling import call, fails
 from PIL import Image
 
+from tests.helpers.calling import call, fails
+from tokensieve.families._locate import list_families
 from tokensieve.measure import benchmark as measuring
 from tokensieve.methods import _registry as registry
 
@@ -189,4 +190,4 @@ def test_methods_and_families_come_from_the_registry() -> None:
         assert all(option in card for option in method.option_types())
         assert "share" in card or method.knob != "keep"
     assert "did you mean 'tome'" in fails("methods", "tomme")
-    assert all(name in call("families").stdout for name in registry.families())
+    assert all(name in call("families").stdout for name in list_families())

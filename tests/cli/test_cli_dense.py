@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from calling import call, fails
 from PIL import Image
 
 import tokensieve as ts
+from tests.helpers.calling import call, fails
 from tokensieve.pixels.model import PixelModel
 
 pytest.importorskip("accelerate", reason="the train extra is not installed")

@@ -6,12 +6,12 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import calling
 import pytest
 import timm
 import torch
 
 import tokensieve as ts
+from tests.helpers import calling
 
 call, fails = partial(calling.call, "export"), partial(calling.fails, "export")
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from calling import call
 from PIL import Image
+
+from tests.helpers.calling import call
 
 transformers = pytest.importorskip("transformers")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-import calling
 import pytest
 from PIL import Image
 
 import tokensieve as ts
+from tests.helpers import calling
 from tokensieve.models.load import create
 
 MODEL = "test_vit"

@@ -4,7 +4,6 @@ import json
 from functools import partial
 from pathlib import Path
 
-import calling
 import numpy as np
 import pytest
 import timm
@@ -13,6 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import tokensieve as ts
+from tests.helpers import calling
 from tokensieve.data.images import DataArguments, open_images
 from tokensieve.measure.fidelity import compare
 from tokensieve.train.selectors import selectors_of

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import tokensieve as ts
-from models import COMPOSED, CONFIGS, DEFAULTS, FACTORIES, FIRST, FIRST_OF_TIMM, images, liven
+from tests.helpers.models import COMPOSED, CONFIGS, DEFAULTS, FACTORIES, FIRST, FIRST_OF_TIMM, images, liven
 from tokensieve.tokens.decision import keep_only
 
 RAGGED = {config for config, methods in CONFIGS.items() if any(method.ragged for method in methods)}

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tokensieve as ts
-from models import CONFIGS, DEFAULTS, FACTORIES, FIRST, images, liven
+from tests.helpers.models import CONFIGS, DEFAULTS, FACTORIES, FIRST, images, liven
 from tokensieve.ops import cpu as native
 from tokensieve.ops.cpu.build import library_path
 from tokensieve.ops.cpu.shapes import KERNELS

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tokensieve as ts
-from models import FIRST, METHODS, PATCHES, build, images, layout_of, run
+from tests.helpers.models import FIRST, METHODS, PATCHES, build, images, layout_of, run
 from tokensieve.engine.composition import REFERENCE, conflict, conflicts
 from tokensieve.engine.counts import counts
 from tokensieve.engine.schedule import schedule

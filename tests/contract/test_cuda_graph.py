@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tokensieve as ts
-from models import CONFIGS, DEFAULTS, FIRST, PATCHES, build, images, run
+from tests.helpers.models import CONFIGS, DEFAULTS, FIRST, PATCHES, build, images, run
 from tokensieve.families._layout import Layout
 from tokensieve.families._locate import family_of
 from tokensieve.methods._method import Method

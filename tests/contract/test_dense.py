@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import tokensieve as ts
-from models import (
+from tests.helpers.models import (
     DEFAULTS,
     DEPTH,
     FACTORIES,
@@ -28,6 +28,7 @@ from models import (
     liven,
     nothing,
 )
+from tokensieve.families._locate import family_of
 from tokensieve.methods import _registry as registry
 
 
@@ -45,7 +46,7 @@ every_method = pytest.mark.parametrize("method", METHODS)
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    located = registry.family_of(model)
+    located = family_of(model)
     return located.family.blocks(located.owner)
 
 

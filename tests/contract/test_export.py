@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import tokensieve as ts
-from models import COMPOSED, CONFIGS, DEFAULTS, FACTORIES, images, liven
+from tests.helpers.models import COMPOSED, CONFIGS, DEFAULTS, FACTORIES, images, liven
 from tokensieve.export.check import WithTokens, settled
 from tokensieve.export.format import Format
 from tokensieve.export.onnx import Onnx

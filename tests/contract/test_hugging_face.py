@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 import tokensieve as ts
-from models import liven
+from tests.helpers.models import liven
 from tokensieve.engine.block import Site
 from tokensieve.engine.grid import running_grid
-from tokensieve.methods import _registry as registry
+from tokensieve.families._locate import list_families
 from tokensieve.tokens.state import Tokens
 
 transformers = pytest.importorskip("transformers")
@@ -356,7 +356,7 @@ def not_installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("not_installed")
 def test_families_say_what_they_lack() -> None:
-    lacking = {name: family.lacking() for name, family in registry.families().items()}
+    lacking = {name: family.lacking() for name, family in list_families().items()}
     assert {name for name, package in lacking.items() if package == "transformers"} == {
         "hf-dinov2", "hf-dpt", "hf-vit",
     }  # fmt: skip

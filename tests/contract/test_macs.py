@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 import tokensieve as ts
-from models import CONFIGS, MODELS, build, cases, images
+from tests.helpers.models import CONFIGS, MODELS, build, cases, images
 from tokensieve.engine.block import Site
 from tokensieve.measure.macs import count
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import tokensieve as ts
-from models import CONFIGS, FIRST, MODELS, PATCHES, build, cases, images, layout_of, run
+from tests.helpers.models import CONFIGS, FIRST, MODELS, PATCHES, build, cases, images, layout_of, run
 from tokensieve.engine.block import SievedBlock, Site
 from tokensieve.methods._method import Method
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import tokensieve as ts
-from models import (
+from tests.helpers.models import (
     CONFIGS,
     DEFAULTS,
     FACTORIES,
@@ -31,6 +31,7 @@ from models import (
     run,
 )
 from tokensieve.families._layout import Layout
+from tokensieve.families._locate import family_of, list_families
 from tokensieve.methods import _registry as registry
 from tokensieve.methods._method import Method
 from tokensieve.models.checkpoint import method_from_dict
@@ -45,12 +46,12 @@ every_default = pytest.mark.parametrize("config", DEFAULTS)
 
 
 def test_every_registered_family_and_method_is_in_the_matrix() -> None:
-    usable = [name for name, family in registry.families().items() if family.lacking() is None]
+    usable = [name for name, family in list_families().items() if family.lacking() is None]
     assert sorted(FACTORIES) == sorted(usable), "give the new family small models in contract/models.py"
     assert all(FACTORIES.values())
     assert sorted(DEFAULTS) == sorted(registry.list_methods())
     for family, name in MODELS:
-        assert registry.family_of(build(family, name)).family.name == family
+        assert family_of(build(family, name)).family.name == family
 
 
 def idle(method: str) -> Method:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import tokensieve as ts
-from models import CONFIGS, FACTORIES, build, images, run
+from tests.helpers.models import CONFIGS, FACTORIES, build, images, run
 from tokensieve.engine.block import Site
 from tokensieve.families._modules import norm_of
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tokensieve as ts
-from models import build, images
+from tests.helpers.models import build, images
 from tokensieve.attention.packing import Packing, packing_of
 
 PREFIX = 1

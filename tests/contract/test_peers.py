@@ -13,7 +13,7 @@ from timm.layers import set_fused_attn
 from torch import Tensor, nn
 
 import tokensieve as ts
-from models import DEFAULTS, PATCHES, SIZE, build, images, liven, run, small
+from tests.helpers.models import DEFAULTS, PATCHES, SIZE, build, images, liven, run, small
 from tokensieve.families._layout import Layout
 from tokensieve.methods._method import Method
 from tokensieve.methods._view import Signal, View, importance_signal

@@ -12,7 +12,19 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import tokensieve as ts
-from models import CONFIGS, FACTORIES, FIRST, METHODS, PATCHES, build, images, layout_of, liven, nothing, run
+from tests.helpers.models import (
+    CONFIGS,
+    FACTORIES,
+    FIRST,
+    METHODS,
+    PATCHES,
+    build,
+    images,
+    layout_of,
+    liven,
+    nothing,
+    run,
+)
 from tokensieve.engine.counts import counts
 from tokensieve.engine.schedule import schedule
 from tokensieve.methods import _registry as registry

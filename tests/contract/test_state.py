@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import tokensieve as ts
-from models import CONFIGS, FIRST, FIRST_OF_TIMM, build, images, run
+from tests.helpers.models import CONFIGS, FIRST, FIRST_OF_TIMM, build, images, run
 from tokensieve.attention.shared import projections
-from tokensieve.methods import _registry as registry
+from tokensieve.families._locate import family_of
 
 first_models = pytest.mark.parametrize(("family", "name"), FIRST)
 every_config = pytest.mark.parametrize("config", CONFIGS)
@@ -110,7 +110,7 @@ def test_a_training_step_has_finite_gradients(family: str, name: str, config: st
     torch.nn.functional.cross_entropy(model(images(2)), target).backward()
     torch.nn.functional.cross_entropy(dense(images(2)), target).backward()
     reached = dict(model.named_parameters())
-    located = registry.family_of(model)
+    located = family_of(model)
     blocks = located.family.blocks(located.owner)
     first = blocks[0]
     # A block that attends by the maps of the one before leaves its own queries and keys out.

@@ -72,14 +72,14 @@ def add_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
         file = tmp_path / name
         file.write_text(source, encoding="utf-8")
         added.append(file.stem)
-        registry.methods.cache_clear()
+        registry.list_methods.cache_clear()
         return file
 
     yield add
     for stem in added:
         sys.modules.pop(f"{methods_folder.__name__}.{stem}", None)
         vars(methods_folder).pop(stem, None)
-    registry.methods.cache_clear()
+    registry.list_methods.cache_clear()
 
 
 def generator() -> ModuleType:

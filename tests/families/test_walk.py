@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import timm
 
-
-def _script() -> Any:
-    # Tests are no package (importlib import mode), so a file beside this one is loaded by its path.
-    spec = importlib.util.spec_from_file_location("walk_families", Path(__file__).with_name("walk_families.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-walk_families = _script()
+from tests.helpers import walk
 
 DOZEN = {
     "vit_tiny_patch16_224": "exact",
@@ -40,7 +28,7 @@ DOZEN = {
 
 @pytest.mark.parametrize("name", DOZEN)
 def test_a_dozen_names(name: str) -> None:
-    found = walk_families.judge(name)
+    found = walk.judge(name)
     assert found["status"] == DOZEN[name], found["reason"]
     assert bool(found["reason"]) == (found["status"] == "refused")
 
@@ -49,13 +37,13 @@ def test_the_recorded_walk_names_every_model() -> None:
     recorded = json.loads((Path(__file__).parents[2] / "docs" / "families.json").read_text(encoding="utf-8"))
     if recorded["timm"] != timm.__version__:
         pytest.skip(f"docs/families.json was walked with timm {recorded['timm']}, installed is {timm.__version__}")
-    assert sorted(recorded["models"]) == walk_families.names()
+    assert sorted(recorded["models"]) == walk.names()
     assert {found["status"] for found in recorded["models"].values()} <= {"exact", "refused"}
 
 
 @pytest.mark.slow
 def test_every_name() -> None:
-    walked = walk_families.walk(walk_families.names())["models"]
+    walked = walk.walk(walk.names())["models"]
     failed = {name: found["reason"] for name, found in walked.items() if found["status"] not in ("exact", "refused")}
     assert not failed
     assert all(found["reason"] for found in walked.values() if found["status"] == "refused")

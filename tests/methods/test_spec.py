@@ -167,6 +167,6 @@ def test_every_method_can_be_written() -> None:
 
 @pytest.mark.parametrize("spec", [None, 3, ts.BAT(), ["bat"]])
 def test_a_spec_is_text(spec: Any) -> None:
-    for read in (ts.method, ts.sweep):
+    for read in (ts.parse, ts.sweep):
         with pytest.raises(ts.TokensieveError, match="a spec is a text such as"):
             read(spec)

@@ -1,17 +1,10 @@
-"""Lets the parity tests import ``reference`` and ``harness``, which lie beside them, and gives them images."""
+"""The images that the parity tests compare on."""
 
 from __future__ import annotations
-
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-
-HERE = str(Path(__file__).parent)
-if HERE not in sys.path:
-    sys.path.insert(0, HERE)
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Literal
 
 import pytest
-import reference
 import torch
-from harness import DEPTH, HEADS, SITES, compare, partitions, tiny
 from torch import Tensor
 
 import tokensieve as ts
+from tests.helpers.harness import DEPTH, HEADS, SITES, compare, partitions, tiny
+from tests.helpers.references import plain as reference
 
 
 def test_the_plain_reference_is_the_dense_model(images: Tensor) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import reference_dense as reference
 import torch
-from harness import DEPTH, HEADS, PATCHES, compare, tiny
-from reference import vit
 from torch import Tensor
 
 import tokensieve as ts
+from tests.helpers.harness import DEPTH, HEADS, PATCHES, compare, tiny
+from tests.helpers.references import dense as reference
+from tests.helpers.references.plain import vit
 from tokensieve.methods._superpixels import superpixels
 from tokensieve.ops.bands import Bands
 

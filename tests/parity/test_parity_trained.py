@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import reference_trained as reference
 import torch
-from harness import DEPTH, HEADS, PATCHES, compare, compare_each, tiny
-from reference import vit
 from torch import Tensor, nn
 
 import tokensieve as ts
+from tests.helpers.harness import DEPTH, HEADS, PATCHES, compare, compare_each, tiny
+from tests.helpers.references import trained as reference
+from tests.helpers.references.plain import vit
 from tokensieve.engine.block import Site
 from tokensieve.measure.macs import count
 from tokensieve.methods._threshold import Threshold

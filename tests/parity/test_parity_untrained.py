@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 
 import pytest
-import reference_spans
-import reference_untrained as reference
 import torch
-from harness import DEPTH, HEADS, PATCHES, SITES, compare, compare_each, tiny
-from reference import vit
 from torch import Tensor
 
 import tokensieve as ts
+from tests.helpers.harness import DEPTH, HEADS, PATCHES, SITES, compare, compare_each, tiny
+from tests.helpers.references import spans
+from tests.helpers.references import untrained as reference
+from tests.helpers.references.plain import vit
 from tokensieve.tokens.decision import check, ragged_merge, slots
 
 
@@ -157,7 +157,7 @@ def test_jmp_merges_in_one_image_and_prunes_in_another(images: Tensor) -> None:
 @pytest.mark.parametrize("sites", [(1, 3, 4), (2,)])
 def test_evo_vit(images: Tensor, keep: float, sites: tuple[int, ...]) -> None:
     model = ts.apply(tiny(), ts.EvoViT(keep=keep, sites=sites))
-    middle, before = reference_spans.evo_vit(sites, keep, DEPTH)
+    middle, before = spans.evo_vit(sites, keep, DEPTH)
     with torch.no_grad():
         logits, tokens = model(images), model.forward_features(images)
     stages = [(s.attended, s.processed) for s in ts.trace(model, images).stages]
@@ -172,7 +172,7 @@ def test_evo_vit(images: Tensor, keep: float, sites: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("threshold", [2.0, 0.1, 0.0, -1.0])
 def test_algm(images: Tensor, threshold: float) -> None:
     model = ts.apply(tiny(), ts.ALGM(threshold=threshold, sites=SITES))
-    compare_each(model, images, middle=reference_spans.algm(SITES, 7, threshold))
+    compare_each(model, images, middle=spans.algm(SITES, 7, threshold))
 
 
 def test_a_merge_without_padding_is_a_plain_one() -> None:

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("killing.py")
-
+ROOT = Path(__file__).parents[2]
 
 COMMON: dict[str, Any] = {
     "model": "test_vit",
@@ -47,7 +46,12 @@ def test_killed_and_resumed_ends_like_a_run_that_was_not(
     given = json.dumps([options, str(whole), str(broken), kills, 5])
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), given], capture_output=True, text=True, env=environment, timeout=600
+        [sys.executable, "-m", "tests.helpers.killing", given],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import reference
 import timm
 import torch
 from torch import Tensor, nn
 
 import tokensieve as ts
+from tests.helpers.references import plain as reference
 
 DEPTH, HEADS, PATCHES, SITES = 6, 2, 49, (1, 3, 4)
 

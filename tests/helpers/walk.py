@@ -1,6 +1,6 @@
 """Walk every model name of timm's vision_transformer and eva: each is exact when nothing is removed, or refused.
 
-    python tests/families/walk_families.py --output docs/families.json
+    python -m tests.helpers.walk --output docs/families.json
 
 Every name is built with random weights at a small input and with two blocks, narrower where it is wide, as far as its
 constructor takes those arguments; its own blocks, norms, embeddings and pooling stay. A name is "exact" when methods
@@ -10,7 +10,6 @@ that remove nothing leave the output bit-equal and methods that remove something
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import sys
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import tokensieve as ts
+from tests.helpers.models import liven
 
 MODULES = ("vision_transformer", "eva")
 NOTHING = "tome:r=0+bat:keep=1.0"
@@ -30,19 +30,6 @@ SOMETHING = ("tome:r=3", "bat:keep=0.5:sites=[0]", "tosa:keep=0.5:score=own")
 ROWS, COLUMNS = 4, 5
 WIDE = 256  # channels above which a model is built narrower
 HEADS = 3
-
-
-def load_models() -> Any:
-    """tests/contract/models.py, which knows how to give random weights an effect."""
-    path = Path(__file__).parents[1] / "contract" / "models.py"
-    spec = importlib.util.spec_from_file_location("contract_models_for_walk", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-liven = load_models().liven
 
 
 def names() -> list[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-from reference import Reducer, Run, _rebuild
 from torch import Tensor
+
+from tests.helpers.references.plain import Reducer, Run, _rebuild
 
 
 def expedite(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from reference import Reducer, Run, _rebuild, class_attention, top
-from reference_untrained import unit
 from torch import Tensor
+
+from tests.helpers.references.plain import Reducer, Run, _rebuild, class_attention, top
+from tests.helpers.references.untrained import unit
 
 
 def evo_vit(sites: tuple[int, ...], keep: float, depth: int) -> tuple[Reducer, Reducer]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import tokensieve as ts
 from tokensieve.engine.composition import REFERENCE
 from tokensieve.families._layout import Layout
+from tokensieve.families._locate import family_of, list_families
 from tokensieve.methods import _registry as registry
 from tokensieve.methods._method import Method
 from tokensieve.models.transformers import HuggingFaceModel
@@ -113,7 +114,7 @@ def liven(model: nn.Module) -> nn.Module:
 
 
 # Those whose package is installed.
-FACTORIES = {family: models for family, models in FACTORIES.items() if registry.families()[family].lacking() is None}
+FACTORIES = {family: models for family, models in FACTORIES.items() if list_families()[family].lacking() is None}
 
 
 @cache
@@ -191,7 +192,7 @@ def cases(configs: Collection[str]) -> list[tuple[str, str, str]]:
 
 def layout_of(model: nn.Module) -> Layout:
     """The token layout of a model, as its family says."""
-    located = registry.family_of(model)
+    located = family_of(model)
     return located.family.layout(located.owner)
 
 

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-from reference import Reducer, Run, _rebuild, top
-from reference_untrained import drop
 from torch import Tensor
+
+from tests.helpers.references.plain import Reducer, Run, _rebuild, top
+from tests.helpers.references.untrained import drop
 
 
 def cropr(depth: int, sites: Sequence[int], r: int, queries: list[Tensor], fusion: bool) -> Reducer:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-from reference import Reducer, Run, _rebuild, class_attention, greedy_pairs, top
 from torch import Tensor
+
+from tests.helpers.references.plain import Reducer, Run, _rebuild, class_attention, greedy_pairs, top
 
 
 def drop(run: Run, chosen: list[int]) -> None:
