@@ -13,6 +13,7 @@ from timm.layers import DropPath
 from torch import nn
 
 import tokensieve as ts
+import tokensieve.prototype
 from tokensieve.engine.probe import probe_input
 from tokensieve.measure.macs import count
 from tokensieve.measure.solver import solve

@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset
 from tokensieve.data.stream import ImageStream, ReadableImages, collate, evenly
 from tokensieve.data.transforms import data_config
 from tokensieve.errors import TokensieveError
+from tokensieve.utils.above import above
 from tokensieve.utils.names import nearest
 from tokensieve.utils.processes import Processes, leave_interrupts_to_the_parent
 
@@ -165,11 +166,7 @@ def _create(arguments: DataArguments, class_map: Any, mode: str) -> Any:
     source = arguments.dataset or arguments.data
     try:
         if arguments.dataset == "digits":
-            from tokensieve.demo.digits import DigitLessons, DigitPictures  # of the demo extra
-
-            if arguments.split == "lessons":
-                return DigitLessons()
-            return DigitPictures("train" if arguments.split == "train" else "val")
+            return above("data set digits").open_split(arguments.split)  # of the demo extra
         return create_dataset(
             arguments.dataset,
             root=arguments.data,

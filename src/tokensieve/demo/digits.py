@@ -218,6 +218,11 @@ class DigitLessons(Dataset[tuple[Image.Image, Tensor]]):
         return Image.fromarray(scene.image), torch.from_numpy(labels)
 
 
+def open_split(split: str) -> DigitPictures | DigitLessons:
+    """The data set ``digits`` by its split: "train", "lessons", or under any other name the validation images."""
+    return DigitLessons() if split == "lessons" else DigitPictures("train" if split == "train" else "val")
+
+
 def normalise(image: NDArray[np.uint8]) -> Tensor:
     """RGB (H, W, 3) in 0..255 to float32 (3, H, W) in [-1, 1]."""
     return torch.from_numpy(image).permute(2, 0, 1).float().div_(127.5).sub_(1.0)

@@ -25,14 +25,16 @@ from tokensieve.errors import TokensieveError
 from tokensieve.families._locate import family_of, irreducible
 from tokensieve.methods._method import Method
 from tokensieve.methods._registry import method_class
+from tokensieve.models.built import BuiltModel
+from tokensieve.models.registered import is_model
 from tokensieve.models.transformers import PREFIX, HuggingFaceModel, describe, is_transformers, rebuild
-from tokensieve.pixels.model import PixelModel, pixel_config
-from tokensieve.pixels.model import from_config as pixel_from_config
+from tokensieve.utils.above import above
 from tokensieve.utils.names import nearest
 
 CONFIG_NAME = "tokensieve.json"
 WEIGHTS_NAME = "model.safetensors"
 FORMAT = 1
+KINDS = ("dense",)  # of built models, as their classes say in ``saved_as``
 
 
 def method_from_dict(saved: dict[str, Any]) -> Method:
@@ -64,8 +66,8 @@ def base_of(model: nn.Module) -> tuple[str, dict[str, Any]]:
     Raises:
         TokensieveError: the model was not made by ``timm.create_model`` and is not of transformers.
     """
-    dense = isinstance(model, PixelModel)
-    if isinstance(model, PixelModel):
+    built = isinstance(model, BuiltModel)
+    if isinstance(model, BuiltModel):
         model = model.backbone
     if isinstance(model, HuggingFaceModel) or is_transformers(model):
         return describe(model)
@@ -78,7 +80,7 @@ def base_of(model: nn.Module) -> tuple[str, dict[str, Any]]:
         )
     arguments = dict(getattr(model, "_model_args", None) or {})
     arguments.setdefault("num_classes", getattr(model, "num_classes", 1000))
-    if dense:
+    if built:
         arguments["num_classes"] = 0
     embed: Any = None if irreducible(model) is not None else family_of(model).owner.patch_embed
     if getattr(embed, "img_size", None) is not None:
@@ -135,7 +137,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, force: bool = Fals
         "multiple": engine.multiple_of(model),
         "masked": any(site.masked for site in engine.sites(model)),
         "taps": engine.taps_of(model),
-    } | ({"dense": pixel_config(model)} if isinstance(model, PixelModel) else {})
+    } | ({model.saved_as: model.to_config()} if isinstance(model, BuiltModel) else {})
     beside = target.with_name(f".{target.name}.writing")
     try:
         shutil.rmtree(beside, ignore_errors=True)
@@ -210,8 +212,9 @@ def load(folder: str | os.PathLike[str]) -> nn.Module:
     weights = read_weights(source / WEIGHTS_NAME)
     name = config["model"]["name"]
     model = _dense(name, config["model"]["args"], source)
-    if "dense" in config:
-        model = pixel_from_config(model, config["dense"])
+    for kind in KINDS:
+        if kind in config:
+            model = above(f"saved {kind}").from_config(model, config[kind])
     methods = [method_from_dict(saved) for saved in config["methods"]]
     if methods:
         engine.apply(
@@ -230,9 +233,7 @@ def _dense(name: str, arguments: dict[str, Any], source: Path) -> nn.Module:
     """The dense model that ``base_of`` described, with random weights."""
     if name.startswith(PREFIX):
         return rebuild(name, arguments)
-    if name.startswith("tokensieve_"):
-        import tokensieve.demo.model  # noqa: F401 - registers the demo's model with timm
-    if not timm.is_model(name):
+    if not is_model(name):
         raise TokensieveError(f"{source} needs the timm model {name!r}, which timm {timm.__version__} does not have")
     model: nn.Module = timm.create_model(name, pretrained=False, **arguments)
     return model

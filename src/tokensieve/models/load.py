@@ -18,6 +18,7 @@ from torch import nn
 from tokensieve.errors import TokensieveError
 from tokensieve.models import hub as hugging_face
 from tokensieve.models.checkpoint import CONFIG_NAME, load
+from tokensieve.models.registered import is_model
 from tokensieve.models.transformers import HuggingFaceModel, is_transformers
 from tokensieve.utils.names import nearest
 
@@ -97,13 +98,7 @@ def is_saved(name: str) -> bool:
     """Whether ``name`` is meant as a folder written by ``ts.save``; one called like a model of timm must be one."""
     if not name or not Path(name).is_dir():
         return False
-    return (Path(name) / CONFIG_NAME).exists() or not (_is_model(name) or hugging_face.source_of(name))
-
-
-def _is_model(name: str) -> bool:
-    if name.startswith("tokensieve_"):
-        import tokensieve.demo.model  # noqa: F401 - registers the demo's model with timm
-    return bool(timm.is_model(name.partition(".")[0]))
+    return (Path(name) / CONFIG_NAME).exists() or not (is_model(name) or hugging_face.source_of(name))
 
 
 def _hub_name(name: str) -> str | None:
@@ -122,7 +117,7 @@ def _refuse_arguments(name: str, **arguments: Any) -> None:
 
 def _create(name: str, pretrained: bool, **arguments: Any) -> nn.Module:
     remote = _hub_name(name)
-    if remote is None and not _is_model(name):
+    if remote is None and not is_model(name):
         raise TokensieveError(
             f"unknown model {name!r}{nearest(name, timm.list_models())}; give a timm model name "
             "(timm.list_models()), hf-hub:owner/model, hf:owner/model for one of transformers, or a folder written by "

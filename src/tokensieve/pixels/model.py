@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tokensieve.errors import TokensieveError
 from tokensieve.families._locate import family_of
+from tokensieve.models.built import BuiltModel
 from tokensieve.pixels.depth import Depth
 from tokensieve.pixels.heads import Head, build_head
 from tokensieve.pixels.segmentation import Segmentation
@@ -17,7 +18,7 @@ from tokensieve.pixels.task import PixelJudge, Task, from_dict
 TASKS: dict[str, type[Task]] = {kind.name: kind for kind in (Segmentation, Depth)}
 
 
-class PixelModel(nn.Module):
+class PixelModel(BuiltModel):
     """Images (B, C, H, W) to logits (B, K, H, W), or to depth (B, 1, H, W) in metres.
 
     The backbone is read through its own ``forward_intermediates``: reduced by ``ts.apply`` it gives every patch back
@@ -31,6 +32,8 @@ class PixelModel(nn.Module):
     Attributes:
         taps: the 0-based blocks that are read.
     """
+
+    saved_as = "dense"  # as files have had it from the start
 
     def __init__(self, backbone: nn.Module, head: Head, task: Task) -> None:
         super().__init__()
@@ -57,6 +60,10 @@ class PixelModel(nn.Module):
     def num_classes(self) -> int:
         """Classes of a segmentation; 0 for depth."""
         return self.task.channels if isinstance(self.task, Segmentation) else 0
+
+    def to_config(self) -> dict[str, Any]:
+        """Task and head, as written to a saved model."""
+        return {"task": self.task.to_dict(), "head": self.head.name}
 
     def judge(self) -> PixelJudge:
         """How ``measure`` compares models of this kind."""
@@ -118,11 +125,6 @@ def pixel_model(backbone: nn.Module, task: Task, head: str = "linear") -> PixelM
         reset(0)
     layout = located.family.layout(located.owner)
     return PixelModel(backbone, build_head(head, layout.dim, layout.depth, task.channels), task).eval()
-
-
-def pixel_config(model: PixelModel) -> dict[str, Any]:
-    """Task and head, as written to a saved model (there under the key "dense", which files have had from the start)."""
-    return {"task": model.task.to_dict(), "head": model.head.name}
 
 
 def from_config(backbone: nn.Module, config: dict[str, Any]) -> PixelModel:

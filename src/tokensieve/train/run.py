@@ -20,7 +20,6 @@ from tokensieve.measure.judge import answers_of, compare
 from tokensieve.measure.results import Results
 from tokensieve.measure.timing import Progress
 from tokensieve.models.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_weights, save
-from tokensieve.pixels.fit import FitHead
 from tokensieve.pixels.model import PixelModel
 from tokensieve.train import report
 from tokensieve.train.arguments import TrainArguments
@@ -29,6 +28,7 @@ from tokensieve.train.keep import Easing
 from tokensieve.train.loop import Evaluate, Told, fit
 from tokensieve.train.losses import Term
 from tokensieve.train.origin import FACTS, written_down
+from tokensieve.train.pixels import FitHead
 from tokensieve.train.prepare import Prepared, prepare
 from tokensieve.train.stages import Job
 from tokensieve.train.state import Run

@@ -16,13 +16,13 @@ from tokensieve.engine.apply import applied, is_applied, remove
 from tokensieve.errors import TokensieveError
 from tokensieve.families._locate import blocks_of, family_of, irreducible
 from tokensieve.methods._method import Method
-from tokensieve.pixels.fit import FitHead, RecoverMaps
 from tokensieve.pixels.model import PixelModel
-from tokensieve.prototype.densedino import DenseDINO, check_model
 from tokensieve.train.losses import Added, Term, TokenLabels, terms_of
 from tokensieve.train.objective import FineTune, Objective
+from tokensieve.train.pixels import FitHead, RecoverMaps
 from tokensieve.train.recipe import Recipe, recipe_names
 from tokensieve.train.selectors import FitSelectors, selectors_of
+from tokensieve.utils.above import above
 
 Stage = Literal["head", "selectors", "finetune", "recover", "scratch", "pretrain"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -149,13 +149,14 @@ def _pretraining(model: nn.Module, recipe: Recipe) -> Job:
     """The dense model learns without labels that two views of an image are of the same."""
     if is_applied(model):
         raise TokensieveError("the stage pretrain trains the dense model: leave --method out and apply methods later")
-    check_model(model)
+    densedino = above("stage pretrain")
+    densedino.check_model(model)
     dense = copy.deepcopy(model).eval().requires_grad_(False)
     model.requires_grad_(True)
     _train_only(model, recipe.train_only)
     _drop_paths(model, recipe.drop_path)
     terms = {"class": 1 - recipe.dense, "points": recipe.dense}
-    return Job(DenseDINO(model, recipe), dense, terms, labelled=False)
+    return Job(densedino.DenseDINO(model, recipe), dense, terms, labelled=False)
 
 
 def _refuse_unfitted(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Architectures of their own, one file each, registered with timm: importing tokensieve is enough to create them.
+"""Architectures of their own, one file each, registered with timm by importing this package.
 
 The folder is walked; a new file needs no line here. Only names enter timm's registry: nothing is built.
 """
