@@ -51,9 +51,10 @@ test: $(READY)  ## all tests but the slow ones
 test-slow: $(READY)  ## the slow tests alone
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) -m slow
 
-lint: $(READY)  ## style: ruff check and ruff format --check
+lint: $(READY)  ## style: ruff check, ruff format --check, and the order of the package's rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python scripts/check_rooms.py
 
 format: $(READY)  ## rewrite the sources in the house style
 	$(BIN)/ruff check --fix .

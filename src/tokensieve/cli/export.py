@@ -14,9 +14,8 @@ from tokensieve.cli.output import errors, new_table, note, progress_bars, show_t
 from tokensieve.engine.apply import applied, apply
 from tokensieve.engine.probe import probe_input
 from tokensieve.errors import TokensieveError
-from tokensieve.export import FORMATS, Exported
 from tokensieve.export.check import random_images
-from tokensieve.export.run import check_request, export_model
+from tokensieve.export.run import FORMATS, Exported, check_request, export_model
 from tokensieve.export.speed import Realised, beside_dense
 from tokensieve.methods._method import Method
 from tokensieve.methods._spec import parse, spell

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,9 +12,11 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 from torchmetrics.functional import mean_absolute_percentage_error, mean_squared_error
 
 from tokensieve.measure.judge import add_counts
-from tokensieve.pixels.depth import Depth
-from tokensieve.pixels.segmentation import Segmentation
 from tokensieve.pixels.task import PixelOutcome
+
+if TYPE_CHECKING:  # the tasks make their meters
+    from tokensieve.pixels.depth import Depth
+    from tokensieve.pixels.segmentation import Segmentation
 
 
 class SegmentationMeters:
