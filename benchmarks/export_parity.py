@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 import tokensieve as ts
 from tokensieve.data.images import DataArguments, open_images
-from tokensieve.export import FORMATS
 from tokensieve.export.check import WithTokens, settled
 from tokensieve.export.format import Format
+from tokensieve.export.run import FORMATS
 from tokensieve.export.torch_program import TRACED_BATCH, trace
 from tokensieve.measure import speed
 from tokensieve.measure.benchmark import reduce

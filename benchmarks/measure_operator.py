@@ -21,7 +21,8 @@ from tokensieve.families._locate import family_of
 from tokensieve.measure import speed
 from tokensieve.measure.oracle import OracleBlock, oracle
 from tokensieve.measure.timing import Progress, Variant, disturbed, steadiest
-from tokensieve.tokens.state import Tokens, returning
+from tokensieve.tokens.restore import returning
+from tokensieve.tokens.state import Tokens
 
 SPAN = 2  # blocks
 
@@ -38,10 +39,10 @@ def measure(cell: Cell, device: str, data: str | None, progress: Progress) -> di
 
 
 def _row(subject: Subject, variant: Variant, cell: Cell) -> dict[str, Any]:
-    acting = [site.block for site in sites(variant.model) if site.steps]
+    acting = [site.block for site in sites(variant.model) if site.turns.steps]
     first = acting[0]
     last = min(first + SPAN, len(subject.base.blocks))
-    inside = sum(len(site.steps) for site in sites(variant.model) if first <= site.block < last)
+    inside = sum(len(site.turns.steps) for site in sites(variant.model) if first <= site.block < last)
     x = entering(subject.dense, subject.x, first)
     free = oracle(subject.dense, variant.report)
     chains: dict[str, list[nn.Module]] = {
@@ -106,5 +107,5 @@ class Through(nn.Module):
         for block in self.blocks:
             state = block(state)
         if isinstance(state, Tokens):
-            state = returning(state, state.stages[-1].block + 1).x
+            state = returning(state, state.record.stages[-1].block + 1).x
         return state

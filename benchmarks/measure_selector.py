@@ -82,7 +82,7 @@ class Columns(nn.Module):
 def _selector(model: nn.Module) -> tuple[ToSA, Selector, int]:
     """The first selector of a model with ToSA, its method and its block."""
     for site in sites(model):
-        for step in site.steps:
+        for step in site.turns.steps:
             part = site.learned[step.key] if step.key in site.learned else None  # noqa: SIM401 - has no get
             if isinstance(step.method, ToSA) and isinstance(part, Selector):
                 return step.method, part, site.block

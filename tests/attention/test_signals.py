@@ -10,8 +10,11 @@ from torch import Tensor
 
 from tokensieve.attention.signals import Attended
 from tokensieve.methods._view import BlockSignals
-from tokensieve.tokens.decision import Assignment, SoftAssignment
-from tokensieve.tokens.state import Tokens, apply, returning
+from tokensieve.tokens.decision import Assignment
+from tokensieve.tokens.restore import returning
+from tokensieve.tokens.soft import SoftAssignment
+from tokensieve.tokens.apply import apply
+from tokensieve.tokens.state import Tokens
 
 
 def signals() -> BlockSignals:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import tokensieve as ts
 from tests.helpers.models import build, images
-from tokensieve.attention.packing import Packing, packing_of
+from tokensieve.attention.packing import PADDED, Packing, rows_of
 
 PREFIX = 1
 
@@ -24,9 +24,9 @@ def batch(lengths: list[int], seed: int, channels: int = 6) -> tuple[Tensor, Ten
     return torch.randn(len(lengths), PREFIX + slots, channels, generator=generator, dtype=torch.float64), alive
 
 
-def packed(alive: Tensor) -> Packing:
-    found = packing_of(alive, PREFIX)
-    assert found is not None
+def packed(alive: Tensor, sized: bool = True) -> Packing:
+    found = rows_of(alive, PREFIX, sized)
+    assert isinstance(found, Packing)
     return found
 
 
@@ -49,7 +49,7 @@ def test_back_and_forth_loses_nothing_but_padding(lengths: list[int], seed: int)
 @given(lengths, st.integers(0, 9), st.booleans())
 def test_attention_is_that_of_every_image_alone(lengths: list[int], seed: int, sized: bool) -> None:
     x, alive = batch(lengths, seed)
-    packing = packed(alive)
+    packing = packed(alive, sized)
     valid = F.pad(alive, (PREFIX, 0), value=True)
     parts = x.unflatten(2, (3, 1, 2)).permute(2, 0, 3, 1, 4)  # queries, keys, values: (B, 1, L, 2)
     bias = torch.randn(valid.shape, dtype=torch.float64) if sized else torch.zeros(valid.shape, dtype=torch.float64)
@@ -61,13 +61,13 @@ def test_attention_is_that_of_every_image_alone(lengths: list[int], seed: int, s
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
 
     row = [packing.pack(part.squeeze(1)).unsqueeze(1) for part in parts]
-    found = packing.attend(kernel, (row[0], row[1], row[2]), bias if sized else None)
+    found = packing.attend(kernel, row[0], row[1], row[2], bias)
     torch.testing.assert_close(packing.unpack_heads(found)[:, 0][valid], wanted[:, 0][valid])
 
 
 def test_a_batch_that_is_nearly_full_stays_padded() -> None:
-    assert packing_of(torch.ones(2, 8, dtype=torch.bool), PREFIX) is None
-    assert packing_of(torch.tensor([[True] * 8, [True] * 4 + [False] * 4]), PREFIX) is not None
+    assert rows_of(torch.ones(2, 8, dtype=torch.bool), PREFIX) is PADDED
+    assert rows_of(torch.tensor([[True] * 8, [True] * 4 + [False] * 4]), PREFIX) is not PADDED
 
 
 @pytest.mark.parametrize("method", ["ats", "algm:threshold=0.3"])

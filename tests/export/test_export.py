@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import tokensieve as ts
-from tokensieve.export import FORMATS
 from tokensieve.export.check import settled
 from tokensieve.export.format import Run
 from tokensieve.export.onnx import Onnx
+from tokensieve.export.run import FORMATS
 from tokensieve.export.speed import beside_dense
 from tokensieve.export.torch_program import TorchProgram
 from tokensieve.families._layout import Layout

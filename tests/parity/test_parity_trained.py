@@ -15,6 +15,8 @@ from tests.helpers.references.plain import vit
 from tokensieve.engine.block import Site
 from tokensieve.measure.macs import count
 from tokensieve.methods._threshold import Threshold
+from tokensieve.methods._added import added_to
+from tokensieve.methods.avit import HALTING
 from tokensieve.methods.cropr import Router
 from tokensieve.ops.matching import bipartite_matching, relaxed_matching
 from tokensieve.train.auxiliary import recording
@@ -46,7 +48,7 @@ def test_croprs_heads_learn_and_leave_the_model_alone(images: Tensor) -> None:
     model = ts.apply(tiny(), ts.Cropr(r=5, classes=10)).train()
     with recording(model) as record:
         model(images)
-    answers = [answer.logits for answer in record.tokens.answers]
+    answers = [answer.logits for answer in added_to(record.tokens).answers]
     wanted = sum(nn.functional.cross_entropy(logits.float(), LABELS) for logits in answers)
     assert len(answers) == DEPTH - 2
     torch.testing.assert_close(record.losses(LABELS)["cropr"], wanted)
@@ -158,8 +160,9 @@ def test_a_vit_trains_on_the_answer_that_removal_gives(images: Tensor) -> None:
         masked = model(images)
     torch.testing.assert_close(masked, removed, rtol=1e-6, atol=1e-6)
     state = record.tokens
-    assert state.carried is not None
-    torch.testing.assert_close(state.carried[..., -1], torch.ones_like(state.carried[..., -1]))
+    halting = state.extra(HALTING)
+    assert halting is not None
+    torch.testing.assert_close(halting[..., -1], torch.ones_like(halting[..., -1]))
     # Weights of a mean sum to one, so the blocks run and the remainder can be counted from what is left of each.
     losses = {name: loss.detach() for name, loss in record.losses().items()}
     run = sum(PATCHES if stage.alive is None else stage.alive.sum(dim=1).double().mean() for stage in stages)

@@ -13,18 +13,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from tokensieve.ops.norm import Norm
-from tokensieve.tokens.decision import (
-    Assignment,
-    KeepMask,
-    SoftAssignment,
-    Until,
-    check,
-    keep_only,
-    ragged,
-    return_point,
-    slots,
-)
-from tokensieve.tokens.state import Tokens, apply, restore, returning
+from tokensieve.tokens.decision import Assignment, KeepMask, Until, check, keep_only, ragged, return_point, slots
+from tokensieve.tokens.restore import restore, returning
+from tokensieve.tokens.soft import SoftAssignment
+from tokensieve.tokens.apply import apply
+from tokensieve.tokens.state import Tokens
 
 CHANNELS = 3
 
@@ -135,7 +128,7 @@ def test_any_sequence_of_hard_decisions(
         for original, last in away[b].items():
             torch.testing.assert_close(whole[b, prefix + original], last, rtol=1e-12, atol=1e-12)
     back = returning(tokens, 9)
-    assert back.parked == ()
+    assert back.back.parked == ()
     assert [back.count - tokens.count] * batch == parked
     torch.testing.assert_close(back.restore("last"), whole, rtol=0, atol=0)
 
@@ -431,7 +424,7 @@ def test_decisions_inside_a_soft_assignment_come_back_through_both() -> None:
     torch.testing.assert_close(patch_values(pruned), patch_values(once))
     skipped = apply(once, keep_only(torch.tensor([[0, 1, 2], [2, 3, 4]]), 5, 4))
     torch.testing.assert_close(patch_values(returning(skipped, 4)), patch_values(once))
-    assert twice.shape == tokens.shape and twice.events[-1].group is None
+    assert twice.shape == tokens.shape and twice.record.events[-1].group is None
 
 
 def test_soft_inside_parking_comes_back_too() -> None:
@@ -466,7 +459,7 @@ def test_a_state_survives_flattening_and_pickling(case: str) -> None:
     leaves, spec = pytree.tree_flatten(state)
     assert all(leaf is None or isinstance(leaf, Tensor) for leaf in leaves)
     again = pytree.tree_unflatten(leaves, spec)
-    assert isinstance(again, Tokens) and again.events[0].method == "made-up"
+    assert isinstance(again, Tokens) and again.record.events[0].method == "made-up"
     assert torch.equal(again.restore(), state.restore())
     doubled = pytree.tree_map(lambda leaf: leaf * 2 if leaf is not None and leaf.is_floating_point() else leaf, state)
     # Matrices back double as well, so only what is stored as plain values can be compared.
@@ -493,7 +486,7 @@ def test_the_input_state_is_never_changed() -> None:
     returning(after, 4)
     restore(after)
     assert all(torch.equal(a, b) for a, b in zip(copy, (tokens.x, tokens.group, tokens.rep), strict=True))
-    assert tokens.parked == () and tokens.canvas is None and tokens.events == ()
+    assert tokens.back.parked == () and tokens.back.canvas is None and tokens.record.events == ()
 
 
 def test_gradients_reach_every_original() -> None:
@@ -599,5 +592,5 @@ def test_dropped_tokens_spread_over_the_kept(reduce: str, wanted: list[float]) -
     keep, dropped = torch.tensor([[0, 1]]), torch.tensor([[2, 3]])
     state = apply(Tokens.start(x, 1), Assignment(keep=keep, dropped=dropped, spread=spread, reduce=reduce))
     assert state.x.flatten().tolist() == pytest.approx([9.0, *wanted])
-    assert state.group.tolist() == [[0, 1, -1, -1]] and state.size is None
+    assert state.group.tolist() == [[0, 1, -1, -1]] and state.table.size is None
     assert state.restore().flatten().tolist() == pytest.approx([9.0, *wanted, 4.0, 0.0])

@@ -17,7 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 import tokensieve as ts
 from tokensieve.tokens import state as algebra
-from tokensieve.tokens.decision import Decision, SoftAssignment, return_point
+from tokensieve.tokens.decision import Decision, return_point
+from tokensieve.tokens.soft import SoftAssignment
 from tokensieve.train.tl_align import mix, patch_shares, tl_align
 
 SIZE, GRID, CLASSES = (64, 80), (4, 5), 6

@@ -8,7 +8,6 @@ just what a method asked for, in memory that grows with the number of tokens and
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +16,6 @@ from torch import Tensor
 from tokensieve.ops import cpu as native
 from tokensieve.ops.fused import fused
 from tokensieve.ops.rows import at_least_float32
-
-if TYPE_CHECKING:
-    pass
 
 # A removed token's share of attention while training: exact zero would have no gradient. Nothing that an answer in
 # float32 shows, and its logarithm, -32, is exact in half precision.

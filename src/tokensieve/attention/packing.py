@@ -1,13 +1,15 @@
-"""Images of different lengths side by side without padding: what a block runs on behind a ragged method.
+"""How the tokens of a batch lie where the layers of a block run: padded to one length, or all images in one row.
 
-Norms, linear layers and activations treat token by token, so the tokens of all images stand in one row, (1, T, C).
-Methods and probes see the images padded to one length, (B, L, C).
+Norms, linear layers and activations treat token by token, so the tokens of images of different lengths may stand side
+by side, (1, T, C), as ``cu_seqlens`` cuts them. Methods and probes see the images padded to one length, (B, L, C).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,68 +19,103 @@ from tokensieve.attention.signals import voters_of
 WORTH = 0.97  # of the slots, from which on packing saves less than it costs
 
 
+class Rows:
+    """Padded rows: layers run on (B, L, C) as it is."""
+
+    def pack(self, x: Tensor) -> Tensor:
+        """(B, L, C) as the layers take it."""
+        return x
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """(B, L, …) from what the layers gave."""
+        return x
+
+    def unpack_heads(self, x: Tensor) -> Tensor:
+        """(B, H, L, D) from the queries, keys or values of the layers."""
+        return x
+
+    def attend(
+        self,
+        kernel: Callable[..., Tensor],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor | None,
+        **options: Any,
+    ) -> Tensor:
+        """Let every image attend to itself.
+
+        Args:
+            kernel: attention of queries, keys and values (·, H, L, D) with a bias (·, 1, 1, L) of the keys or None.
+            query, key, value: as the layers gave them.
+            bias: (B, 1, 1, L), or None.
+            options: handed on to the ``kernel``.
+        """
+        return kernel(query, key, value, bias, **options)
+
+
+PADDED = Rows()
+
+
 @dataclass(frozen=True)
-class Packing:
-    """Where the tokens of a padded batch are.
+class Packing(Rows):
+    """Packed rows: the tokens of all images one behind the other, without the slots that hold none.
 
     Attributes:
         index: (T,) the slots that hold a token, counted through the batch.
-        lengths: tokens of each of the B images; T is their sum.
+        cu_seqlens: B + 1 numbers, where each image begins in the row, and T.
         padded: L, slots of each image.
+        sized: whether the bias of the keys says more than which slots are empty.
     """
 
     index: Tensor
-    lengths: tuple[int, ...]
+    cu_seqlens: tuple[int, ...]
     padded: int
+    sized: bool = True
 
     def pack(self, x: Tensor) -> Tensor:
         """(B, L, C) to (1, T, C)."""
         return x.flatten(0, 1).index_select(0, self.index).unsqueeze(0)
 
-    def unpack(self, packed: Tensor) -> Tensor:
+    def unpack(self, x: Tensor) -> Tensor:
         """(1, T, …) to (B, L, …), zero in the slots without a token."""
-        slots = packed.new_zeros(len(self.lengths) * self.padded, *packed.shape[2:])
-        return slots.index_copy(0, self.index, packed.squeeze(0)).view(-1, self.padded, *packed.shape[2:])
+        slots = x.new_zeros((len(self.cu_seqlens) - 1) * self.padded, *x.shape[2:])
+        return slots.index_copy(0, self.index, x.squeeze(0)).view(-1, self.padded, *x.shape[2:])
 
-    def unpack_heads(self, packed: Tensor) -> Tensor:
+    def unpack_heads(self, x: Tensor) -> Tensor:
         """(1, H, T, D) to (B, H, L, D)."""
-        return self.unpack(packed.transpose(1, 2)).transpose(1, 2)
+        return self.unpack(x.transpose(1, 2)).transpose(1, 2)
 
     def attend(
         self,
-        kernel: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
-        parts: tuple[Tensor, Tensor, Tensor],
+        kernel: Callable[..., Tensor],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
         bias: Tensor | None,
+        **options: Any,
     ) -> Tensor:
-        """Let every image attend to itself, (1, H, T, D), by a ``kernel`` for queries, keys, values and bias.
-
-        Image by image, without padding or mask.
-
-        Args:
-            kernel: attention of one image.
-            parts: queries, keys and values, (1, H, T, D) each.
-            bias: (B, 1, 1, L) of the keys where it says more than which slots are empty, else None.
-        """
-        keys = None if bias is None else bias.flatten().index_select(0, self.index)
-        outputs, start = [], 0
-        for length in self.lengths:
-            image = slice(start, start + length)
-            query, key, value = (part[:, :, image] for part in parts)
-            outputs.append(kernel(query, key, value, None if keys is None else keys[None, None, None, image]))
-            start += length
+        """Let every image attend to itself, (1, H, T, D): image by image, without padding or mask."""
+        keys = bias.flatten().index_select(0, self.index) if bias is not None and self.sized else None
+        outputs = []
+        for start, end in pairwise(self.cu_seqlens):
+            image = slice(start, end)
+            parts = (part[:, :, image] for part in (query, key, value))
+            outputs.append(kernel(*parts, None if keys is None else keys[None, None, None, image], **options))
         return torch.cat(outputs, dim=2)
 
 
-def packing_of(alive: Tensor, prefix: int) -> Packing | None:
-    """How a batch with ``prefix`` tokens before the slots ``alive`` (B, M) packs; None where that saves nothing.
+def rows_of(alive: Tensor | None, prefix: int, sized: bool = True) -> Rows:
+    """How a batch with ``prefix`` tokens before the slots ``alive`` (B, M) lies best.
 
-    None on a GPU too, where one padded call is faster than many, and in graphs, whose shapes cannot depend on the data.
+    Packed where that saves anything; padded on a GPU, where one padded call is faster than many, and in graphs, whose
+    shapes cannot depend on the data.
     """
-    if not alive.is_cpu or torch.compiler.is_compiling():
-        return None
+    if alive is None or not alive.is_cpu or torch.compiler.is_compiling():
+        return PADDED
     valid = voters_of(alive, prefix)
     assert valid is not None
     index = valid.flatten().nonzero().squeeze(1)
     if len(index) > WORTH * valid.numel():
-        return None
-    return Packing(index, tuple(valid.sum(dim=1).tolist()), valid.shape[1])
+        return PADDED
+    return Packing(index, tuple(accumulate(valid.sum(dim=1).tolist(), initial=0)), valid.shape[1], sized)

@@ -15,19 +15,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokensieve.attention.tap import Tap
+from tokensieve.tokens.decision import Assignment, Decision, KeepMask
+from tokensieve.tokens.pytree import register
+from tokensieve.tokens.rider import Moment, Rider
 
 
 @dataclass(frozen=True)
-class Maps:
-    """Where the attention maps of a block come from, for the block behind it.
+class SharedMaps(Rider):
+    """Where the attention maps of a block come from, for the block behind it. Once tokens move they fit no longer.
 
     Attributes:
         pairs: the queries and keys (B, H, L, D) of each of its attentions.
-        version: of the tokens; where they have moved since, the maps fit no longer.
     """
 
     pairs: tuple[tuple[Tensor, Tensor], ...]
-    version: int
+
+    def follow(self, decision: Decision, moment: Moment) -> Rider | None:
+        return self if isinstance(decision, KeepMask) else None
+
+    def come_back(self, block: int, after_attention: bool) -> Rider | None:
+        return None
+
+    def hide(self, assignment: Assignment, moment: Moment) -> Rider | None:
+        return None
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,7 @@ class SharingTap(Tap):
 
     attention_alone = False
 
-    def __init__(self, maps: Maps, block: nn.Module, *others: Any) -> None:
+    def __init__(self, maps: SharedMaps, block: nn.Module, *others: Any) -> None:
         super().__init__(*others)
         self.maps = maps
         found = projections(block)
@@ -97,3 +107,6 @@ class SharingTap(Tap):
             if query.shape == theirs[0].shape and key.shape == theirs[1].shape:
                 query, key = theirs
         return super().answer(query, key, *args, **kwargs)
+
+
+register(SharedMaps, ("pairs",))

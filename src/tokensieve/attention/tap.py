@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +12,9 @@ from torch._C import _len_torch_function_stack
 from torch.overrides import TorchFunctionMode
 
 from tokensieve.attention.kernel import attend, biased_attention
+from tokensieve.attention.packing import PADDED, Rows
 from tokensieve.attention.signals import Attended
 from tokensieve.errors import RefusedError
-
-if TYPE_CHECKING:
-    from tokensieve.attention.packing import Packing
 
 
 class Tap(TorchFunctionMode):
@@ -27,8 +24,7 @@ class Tap(TorchFunctionMode):
     call that the model makes is the call that runs, bit for bit. Of the signals ``wanted``, "outputs" are recorded too,
     and "cls_row" is taken from our kernel where that runs.
 
-    With a ``packing`` the model's calls are on the tokens of all images in one row; ``attended`` shows them padded.
-    ``sized`` then says whether ``bias`` holds more than which slots are empty.
+    With packed ``rows`` the model's calls are on the tokens of all images in one row; ``attended`` shows them padded.
 
     Write ``tap = Tap()`` and then ``with tap:``; TorchDynamo does not trace ``with Tap() as tap``. In ``with tap:``
     torch hands every call over, which costs more than a kernel; an attention that only passes its mask on to the fused
@@ -42,8 +38,7 @@ class Tap(TorchFunctionMode):
         self.bias = bias
         self.own = own
         self.wanted = wanted
-        self.packing: Packing | None = None
-        self.sized = False
+        self.rows: Rows = PADDED
         self.class_row: Tensor | None = None
         self.calls: list[tuple[Tensor, Tensor, Tensor, float | None]] = []
         self.outputs: list[Tensor] = []
@@ -87,12 +82,11 @@ class Tap(TorchFunctionMode):
                 "call the model without attn_mask and is_causal, or ts.remove(model) first"
             )
         self.calls.append((query, key, value, scale))
-        if self.packing is not None:
-            kernel = partial(self._kernel, dropout_p=dropout_p, scale=scale, **others)
-            output = self.packing.attend(kernel, (query, key, value), self.bias if self.sized else None)
+        output = self.rows.attend(
+            self._kernel, query, key, value, self.bias, dropout_p=dropout_p, scale=scale, **others
+        )
+        if self.rows is not PADDED:
             self.class_row = None  # that of the last image
-        else:
-            output = self._kernel(query, key, value, self.bias, dropout_p=dropout_p, scale=scale, **others)
         if "outputs" in self.wanted:
             self.outputs.append(output)
         return output
@@ -129,9 +123,9 @@ class Tap(TorchFunctionMode):
             )
         scale = queries.shape[-1] ** -0.5 if scale is None else scale
         outputs = torch.cat(self.outputs, dim=1) if self.outputs else None
-        if self.packing is not None:
-            queries, keys, values = (self.packing.unpack_heads(part) for part in (queries, keys, values))
-            outputs = None if outputs is None else self.packing.unpack_heads(outputs)
+        if self.rows is not PADDED:
+            queries, keys, values = (self.rows.unpack_heads(part) for part in (queries, keys, values))
+            outputs = None if outputs is None else self.rows.unpack_heads(outputs)
         class_row = self.class_row if len(self.calls) == 1 else None
         return Attended(queries, keys, values, scale, self.bias, class_row, outputs)
 

@@ -14,6 +14,7 @@ from tokensieve.engine.around import SievedOwner
 from tokensieve.engine.block import SITE, SievedBlock, Site
 from tokensieve.engine.counts import Rounding
 from tokensieve.engine.probe import check_identity
+from tokensieve.engine.reduction import Reduction
 from tokensieve.engine.schedule import Step, schedule
 from tokensieve.engine.takeover import TakenOver, give_back, take_over
 from tokensieve.errors import RefusedError, TokensieveError
@@ -108,13 +109,11 @@ def apply(
     reads = any(m.needs(layout) or m.log_size_attention for m in chosen)
     check_identity(model, probe, taps=reads)
     blocks = located.family.blocks(located.owner)
-    first = min(plan, default=layout.depth)
+    reduction = Reduction(located.family, layout, chosen, chosen_fill, rounding, masked)
     reference = next(blocks[0].parameters())
-    for number in range(first, layout.depth):
-        block, here = blocks[number], plan.get(number, ())
-        site = Site(
-            located.family, layout, number, here, chosen, chosen_fill, rounding, masked, tapped=number in tapped
-        )
+    for number in range(min(plan, default=layout.depth), layout.depth):
+        block = blocks[number]
+        site = Site(reduction, number, plan.get(number, ()), tapped=number in tapped)
         site.to(device=reference.device, dtype=reference.dtype)
         site.train(block.training)
         block.add_module(SITE, site)
@@ -185,13 +184,14 @@ def is_applied(model: nn.Module) -> bool:
 def applied(model: nn.Module) -> tuple[Method, ...]:
     """The methods applied to ``model``, in order; empty for a dense model."""
     found = sites(model)
-    return found[0].methods if found else ()
+    return found[0].reduction.methods if found else ()
 
 
 def multiple_of(model: nn.Module) -> int | None:
     """What the token counts of ``model`` are rounded to, or None."""
     found = sites(model)
-    return found[0].rounding.multiple if found and found[0].rounding is not None else None
+    rounding = found[0].reduction.rounding if found else None
+    return None if rounding is None else rounding.multiple
 
 
 def taps_of(model: nn.Module) -> list[int] | None:

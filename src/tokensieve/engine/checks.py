@@ -5,20 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tokensieve.errors import TokensieveError
+from tokensieve.families._layout import Grid
 from tokensieve.methods._method import Method
-from tokensieve.tokens.decision import Assignment, Decision, SoftAssignment, Until
+from tokensieve.tokens.decision import Assignment, Decision, Until
+from tokensieve.tokens.soft import SoftAssignment
 
 if TYPE_CHECKING:
     from tokensieve.engine.counts import Rounding
     from tokensieve.tokens.state import Tokens
 
 
-def check_grid(method: Method, tokens: Tokens, grid: tuple[int, int]) -> None:
-    """Refuse tokens that lie on no grid, for a method that acts on the ``grid`` (rows, columns) of the model."""
+def check_grid(method: Method, tokens: Tokens, grid: Grid) -> None:
+    """Refuse tokens that lie on no grid, for a method that acts on the ``grid`` of the model."""
     if tokens.grid is None:
-        rows, columns = grid
+        sides = " × ".join(map(str, grid))
         raise TokensieveError(
-            f"{method.name} acts on the grid of patches, and {tokens.count} patches are not the {rows} × {columns} "
+            f"{method.name} acts on the grid of patches, and {tokens.count} patches are not the {sides} "
             "of this model: give images of its own size, or take ts.remove, model.set_input_size and ts.apply"
         )
 

@@ -51,7 +51,7 @@ def counts(
     Raises:
         TokensieveError: a method leaves no token, or more than there are.
     """
-    patches = layout.grid[0] * layout.grid[1] if patches is None else patches
+    patches = layout.patches if patches is None else patches
 
     def own(block: int, step: Step, present: int) -> int:
         left = step.method.remaining(present, step.ordinal, layout)
@@ -118,7 +118,7 @@ class Rounding:
 
     def __init__(self, placed: dict[int, tuple[Step, ...]], layout: Layout, multiple: int) -> None:
         self.placed, self.layout, self.multiple = placed, layout, multiple
-        self.patches = layout.grid[0] * layout.grid[1]
+        self.patches = layout.patches
         self.known = counts(placed, layout, multiple=multiple).steps
 
     def left(self, block: int, step: Step, patches: int) -> int:

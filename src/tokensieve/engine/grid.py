@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-Grid = tuple[int, int]
+from tokensieve.families._layout import Grid
+
 _RUNNING: ContextVar[Grid | None] = ContextVar("tokensieve_grid", default=None)
 
 
@@ -42,12 +43,13 @@ class GridBefore:
 
     Attributes:
         name: of the argument, the first one, that holds the images (B, C, H, W).
-        patch: (height, width) of a patch in pixels; what does not fill one is left out, as the model does.
+        patch: the size of a patch along each axis of the grid, (height, width) in pixels; what does not fill one is
+            left out, as the model does.
         own: the model's grid.
     """
 
     name: str
-    patch: tuple[int, int]
+    patch: Grid
     own: Grid
 
     def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -55,8 +57,8 @@ class GridBefore:
         images = kwargs.get(self.name, args[0] if args else None)
         if images is None:
             return
-        height, width = images.shape[-2:]
-        grid = (height // self.patch[0], width // self.patch[1])
+        sides = images.shape[-len(self.patch) :]
+        grid = tuple(side // size for side, size in zip(sides, self.patch, strict=True))
         run_on(None if grid == self.own else grid)
 
 
@@ -69,7 +71,7 @@ class GridBehind:
         run_on(None)
 
 
-def attach(owner: nn.Module, name: str, patch: tuple[int, int], own: Grid) -> None:
+def attach(owner: nn.Module, name: str, patch: Grid, own: Grid) -> None:
     """Read the grid of the images whenever ``owner`` is called from now on; see ``GridBefore``."""
     owner.register_forward_pre_hook(GridBefore(name, patch, own), with_kwargs=True)
     owner.register_forward_hook(GridBehind(), always_call=True)

@@ -62,6 +62,20 @@ class RefusedMask:
             )
 
 
+def refuse_block_mask(kwargs: dict[str, Any]) -> None:
+    """Take masks that say nothing out of a block's arguments, and refuse those that do.
+
+    Raises:
+        RefusedError: there is one.
+    """
+    masks = [kwargs.pop(name, None) for name in ("attn_mask", "attention_mask")]
+    if any(mask is not None for mask in masks) or kwargs.pop("is_causal", False):
+        raise RefusedError(
+            "a model with reduced tokens takes no attn_mask, attention_mask or is_causal: its tokens are not where "
+            "the mask expects them; ts.remove(model) gives the dense model back"
+        )
+
+
 def attach(reading: Reading) -> None:
     """Restore what ``reading`` reads from now on."""
     reading.module.register_forward_hook(RestoredHiddenStates(reading.reader))

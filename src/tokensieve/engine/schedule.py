@@ -124,7 +124,7 @@ def _check_undisturbed(plan: dict[int, list[Step]], layout: Layout) -> None:
 
 def _check_undivided(placed: dict[int, tuple[Step, ...]], walked: Counts, layout: Layout) -> None:
     """Who acts on the grid of all patches finds all of them there."""
-    every = layout.grid[0] * layout.grid[1]
+    every = layout.patches
     earlier: Step | None = None
     for block, steps in placed.items():
         for step in sorted(steps, key=lambda step: POINTS.index(step.method.point)):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
+Grid = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,8 @@ class Layout:
         heads: H, attention heads of a block.
         prefix: P, class, distillation and register tokens in front.
         class_token: whether token 0 is a class token whose attention scores the others.
-        grid: (rows, columns) of the patch grid at the model's input size.
+        grid: the axes along which the patches lie at the model's input size, the last one fastest: (rows, columns) of
+            an image, (frames, rows, columns) of a clip.
     """
 
     depth: int
@@ -27,4 +27,9 @@ class Layout:
     heads: int
     prefix: int
     class_token: bool
-    grid: tuple[int, int]
+    grid: Grid
+
+    @property
+    def patches(self) -> int:
+        """N, the patches at the model's input size."""
+        return math.prod(self.grid)

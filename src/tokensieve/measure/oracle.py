@@ -97,7 +97,7 @@ def oracle(model: nn.Module, report: MacReport) -> nn.Module:
     counts = [(round(block.attended), round(block.processed)) for block in report.blocks]
     taps = getattr(model, "taps", ())
     # A method that acts before the first block leaves no block whole.
-    whole = max(counts[0][0] if counts else 0, layout.prefix + layout.grid[0] * layout.grid[1])
+    whole = max(counts[0][0] if counts else 0, layout.prefix + layout.patches)
     first_cut = next((n for n, pair in enumerate(counts) if min(pair) < whole), len(blocks))
     left = 1
     for number in reversed(range(len(blocks))):

@@ -11,10 +11,15 @@ from torch import Tensor, nn
 from tokensieve.attention import signals as attention
 from tokensieve.attention.signals import Attended
 from tokensieve.errors import TokensieveError
+from tokensieve.families._layout import Grid
 from tokensieve.families._layout import Layout as Layout
-from tokensieve.ops.rows import head_mean, one_hot, take_rows
-from tokensieve.tokens.decision import Assignment, Decision, SoftAssignment, mixed, shared_out
-from tokensieve.tokens.state import Answer, Loss, Tokens
+from tokensieve.methods._added import Answer, Loss
+from tokensieve.ops.rows import head_mean, take_rows
+from tokensieve.tokens.decision import Assignment, Decision
+from tokensieve.tokens.follow import Joins, follow
+from tokensieve.tokens.soft import SoftAssignment
+from tokensieve.tokens.state import Tokens
+from tokensieve.tokens.table import Extra
 
 if TYPE_CHECKING:
     from tokensieve.methods._method import Method
@@ -35,11 +40,13 @@ SIGNALS: dict[Signal, str] = {
 class BlockSignals:
     """The attention of the current block, and where its tokens have gone since.
 
-    ``attended`` is None once every method that is still to act has seen what it wanted of it.
+    ``attended`` is None once every method that is still to act has seen what it wanted of it. ``observed`` is what
+    methods that act after the block have kept of it, by the key of their step.
     """
 
     attended: Attended | None
     alive: Tensor | None
+    observed: dict[str, Tensor] = field(default_factory=dict)
     moves: list[Assignment | SoftAssignment | Tensor] = field(default_factory=list)
 
     def follow(self, decision: Decision) -> None:
@@ -57,27 +64,25 @@ class BlockSignals:
             return score
         flat = score if score.dim() == 3 else score.unsqueeze(2)
         for move in self.moves:
-            if isinstance(move, SoftAssignment):
-                flat = mixed(move.matrix, flat) if how == "mean" else shared_out(move.matrix, flat)
-            elif isinstance(move, Assignment):
-                flat = _join(flat, move, how)
-            else:
+            if isinstance(move, Tensor):
                 flat = take_rows(flat, move.clamp(min=0)).masked_fill((move < 0).unsqueeze(2), 0)
+            else:
+                flat = follow(flat, move, how)
         return flat if score.dim() == 3 else flat.squeeze(2)
 
 
-def _join(values: Tensor, assignment: Assignment, how: Literal["sum", "mean"]) -> Tensor:
-    """Values (B, M, D) of the tokens before a hard assignment, summed or averaged over the members of each new one."""
-    joined = take_rows(values, assignment.keep)
-    if assignment.alive is not None:
-        joined = joined.masked_fill(~assignment.alive.unsqueeze(2), 0)
-    if assignment.joining is None:
-        return joined
-    moved, onto = assignment.joining
-    joins = one_hot(onto, assignment.keep.shape[1], values.dtype)
-    with torch.autocast(values.device.type, enabled=False):  # a score in half precision would have ties
-        joined = torch.baddbmm(joined, joins, take_rows(values, moved))
-    return joined / (1 + joins.sum(dim=2, keepdim=True)) if how == "mean" else joined
+def plane_of(grid: Grid, name: str) -> tuple[int, int]:
+    """(rows, columns) of a grid, for the method called ``name``.
+
+    Raises:
+        TokensieveError: the grid has another number of axes.
+    """
+    if len(grid) != 2:
+        raise TokensieveError(
+            f"{name} acts on rows and columns of patches, and this model's lie along {len(grid)} axes, "
+            f"{' × '.join(map(str, grid))}: choose a method that reads no grid"
+        )
+    return grid[0], grid[1]
 
 
 @dataclass
@@ -98,6 +103,7 @@ class View:
         observed: what the method's ``observe`` made of the attention, None where it makes nothing.
         losses: what ``add_loss`` added.
         answers: what ``add_answer`` added.
+        extras: what ``carry`` lays beside the tokens.
     """
 
     tokens: Tokens
@@ -113,6 +119,7 @@ class View:
     observed: Tensor | None = None
     losses: list[Loss] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
+    extras: dict[str, Extra] = field(default_factory=dict)
 
     def add_loss(self, name: str, value: Tensor) -> None:
         """Add a scalar to the loss of a training step, weighted as the method wants it; of no effect in eval mode.
@@ -129,6 +136,29 @@ class View:
         """
         if self.training:
             self.answers.append(Answer(name, logits, weight))
+
+    def extra(self, name: str) -> Tensor | None:
+        """(B, M) or (B, M, D) what lies beside the patch tokens under ``name``; None where nothing was laid there."""
+        return self.tokens.extra(name)
+
+    def carry(self, name: str, value: Tensor, joins: Joins = "mean") -> None:
+        """Lay ``value`` (B, M) or (B, M, D) beside the patch tokens shown, from this decision on, which it follows.
+
+        Later sites and methods read it as ``extra(name)``, of the tokens that are present then. A token that returns
+        has what it had when it left.
+
+        Args:
+            name: replaces what lay under that name before.
+            value: of each patch token, as they stand in ``x``.
+            joins: what a token made of several has: the value of the one that "lead"s it, their "sum", their "mean" or
+                their "max".
+        """
+        if value.shape[:2] != self.rep.shape:
+            raise TokensieveError(
+                f"method {self.method.name!r} carries {name!r} of shape {tuple(value.shape)}: expected one value for "
+                f"each of {tuple(self.rep.shape)} (images, patch tokens)"
+            )
+        self.extras[name] = Extra(value, joins)
 
     @property
     def x(self) -> Tensor:
@@ -151,10 +181,19 @@ class View:
         return self.tokens.rep
 
     @property
-    def grid(self) -> tuple[int, int] | None:
-        """(rows, columns) that the image's original patches are on, or None where its size is not the model's own and
-        nobody knows. Never None for an ``undivided`` method."""
+    def grid(self) -> Grid | None:
+        """The axes along which the original patches lie, or None where the size is not the model's own and the grid is
+        not known. Never None for an ``undivided`` method."""
         return self.tokens.grid
+
+    @property
+    def plane(self) -> tuple[int, int] | None:
+        """``grid`` for a method that needs (rows, columns).
+
+        Raises:
+            TokensieveError: the grid has another number of axes.
+        """
+        return None if self.grid is None else plane_of(self.grid, self.method.name)
 
     @property
     def alive(self) -> Tensor | None:

@@ -66,8 +66,8 @@ class AiluRus(Method):
         return kept(patches, self.keep)
 
     def assign(self, view: View) -> Assignment:
-        assert view.grid is not None
+        assert view.plane is not None
         centres, others, onto = local_density_peaks(
-            view.x, *view.grid, view.keep, self.nearest, self.spatial, self.neighbours
+            view.x, *view.plane, view.keep, self.nearest, self.spatial, self.neighbours
         )
         return Assignment(keep=centres, moved=others, onto=onto)

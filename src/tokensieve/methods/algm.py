@@ -68,10 +68,10 @@ class ALGM(Method):
     def _windows(self, view: View) -> Tensor:
         """(B, M): the token that each joins, at the first site, where all of them are present and in order."""
         positions = torch.arange(view.count, device=view.x.device)
-        if view.grid is None:
+        if view.plane is None:
             corners, steps = positions[: view.count // 4 * 4 : 4], positions[:4]
         else:
-            rows, columns = view.grid
+            rows, columns = view.plane
             corners = positions.view(rows, columns)[: rows // 2 * 2 : 2, : columns // 2 * 2 : 2].flatten()
             steps = positions[:2].unsqueeze(1) * columns + positions[:2]
         if not corners.shape[0]:
@@ -81,7 +81,7 @@ class ALGM(Method):
         with torch.autocast(view.x.device.type, enabled=False):
             mean = torch.triu(four @ four.transpose(2, 3), diagonal=1).sum(dim=(2, 3)) / 6
         merges = mean >= self.threshold
-        window = self._window_of(positions, view.grid)
+        window = self._window_of(positions, view.plane)
         inside = window < corners.shape[0]
         window = window.clamp(max=corners.shape[0] - 1)
         return torch.where(merges[:, window] & inside, corners[window], positions)

@@ -44,7 +44,7 @@ class ATC(Pruning):
         return frozenset({"keys"}) if self.metric == "keys" else frozenset()
 
     def remaining(self, patches: int, site: int, layout: Layout) -> int:
-        return min(patches, share_of_all(layout.grid[0] * layout.grid[1], self.keep, site))
+        return min(patches, share_of_all(layout.patches, self.keep, site))
 
     def assign(self, view: View) -> Assignment:
         features = view.keys if self.metric == "keys" else view.x

@@ -55,7 +55,7 @@ class ATS(Method):
         return min(patches, self._levels(site, layout))
 
     def _levels(self, site: int, layout: Layout) -> int:
-        return layout.grid[0] * layout.grid[1] if self.samples is None else per_site(self.samples, site)
+        return layout.patches if self.samples is None else per_site(self.samples, site)
 
     def assign(self, view: View) -> Assignment:
         voters = voters_of(view.alive, view.layout.prefix)
@@ -99,4 +99,4 @@ class ATSShare(ATS):
     def _levels(self, site: int, layout: Layout) -> int:
         if self.samples is not None:
             return super()._levels(site, layout)
-        return share_of_all(layout.grid[0] * layout.grid[1], self.keep, site)
+        return share_of_all(layout.patches, self.keep, site)

@@ -9,12 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokensieve.methods._added import Loss, add
 from tokensieve.methods._counts import REFERENCE_DEPTH, checked_sites
 from tokensieve.methods._method import Method, require
 from tokensieve.methods._view import Layout, View
 from tokensieve.ops.rows import at_least_float32
 from tokensieve.tokens.decision import Decision, KeepMask, ragged
-from tokensieve.tokens.state import Loss, Tokens
+from tokensieve.tokens.state import Tokens
+from tokensieve.tokens.table import Extra
+
+# What each token carries: the weighted sum of its states so far, (B, P + M, C), and the sum of its halting scores.
+HALTING = "halting"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +91,8 @@ class AViT(Method):
         if not last and block not in self.blocks(layout.depth):
             return tokens
         x = tokens.x
-        carried = x.new_zeros(*x.shape[:2], x.shape[2] + 1) if tokens.carried is None else tokens.carried
+        halting = tokens.table.extras.get(HALTING)
+        carried = x.new_zeros(*x.shape[:2], x.shape[2] + 1) if halting is None else halting.value
         # In float32 or better, or ten small scores would not sum to one.
         total, before = at_least_float32(carried[..., :-1]), at_least_float32(carried[..., -1])
         score = self._score(x, layout)
@@ -95,11 +101,12 @@ class AViT(Method):
         spent = torch.ones_like(before) if last else torch.where(halts, 1.0, before + score)
         total = total + weight.unsqueeze(2) * x
         if training:
-            tokens = tokens.changed(losses=(*tokens.losses, *self._losses(before, weight, halts | last, block, layout)))
+            tokens = add(tokens, self._losses(before, weight, halts | last, block, layout))
         # Who leaves now, leaves with what it gives.
         leaves = F.pad(~self._stays(spent[:, tokens.prefix :], present(tokens)), (tokens.prefix, 0), value=False) | last
         x = torch.where(leaves.unsqueeze(2), total.to(x.dtype), x)
-        return tokens.changed(x=x, carried=torch.cat([total, spent.unsqueeze(2)], dim=2))
+        carried = torch.cat([total, spent.unsqueeze(2)], dim=2)
+        return tokens.changed(x=x).with_extra(HALTING, Extra(carried, "lead", tokens.prefix))
 
     def _score(self, x: Tensor, layout: Layout) -> Tensor:
         shift = (30.0 if layout.dim <= 192 else 75.0) if self.shift is None else self.shift
@@ -115,9 +122,9 @@ class AViT(Method):
         return running | (first & ~running.any(dim=1, keepdim=True))
 
     def assign(self, view: View) -> Decision:
-        carried = view.tokens.carried
+        carried = view.extra(HALTING)
         assert carried is not None
-        stays = self._stays(at_least_float32(carried[:, view.layout.prefix :, -1]), present(view.tokens))
+        stays = self._stays(at_least_float32(carried[..., -1]), present(view.tokens))
         return KeepMask(mask=stays.to(view.x.dtype)) if view.training else ragged(stays)
 
     def _losses(self, before: Tensor, weight: Tensor, halts: Tensor, block: int, layout: Layout) -> tuple[Loss, Loss]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tokensieve.methods._counts import checked_sites, nearest_share, per_site
 from tokensieve.methods._method import Method, require
-from tokensieve.methods._view import Layout, Signal, View, importance_signal
+from tokensieve.methods._view import Layout, Signal, View, importance_signal, plane_of
 from tokensieve.ops.rows import split_top
 from tokensieve.ops.shuffle import shuffled
 from tokensieve.tokens.decision import Assignment
@@ -103,7 +103,7 @@ class Grid(Pruning):
     """
 
     def module(self, layout: Layout) -> nn.Module:
-        return Ranks(*layout.grid)
+        return Ranks(*plane_of(layout.grid, self.name))
 
     def assign(self, view: View) -> Assignment:
         ranks = view.module

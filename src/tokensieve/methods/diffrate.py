@@ -80,7 +80,7 @@ class DiffRate(Method):
             rows = self.pruned, self.merged
         else:
             rows = interpolated(self.keep)
-        every = layout.grid[0] * layout.grid[1]
+        every = layout.patches
         place = max((site + 1) * len(rows[0]) // layout.depth - 1, 0)
         pruned, merged = (nearest_share(every, row[place]) for row in rows)
         return pruned, min(pruned, merged)

@@ -56,7 +56,7 @@ class DPCKNN(Pruning):
         require(self.neighbours >= 1, self, "neighbours", "1 or more")
 
     def remaining(self, patches: int, site: int, layout: Layout) -> int:
-        return min(patches, share_of_all(layout.grid[0] * layout.grid[1], self.keep, site))
+        return min(patches, share_of_all(layout.patches, self.keep, site))
 
     def module(self, layout: Layout) -> nn.Module | None:
         if self.weight != "learned":

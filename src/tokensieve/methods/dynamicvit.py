@@ -64,7 +64,7 @@ class DynamicViT(Pruning):
         return left
 
     def remaining(self, patches: int, site: int, layout: Layout) -> int:
-        every = layout.grid[0] * layout.grid[1]
+        every = layout.patches
         return max(1, min(patches, int(round(self.share(site) * every, 6))))
 
     def module(self, layout: Layout) -> nn.Module:

@@ -9,9 +9,9 @@ from typing import Literal
 from tokensieve.methods._counts import checked_sites
 from tokensieve.methods._method import Method, require
 from tokensieve.methods._superpixels import superpixels
-from tokensieve.methods._view import Layout, View
+from tokensieve.methods._view import Layout, View, plane_of
 from tokensieve.ops.bands import Bands
-from tokensieve.tokens.decision import SoftAssignment
+from tokensieve.tokens.soft import SoftAssignment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +83,12 @@ class Expedite(Method):
         return rows, columns
 
     def remaining(self, patches: int, site: int, layout: Layout) -> int:
-        height, width = self.cells(layout.grid)
+        height, width = self.cells(plane_of(layout.grid, self.name))
         return min(patches, height * width)
 
     def assign(self, view: View) -> SoftAssignment:
-        assert view.grid is not None
-        bands = Bands(*view.grid, *self.cells(view.grid), self.window // 2)
+        assert view.plane is not None
+        bands = Bands(*view.plane, *self.cells(view.plane), self.window // 2)
         everywhere = self.search == "image"
         cells, blend = superpixels(
             view.x, bands, self.rounds, self.sharpness, self.nearest, self.norm, everywhere=everywhere

@@ -79,7 +79,7 @@ class GTP(Method):
     def _graph(self, view: View) -> Tensor:
         """(B, M, M) bool: which tokens are joined."""
         # Where nobody knows the grid, patches are taken to be in a row.
-        columns = view.tokens.originals if view.grid is None else view.grid[1]
+        columns = view.tokens.originals if view.plane is None else view.plane[1]
         near = grid_neighbours(view.rep, columns)
         if self.graph == "spatial":
             return near

@@ -62,7 +62,7 @@ class KMedoids(Pruning):
         return frozenset({"received"})
 
     def remaining(self, patches: int, site: int, layout: Layout) -> int:
-        return min(patches, share_of_all(layout.grid[0] * layout.grid[1], self.keep, site))
+        return min(patches, share_of_all(layout.patches, self.keep, site))
 
     def assign(self, view: View) -> Assignment:
         received = view.received

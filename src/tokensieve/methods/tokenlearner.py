@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from tokensieve.errors import TokensieveError
 from tokensieve.methods._counts import checked_sites
 from tokensieve.methods._method import Method, require
-from tokensieve.methods._view import Layout, View
+from tokensieve.methods._view import Layout, View, plane_of
 from tokensieve.ops.rows import at_least_float32, take_rows
-from tokensieve.tokens.decision import SoftAssignment
+from tokensieve.tokens.soft import SoftAssignment
 
 HIDDEN = 64  # channels of the two small MLPs
 
@@ -115,7 +115,7 @@ class ConvMaps(nn.Module):
 
     def __init__(self, layout: Layout, tokens: int) -> None:
         super().__init__()
-        self.grid = layout.grid
+        self.grid = plane_of(layout.grid, "tokenlearner")
         self.norm = nn.LayerNorm(layout.dim)
         layers: list[nn.Module] = []
         for channels in (layout.dim, tokens, tokens, tokens):

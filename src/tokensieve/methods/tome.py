@@ -56,7 +56,7 @@ class ToMe(Method):
     def remaining(self, patches: int, site: int, layout: Layout) -> int:
         asked = self._asked(site, layout)
         largest = max(self.r) if isinstance(self.r, tuple) else self.r
-        every = layout.grid[0] * layout.grid[1]
+        every = layout.patches
         if largest > every // 2:
             raise TokensieveError(
                 f"tome: r must be at most half of the {every} patch tokens, {every // 2}, got {largest}"

@@ -126,7 +126,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, force: bool = Fals
     if target.exists() and any(target.iterdir()) and not (target / CONFIG_NAME).exists():
         raise TokensieveError(f"{target} holds other files and no saved model: refused to replace it")
     name, arguments = base_of(model)
-    fills = [site.fill for site in engine.sites(model)]
+    fills = [site.reduction.fill for site in engine.sites(model)]
     config = {
         "format": FORMAT,
         "tokensieve": VERSION,
@@ -135,7 +135,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, force: bool = Fals
         "methods": [m.to_dict() for m in engine.applied(model)],
         "fill": fills[0] if fills else "last",
         "multiple": engine.multiple_of(model),
-        "masked": any(site.masked for site in engine.sites(model)),
+        "masked": any(site.reduction.masked for site in engine.sites(model)),
         "taps": engine.taps_of(model),
     } | ({model.saved_as: model.to_config()} if isinstance(model, BuiltModel) else {})
     beside = target.with_name(f".{target.name}.writing")

@@ -19,6 +19,7 @@ from tokensieve.errors import TokensieveError
 from tokensieve.families._locate import family_of
 from tokensieve.methods._method import Method
 from tokensieve.methods._spec import spell
+from tokensieve.methods._view import plane_of
 from tokensieve.pixels.model import PixelModel
 from tokensieve.show.images import model_input, model_view
 from tokensieve.show.maps import MOST_SITES, Panel, Row, choose, site_maps
@@ -84,6 +85,7 @@ def show_rows(
     dense = remove(copy.deepcopy(model)) if is_applied(model) else model
     located = family_of(model)
     layout = located.family.layout(located.owner)
+    grid = plane_of(layout.grid, "show")
     channels = config["input_size"][0]
     if channels != 3:
         raise TokensieveError(f"show draws RGB images and this model takes {channels} channels: give one that takes 3")
@@ -100,7 +102,7 @@ def show_rows(
     def row(index: int) -> Row:
         with torch.inference_mode():
             traced = trace(model, inputs[index])
-        maps = site_maps(traced.events, layout.grid)
+        maps = site_maps(traced.events, grid)
         acting.update(site.block for site in maps)
         shown = choose(maps, blocks, MOST_SITES if task is None else 1)
         panels: tuple[Panel, ...] = ()
@@ -112,9 +114,9 @@ def show_rows(
             image=images[index][0],
             picture=views[index],
             maps=tuple(shown),
-            grid=layout.grid,
+            grid=grid,
             tokens=tuple(stage.attended for stage in traced.stages),
-            dense=layout.prefix + layout.grid[0] * layout.grid[1],
+            dense=layout.prefix + layout.patches,
             caption=f"{before[index]}reduced: {_prediction(model, inputs[index], names)}" if predict else "",
             hidden=len(maps) - len(shown),
             panels=panels,

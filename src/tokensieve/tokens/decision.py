@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,10 +14,9 @@ from torch import Tensor
 
 from tokensieve.errors import TokensieveError
 from tokensieve.ops.rows import at_least_float32, complement, invert, one_hot
-from tokensieve.tokens.soft import Blend, Mixing
+from tokensieve.tokens.soft import Blend, Mixing, SoftAssignment, rows_to_one
 
 Until = Literal["end", "block", "attention"] | int
-SoftRestore = Tensor | Blend | Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,27 +87,6 @@ class Assignment:
         leading = (~first).int().sort(dim=1, stable=True).indices
         keep, moved = order.gather(1, leading[:, :count]), order.gather(1, leading[:, count:])
         return Assignment(keep=keep, moved=moved, onto=index.gather(1, moved), weight=weight)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SoftAssignment:
-    """Every new token is a weighted sum of the M patch tokens present.
-
-    Attributes:
-        matrix: (B, S, M). New tokens are ``matrix @ x``. A ``Mixing`` where most of it is zero, with rows that sum to
-            one; ``restore`` must be given then.
-        restore: (B, M, S) matrix, a ``Blend`` where most of that is zero, or a function
-            ``(y (B, S, C), x_before (B, M, C)) -> (B, M, C)``, or None for the transpose of ``matrix`` with rows
-            normalised to one.
-    """
-
-    matrix: Tensor | Mixing
-    restore: SoftRestore | None = None
-
-    @property
-    def count(self) -> int:
-        """S, the number of new tokens."""
-        return self.matrix.count if isinstance(self.matrix, Mixing) else self.matrix.shape[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,11 +163,6 @@ def return_point(until: Until, block: int, point: str) -> tuple[int, bool]:
     return until, False
 
 
-def rows_to_one(matrix: Tensor) -> Tensor:
-    """``matrix`` with rows that sum to one; rows of zeros stay as they are."""
-    return matrix / matrix.sum(dim=2, keepdim=True).clamp(min=torch.finfo(matrix.dtype).tiny)
-
-
 def averaging(decision: Assignment | SoftAssignment) -> Assignment | SoftAssignment:
     """The same decision for values that only ever average: a token made of several gets their weighted mean."""
     if isinstance(decision, Assignment):
@@ -204,36 +176,6 @@ def averaging(decision: Assignment | SoftAssignment) -> Assignment | SoftAssignm
     # A way back that reads features says nothing about other values: those go back the way they came.
     back = rows_to_one(decision.restore) if isinstance(decision.restore, Tensor) else None
     return SoftAssignment(matrix=rows_to_one(decision.matrix), restore=back)
-
-
-def leaders(matrix: Tensor | Mixing) -> Tensor:
-    """(B, S): the old token whose position each new token of a soft assignment carries."""
-    return matrix.leaders if isinstance(matrix, Mixing) else matrix.argmax(dim=2)
-
-
-def mixed(matrix: Tensor | Mixing, values: Tensor) -> Tensor:
-    """``matrix @ values``: (B, M, D) of old tokens to (B, S, D) of new ones, in the dtype of ``values``."""
-    if isinstance(matrix, Mixing):
-        return matrix.mean(values).to(values.dtype)
-    return matrix.to(values.dtype) @ values
-
-
-def shared_out(matrix: Tensor | Mixing, values: Tensor, way_back: Tensor | None = None) -> Tensor:
-    """(B, M, D) to (B, S, D): each old token's value divided among the new ones, so that sums stay.
-
-    It is divided as the columns of ``matrix``, or as the rows of ``way_back`` (B, M, S) where that is given.
-    """
-    if isinstance(matrix, Mixing):
-        return matrix.share(values)
-    share = rows_to_one(matrix.transpose(1, 2)) if way_back is None else way_back
-    return share.transpose(1, 2).to(values.dtype) @ values
-
-
-def given_back(way_back: SoftRestore, new: Tensor, before: Tensor) -> Tensor:
-    """(B, M, C): the old tokens from the new ones (B, S, C), ``before`` (B, M, C) being what the old ones were."""
-    if isinstance(way_back, Tensor):
-        return way_back.to(new.dtype) @ new
-    return way_back(new) if isinstance(way_back, Blend) else way_back(new, before)
 
 
 def check(assignment: Assignment, length: int) -> str | None:

@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokensieve.errors import TokensieveError
-from tokensieve.tokens import state as algebra
-from tokensieve.tokens.decision import Assignment, Decision, KeepMask, SoftAssignment
+from tokensieve.tokens import apply as algebra
+from tokensieve.tokens.decision import Assignment, Decision, KeepMask
 from tokensieve.tokens.restore import patches_at_originals, visible
+from tokensieve.tokens.rider import Moment
+from tokensieve.tokens.soft import SoftAssignment
 from tokensieve.tokens.state import Tokens
 
 
@@ -68,28 +70,29 @@ def hide(tokens: Tokens, assignment: Assignment, block: int = 0, point: str = "m
     """
     assert assignment.dropped is not None
     before, leaving = visible(tokens), assignment.dropped.shape[1]
+    # All stay: those kept in front, in their order, then those that leave, then those hidden before.
     order = torch.cat([assignment.keep, assignment.dropped], dim=1)
-    moved = Assignment(keep=order)
-    after = algebra.apply(
-        tokens.changed(shares=None), among_hidden(tokens, moved), block=block, point=point, method=method
-    )
+    alone = tokens.changed(riders={})
+    after = algebra.apply(alone, among_hidden(tokens, Assignment(keep=order)), block, point, method)
+    # The mask takes those that leave out of attention, with a gradient where the choice has one.
     mask = hard_mask(assignment)
     if assignment.soft is not None:
         soft = assignment.soft.gather(1, order)
         mask = mask.to(soft.dtype) + (soft - soft.detach())
     after = algebra.apply(after, among_hidden(after.changed(hidden=tokens.hidden), KeepMask(mask=mask)))
-    left = assignment.keep.shape[1]
-    event = replace(after.events[-1], before=before.count, after=left, group=_shown(after.group, left))
-    shares = tokens.shares
-    if shares is not None:
-        with torch.no_grad():
-            shares = hide(shares, replace(assignment, soft=None), block, point, method)
-    return replace(
-        after,
+    # The record and the riders see a removal.
+    left, event = assignment.keep.shape[1], after.record.events[-1]
+    event = replace(event, before=before.count, after=left, group=_shown(after.back.group, left))
+    moment = Moment(block, point, method)
+    riders = {name: rider.hide(assignment, moment) for name, rider in tokens.riders.items()}
+    back = after.back
+    if tokens.back.fill == "last":
+        back = replace(back, canvas=patches_at_originals(before))
+    return after.changed(
         hidden=tokens.hidden + leaving,
-        canvas=patches_at_originals(before) if tokens.fill == "last" else tokens.canvas,
-        events=(*after.events[:-1], event),
-        shares=shares,
+        back=back,
+        record=replace(after.record, events=(*after.record.events[:-1], event)),
+        riders={name: rider for name, rider in riders.items() if rider is not None},
     )
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.tokens.pytree import register
+
 
 @dataclass(frozen=True)
 class Event:
@@ -28,7 +30,7 @@ class Event:
 class Stage:
     """How many tokens, prefix included, block ``block`` ran its attention and its MLP on.
 
-    ``alive`` is as in ``Tokens`` in the MLP, ``seen`` and ``mask`` are the training-time masks in attention and MLP.
+    ``alive`` is as in ``Table`` in the MLP, ``seen`` and ``mask`` are the training-time masks in attention and MLP.
     ``saved`` are the MACs per token that its attention went without, because it shared a map.
     """
 
@@ -39,3 +41,29 @@ class Stage:
     seen: Tensor | None = None
     mask: Tensor | None = None
     saved: int = 0
+
+
+@dataclass(frozen=True)
+class Record:
+    """Everything so far.
+
+    Attributes:
+        events: what the sites did, in order.
+        stages: the blocks that ran, from the first one with a site on.
+    """
+
+    events: tuple[Event, ...] = ()
+    stages: tuple[Stage, ...] = ()
+
+    def happened(self, event: Event) -> Record:
+        """The record with one event more."""
+        return Record((*self.events, event), self.stages)
+
+    def ran(self, stage: Stage) -> Record:
+        """The record with one block more."""
+        return Record(self.events, (*self.stages, stage))
+
+
+register(Event, ("group",))
+register(Stage, ("alive", "seen", "mask"))
+register(Record, ("events", "stages"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,87 +11,132 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokensieve.ops.rows import invert, one_hot, take_rows
-from tokensieve.tokens.decision import given_back
-from tokensieve.tokens.move import put_back, regroup
+from tokensieve.tokens.move import behind_prefix, put_back, regroup
+from tokensieve.tokens.soft import given_back
+from tokensieve.tokens.table import Extra, Table
 
 if TYPE_CHECKING:
-    from tokensieve.tokens.state import Fill, Parked, Tokens
+    from tokensieve.tokens.rider import Rider
+    from tokensieve.tokens.state import Fill, Parked, Tokens, WayBack
 
 
 def returning(tokens: Tokens, block: int, after_attention: bool = False) -> Tokens:
     """Bring back every parked group that is due after the attention of ``block``, or before ``block`` begins."""
-    for place in reversed(range(len(tokens.parked))):
-        entry = tokens.parked[place]
-        if (entry.block, entry.after_attention) <= (block, after_attention):
-            tokens = _unpark(tokens, place)
-    if tokens.shares is None:
+    parked = tokens.back.parked
+    if not parked:
         return tokens
-    return tokens.changed(shares=returning(tokens.shares, block, after_attention))
+    now = (block, after_attention)
+    due = [place for place, entry in enumerate(parked) if (entry.block, entry.after_attention) <= now]
+    for place in reversed(due):
+        tokens = _unpark(tokens, place)
+    if not due or not tokens.riders:
+        return tokens
+    return tokens.changed(riders=_brought_back(tokens.riders, block, after_attention))
+
+
+def _brought_back(riders: Mapping[str, Rider], block: int, after_attention: bool) -> dict[str, Rider]:
+    back = {name: rider.come_back(block, after_attention) for name, rider in riders.items()}
+    return {name: rider for name, rider in back.items() if rider is not None}
 
 
 def _unpark(tokens: Tokens, place: int = -1) -> Tokens:
-    entry = tokens.parked[place]
+    """The state with the tokens of one parked group among the others again."""
+    entry = tokens.back.parked[place]
     before = entry.before
-    parked = tuple(other for other in tokens.parked if other is not entry)
+    back = replace(tokens.back, parked=tuple(other for other in tokens.back.parked if other is not entry))
     if entry.start is not None:
-        return _part(tokens, entry, parked)
+        return _part(tokens, entry, back)
     if tokens.version == entry.version and tokens.count + entry.dropped.shape[1] >= before.count:
-        # Nothing moved meanwhile and nothing merged as they left: everyone returns to the place it had, and so does the
+        # Nothing moved meanwhile and nothing merged as they left: all return to the places they had, and so does the
         # whole bookkeeping.
         return tokens.changed(
             x=put_back(tokens.x, entry.index, before.patches, tokens.prefix, with_prefix=True),
-            group=before.group,
-            rep=before.rep,
-            size=before.size,
-            alive=before.alive,
-            mask=before.mask,
-            parked=parked,
+            table=_at_old_places(tokens.table, entry),
+            back=replace(back, group=before.back.group),
             version=tokens.version + 1,
         )
-    # Tokens were merged or dropped meanwhile: who comes back joins at the end, then all are put in order of position.
-    present, joining = tokens.count, entry.dropped.shape[1]
+    return _in_order(tokens, entry, back)
+
+
+def _at_old_places(table: Table, entry: Parked) -> Table:
+    """The table of before, with the extras of today where a token was present."""
+    before = entry.before.table
+    if not table.extras:
+        return before.changed(size_bias=None)
+    extras: dict[str, Extra] = {}
+    for name, extra in table.extras.items():
+        then = before.extras.get(name)
+        flat = extra.value if extra.value.dim() == 3 else extra.value.unsqueeze(2)
+        rows = behind_prefix(entry.index.clamp(min=0), extra.prefix)
+        now = take_rows(flat, rows)
+        away = F.pad(entry.index < 0, (extra.prefix, 0), value=False).unsqueeze(2)
+        old = torch.zeros_like(now) if then is None else then.value.view_as(now)
+        value = torch.where(away, old, now)
+        extras[name] = Extra(value if extra.value.dim() == 3 else value.squeeze(2), extra.joins, extra.prefix)
+    return before.changed(extras=extras, size_bias=None)
+
+
+def _in_order(tokens: Tokens, entry: Parked, back: WayBack) -> Tokens:
+    """Tokens were merged or dropped meanwhile: those that return join at the end, then all are ordered by position."""
+    before = entry.before
+    present = tokens.count
     away = entry.index < 0
     stays = ~away.gather(1, entry.dropped)
     dropped = entry.dropped.gather(1, entry.dropped.masked_fill(stays, before.count).argsort(dim=1, stable=True))
     comes = away.gather(1, dropped)  # those first, by position, so that counting gives each its place
-    rep = torch.cat([tokens.rep, before.rep.gather(1, dropped)], dim=1)
+    rep = torch.cat([tokens.table.rep, before.table.rep.gather(1, dropped)], dim=1)
     position = rep
     if tokens.hidden:  # these stay last
         behind = torch.arange(rep.shape[1], device=rep.device).sub(present - tokens.hidden).ge(0)
         behind = behind & (torch.arange(rep.shape[1], device=rep.device) < present)
-        position = rep + behind * before.group.shape[1]
+        position = rep + behind * before.back.group.shape[1]
     order = position.sort(dim=1, stable=True).indices
     own_place = torch.where(away, present - 1 + away.cumsum(dim=1), -1)
-    came_back = regroup(before.group, own_place)
-    group = torch.where(tokens.group >= 0, tokens.group, came_back)
+    came_back = regroup(before.back.group, own_place)
+    group = torch.where(tokens.back.group >= 0, tokens.back.group, came_back)
     patches = torch.cat([tokens.patches, before.rows(dropped)], dim=1)
-
-    def ordered(now: Tensor | None, then: Tensor | None, neutral: Tensor) -> Tensor | None:
-        if now is None and then is None:
-            return None
-        now = neutral[:, :1].expand(-1, present) if now is None else now
-        then = neutral[:, :1].expand(-1, joining) if then is None else then.gather(1, dropped)
-        if then.dtype == torch.bool:
-            then = then & comes
-        return torch.cat([now, then], dim=1).gather(1, order)
-
-    ones = torch.ones(rep.shape, device=rep.device)
     return tokens.with_patches(
         take_rows(patches, order),
-        group=regroup(group, invert(order)),
-        rep=rep.gather(1, order),
-        size=ordered(tokens.size, before.size, ones),
-        alive=ordered(tokens.alive, before.alive, ones.bool()),
-        mask=ordered(tokens.mask, before.mask, ones),
-        parked=parked,
+        table=_beside_each_other(tokens.table, before.table, dropped, comes, rep).take(order),
+        back=replace(back, group=regroup(group, invert(order))),
         version=tokens.version + 1,
     )
 
 
-def _part(tokens: Tokens, entry: Parked, parked: tuple[Parked, ...]) -> Tokens:
+def _beside_each_other(now: Table, then: Table, dropped: Tensor, comes: Tensor, rep: Tensor) -> Table:
+    """The rows of the tokens present, and behind them those that the ``dropped`` (B, D) had; of these, slots that do
+    not ``comes`` (B, D) hold no token. Columns that only one side has are filled with what is neutral in them."""
+    present = now.rep.shape[1]
+
+    def beside(here: Tensor | None, there: Tensor | None, neutral: Tensor) -> Tensor | None:
+        if here is None and there is None:
+            return None
+        here = neutral[:, :1].expand(-1, present) if here is None else here
+        there = neutral[:, :1].expand(-1, dropped.shape[1]) if there is None else there.gather(1, dropped)
+        return torch.cat([here, there & comes if there.dtype == torch.bool else there], dim=1)
+
+    ones = torch.ones(rep.shape, device=rep.device)
+    extras: dict[str, Extra] = {}
+    for name, extra in now.extras.items():
+        earlier = then.extras.get(name)
+        if earlier is None:
+            value = extra.value.new_zeros(*dropped.shape, *extra.value.shape[2:])
+        else:
+            value = take_rows(earlier.patches, dropped)
+        extras[name] = extra.of(torch.cat([extra.patches, value], dim=1))
+    return Table(
+        rep,
+        beside(now.size, then.size, ones),
+        beside(now.alive, then.alive, ones.bool()),
+        beside(now.mask, then.mask, ones),
+        extras,
+    )
+
+
+def _part(tokens: Tokens, entry: Parked, back: WayBack) -> Tokens:
     """Merged tokens part: each has its own value of before, plus what the token it had joined has changed by."""
     before, start, prefix = entry.before, entry.start, tokens.prefix
-    assert start is not None and tokens.version == entry.version  # ``placement.schedule`` refuses whoever would move
+    assert start is not None and tokens.version == entry.version  # ``schedule`` refuses a method that would move them
     present = put_back(tokens.x, entry.index, None, prefix, with_prefix=True)
     changed = put_back(tokens.x - start, entry.index, None, prefix, with_prefix=True)
     members = one_hot(entry.index, tokens.count, torch.int32)
@@ -97,12 +144,8 @@ def _part(tokens: Tokens, entry: Parked, parked: tuple[Parked, ...]) -> Tokens:
     alone = F.pad(alone, (prefix, 0), value=True).unsqueeze(2)
     return tokens.changed(
         x=torch.where(alone, present, before.x + changed),
-        group=before.group,
-        rep=before.rep,
-        size=before.size,
-        alive=before.alive,
-        mask=before.mask,
-        parked=parked,
+        table=_at_old_places(tokens.table, entry),
+        back=replace(back, group=before.back.group),
         version=tokens.version + 1,
     )
 
@@ -111,7 +154,7 @@ def patches_at_originals(tokens: Tokens) -> Tensor:
     """(B, N, C): every original patch at this level, the current value where present and the canvas where gone."""
     if tokens.version == 0:
         return tokens.patches
-    return put_back(tokens.x, tokens.group, tokens.canvas, tokens.prefix, with_prefix=False)
+    return put_back(tokens.x, tokens.back.group, tokens.back.canvas, tokens.prefix, with_prefix=False)
 
 
 def visible(tokens: Tokens) -> Tokens:
@@ -119,21 +162,19 @@ def visible(tokens: Tokens) -> Tokens:
     if not tokens.hidden:
         return tokens
     left = tokens.count - tokens.hidden
+    group = tokens.back.group
     return tokens.changed(
         x=tokens.x[:, : tokens.prefix + left],
-        group=torch.where(tokens.group < left, tokens.group, -1),
-        rep=tokens.rep[:, :left],
-        size=None if tokens.size is None else tokens.size[:, :left],
-        alive=None if tokens.alive is None else tokens.alive[:, :left],
-        mask=None if tokens.mask is None else tokens.mask[:, :left],
+        table=tokens.table.first(left),
+        back=replace(tokens.back, group=torch.where(group < left, group, -1)),
         hidden=0,
     )
 
 
 def faded(tokens: Tokens) -> Tokens:
     """The state with masked tokens replaced by the mean of the others, as ``fill="mean"`` does with removed ones."""
-    assert tokens.mask is not None
-    mask = tokens.mask.unsqueeze(2).to(tokens.x.dtype)
+    assert tokens.table.mask is not None
+    mask = tokens.table.mask.unsqueeze(2).to(tokens.x.dtype)
     weights = tokens.sizes.unsqueeze(2).to(tokens.x.dtype) * mask
     total = weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
     mean = (tokens.patches * weights).sum(dim=1, keepdim=True) / total
@@ -143,33 +184,33 @@ def faded(tokens: Tokens) -> Tokens:
 def _fill_mean(tokens: Tokens, patches: Tensor) -> Tensor:
     sizes = tokens.sizes.unsqueeze(2).to(tokens.x.dtype)
     mean = (tokens.patches * sizes).sum(dim=1, keepdim=True) / sizes.sum(dim=1, keepdim=True)
-    return torch.where((tokens.group < 0).unsqueeze(2), mean, patches)
+    return torch.where((tokens.back.group < 0).unsqueeze(2), mean, patches)
 
 
 def restore(tokens: Tokens, fill: Fill = "last") -> Tensor:
-    """Every original token: (B, P + N, C), in the dtype of ``tokens.x``.
-
-    A token that stands for several originals is given to each of them; parked ones come back; those that are gone get
-    their last value (``fill="last"``) or the size-weighted mean of the patch tokens present (``fill="mean"``, what a
-    head that averages over patches needs in order to average over the kept ones only).
-    """
-    while tokens.parked:
+    """Every original token: (B, P + N, C); see ``Tokens.restore``."""
+    # Tokens that sit out return.
+    while tokens.back.parked:
         tokens = _unpark(tokens)
-    if tokens.mask is not None and fill == "mean":
+    # Those that only stand in for removed ones leave, or fade.
+    if tokens.table.mask is not None and fill == "mean":
         tokens = faded(tokens)
     elif fill == "last":
         tokens = visible(tokens)
-    filled = tokens.canvas is not None and fill == "mean"
-    if tokens.outer is None and not filled:
+    back = tokens.back
+    filled = back.canvas is not None and fill == "mean"
+    if back.outer is None and not filled:
         if tokens.version == 0:
             return tokens.x
-        return put_back(tokens.x, tokens.group, tokens.canvas, tokens.prefix, with_prefix=True)
+        return put_back(tokens.x, back.group, back.canvas, tokens.prefix, with_prefix=True)
+    # What is gone is filled in.
     patches = patches_at_originals(tokens)
     if filled:
         patches = _fill_mean(tokens, patches)
-    if tokens.outer is None:
+    if back.outer is None:
         return tokens.with_patches(patches).x
-    before = tokens.outer.before
-    whole = given_back(tokens.outer.restore, patches, before.patches)
+    # Out of a soft assignment, and on with the state before it.
+    before = back.outer.before
+    whole = given_back(back.outer.restore, patches, before.patches)
     prefix = tokens.x[:, : tokens.prefix]
     return restore(before.changed(x=torch.cat([prefix, whole], dim=1) if tokens.prefix else whole), fill)

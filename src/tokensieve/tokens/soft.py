@@ -1,8 +1,9 @@
-"""The sparse side of soft assignments: matrices of which only the weights that are not zero are kept."""
+"""Soft assignments: every new token is a weighted sum of all, by a matrix or by the few weights that are not zero."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -66,3 +67,69 @@ class Blend:
         """The same with weights that sum to one."""
         total = self.weight.sum(dim=2, keepdim=True).clamp(min=torch.finfo(self.weight.dtype).tiny)
         return Blend(self.index, self.weight / total)
+
+
+SoftRestore = Tensor | Blend | Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftAssignment:
+    """Every new token is a weighted sum of the M patch tokens present.
+
+    Attributes:
+        matrix: (B, S, M). New tokens are ``matrix @ x``. A ``Mixing`` where most of it is zero, with rows that sum to
+            one; ``restore`` must be given then.
+        restore: (B, M, S) matrix, a ``Blend`` where most of that is zero, or a function
+            ``(y (B, S, C), x_before (B, M, C)) -> (B, M, C)``, or None for the transpose of ``matrix`` with rows
+            normalised to one.
+    """
+
+    matrix: Tensor | Mixing
+    restore: SoftRestore | None = None
+
+    @property
+    def count(self) -> int:
+        """S, the number of new tokens."""
+        return self.matrix.count if isinstance(self.matrix, Mixing) else self.matrix.shape[1]
+
+    def weights(self, length: int) -> Tensor:
+        """(B, S, M) the matrix over ``length`` = M tokens, written out; rows of a ``Mixing`` sum to one."""
+        if isinstance(self.matrix, Tensor):
+            return self.matrix
+        identity = torch.eye(length, device=self.matrix.leaders.device)
+        return self.matrix.mean(identity.expand(self.matrix.leaders.shape[0], -1, -1))
+
+
+def rows_to_one(matrix: Tensor) -> Tensor:
+    """``matrix`` with rows that sum to one; rows of zeros stay as they are."""
+    return matrix / matrix.sum(dim=2, keepdim=True).clamp(min=torch.finfo(matrix.dtype).tiny)
+
+
+def leaders(matrix: Tensor | Mixing) -> Tensor:
+    """(B, S): the old token whose position each new token of a soft assignment carries."""
+    return matrix.leaders if isinstance(matrix, Mixing) else matrix.argmax(dim=2)
+
+
+def mixed(matrix: Tensor | Mixing, values: Tensor) -> Tensor:
+    """``matrix @ values``: (B, M, D) of old tokens to (B, S, D) of new ones, in the dtype of ``values``."""
+    if isinstance(matrix, Mixing):
+        return matrix.mean(values).to(values.dtype)
+    return matrix.to(values.dtype) @ values
+
+
+def shared_out(matrix: Tensor | Mixing, values: Tensor, way_back: Tensor | None = None) -> Tensor:
+    """(B, M, D) to (B, S, D): each old token's value divided among the new ones, so that sums stay.
+
+    It is divided as the columns of ``matrix``, or as the rows of ``way_back`` (B, M, S) where that is given.
+    """
+    if isinstance(matrix, Mixing):
+        return matrix.share(values)
+    share = rows_to_one(matrix.transpose(1, 2)) if way_back is None else way_back
+    return share.transpose(1, 2).to(values.dtype) @ values
+
+
+def given_back(way_back: SoftRestore, new: Tensor, before: Tensor) -> Tensor:
+    """(B, M, C): the old tokens from the new ones (B, S, C), ``before`` (B, M, C) being what the old ones were."""
+    if isinstance(way_back, Tensor):
+        return way_back.to(new.dtype) @ new
+    return way_back(new) if isinstance(way_back, Blend) else way_back(new, before)

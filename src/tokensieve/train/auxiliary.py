@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tokensieve.engine.block import Site
 from tokensieve.errors import TokensieveError
 from tokensieve.families._locate import family_of
+from tokensieve.methods._added import added_to
 from tokensieve.tokens.record import Stage
 from tokensieve.tokens.state import Tokens
 
@@ -43,9 +44,10 @@ def added_losses(tokens: Tokens, targets: Tensor | None = None, smoothing: float
     def add(name: str, value: Tensor) -> None:
         found[name] = found[name] + value if name in found else value
 
-    for loss in tokens.losses:
+    added = added_to(tokens)
+    for loss in added.losses:
         add(loss.name, loss.value)
-    for answer in tokens.answers if targets is not None else ():
+    for answer in added.answers if targets is not None else ():
         assert targets is not None
         classes = answer.logits.shape[1]
         if targets.shape[1] != classes if targets.dim() == 2 else int(targets.max()) >= classes:
@@ -96,7 +98,7 @@ class Record:
         of the model that removes them. A token that is padding does not count.
         """
         patches = self.tokens.originals
-        stages = {stage.block: stage for stage in self.tokens.stages}
+        stages = {stage.block: stage for stage in self.tokens.record.stages}
         dense = sum(cost.total(self._prefix + patches, self._prefix + patches) for cost in self._costs)
         batch, device = self.tokens.x.shape[0], self.tokens.x.device
         total = torch.zeros(batch, device=device, dtype=torch.float64)

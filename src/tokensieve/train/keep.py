@@ -44,11 +44,8 @@ def _between(value: Any, knob: str, strength: float) -> Any:
 def use(model: nn.Module, methods: Sequence[Method]) -> None:
     """Let the sites of ``model`` act with ``methods``: the ones applied to it, in order, with other options."""
     for site in sites(model):
-        places = [site.methods.index(step.method) for step in site.steps]
-        site.take(
-            [dataclasses.replace(step, method=methods[place]) for step, place in zip(site.steps, places, strict=True)]
-        )
-        site.methods = tuple(methods)
+        before, steps = site.reduction.methods, site.turns.steps
+        site.take([dataclasses.replace(s, method=methods[before.index(s.method)]) for s in steps], methods)
 
 
 class Easing:
@@ -65,7 +62,7 @@ class Easing:
         self._recipe = recipe
         self._steps_per_epoch = steps_per_epoch
         found = sites(model)
-        self._methods = found[0].methods if found else ()
+        self._methods = found[0].reduction.methods if found else ()
         if recipe.eased and not any(method.knob for method in self._methods):
             raise TokensieveError("the recipe eases a method in, and there is none with a keep rate: set ease_epochs 0")
 

@@ -181,7 +181,7 @@ def replace_methods(model: nn.Module, methods: tuple[Method, ...]) -> None:
     weights, site = model.state_dict(), sites(model)[0]
     multiple = multiple_of(model)
     remove(model)
-    apply(model, methods, fill=site.fill, multiple=multiple, masked=site.masked)
+    apply(model, methods, fill=site.reduction.fill, multiple=multiple, masked=site.reduction.masked)
     own = model.state_dict()
     model.load_state_dict({name: weights.get(name, value) for name, value in own.items()})
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,13 +29,51 @@ from timm.data.mixup import Mixup, mixup_target
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from tokensieve.attention.signals import spread_shares
+from tokensieve.attention.signals import Attended, spread_shares
 from tokensieve.attention.tap import Tap
 from tokensieve.engine.block import SITE, SievedBlock, Site
 from tokensieve.errors import TokensieveError
 from tokensieve.families._locate import family_of
 from tokensieve.ops.rows import at_least_float32
+from tokensieve.tokens import apply as algebra
+from tokensieve.tokens.decision import Assignment, Decision, KeepMask, averaging
+from tokensieve.tokens.hide import hide
+from tokensieve.tokens.pytree import register
+from tokensieve.tokens.restore import returning
+from tokensieve.tokens.rider import Moment, Rider
 from tokensieve.tokens.state import Tokens
+
+NAME = "labels"
+
+
+@dataclass(frozen=True)
+class LabelShares(Rider):
+    """Label shares that go where the tokens go, and are spread by every attention.
+
+    Attributes:
+        shares: a state whose features are the shares (B, P + M, 1).
+    """
+
+    shares: Tokens
+
+    attends = True
+
+    def follow(self, decision: Decision, moment: Moment) -> LabelShares:
+        if isinstance(decision, KeepMask):
+            return LabelShares(algebra.apply(self.shares, KeepMask(mask=decision.mask.detach())))
+        with torch.no_grad(), torch.autocast(self.shares.x.device.type, enabled=False):
+            return LabelShares(algebra.apply(self.shares, averaging(decision), *vars(moment).values()))
+
+    def come_back(self, block: int, after_attention: bool) -> LabelShares:
+        return LabelShares(returning(self.shares, block, after_attention))
+
+    def hide(self, assignment: Assignment, moment: Moment) -> LabelShares:
+        with torch.no_grad():
+            return LabelShares(hide(self.shares, replace(assignment, soft=None), *vars(moment).values()))
+
+    def attend(self, attended: Attended) -> LabelShares:
+        with torch.no_grad():
+            return LabelShares(self.shares.changed(x=spread_shares(attended, self.shares.x)))
 
 
 @dataclass(frozen=True)
@@ -146,11 +184,12 @@ class LabelTracker:
             return None
         site: Any = block._modules[SITE]
         tokens: Tokens = site.state_of(x)
-        if tokens.shares is not None:
+        if NAME in tokens.riders:
             return None
         # The first block with a site: from here on the shares travel with the tokens.
         assert self._present is not None
-        return (tokens.changed(shares=tokens.changed(x=self._present)), *args[1:])
+        labels = LabelShares(tokens.changed(x=self._present, riders={}))
+        return (tokens.with_rider(NAME, labels), *args[1:])
 
     def _leave(self, number: int) -> None:
         tap, self._tap = self._tap, None
@@ -162,8 +201,9 @@ class LabelTracker:
             self._end = self._present
 
     def _last(self, tokens: Tokens) -> None:
-        if tokens.shares is not None:
-            self._end = tokens.shares.restore()
+        labels = tokens.riders.get(NAME)
+        if isinstance(labels, LabelShares):
+            self._end = labels.shares.restore()
 
     def hooks(self) -> list[Any]:
         """Follow every block from now on, until the handles returned are removed."""
@@ -224,3 +264,6 @@ def tl_align(model: nn.Module, shares: Tensor) -> Iterator[LabelTracker]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+register(LabelShares, ("shares",))

@@ -12,7 +12,8 @@ from tokensieve.methods._counts import checked_sites, per_site, removed
 from tokensieve.methods._method import Method, require
 from tokensieve.methods._view import Layout, View
 from tokensieve.ops.matching import bipartite_matching, relaxed_matching
-from tokensieve.tokens.decision import Assignment, Decision, SoftAssignment
+from tokensieve.tokens.decision import Assignment, Decision
+from tokensieve.tokens.soft import SoftAssignment
 
 
 @dataclass(frozen=True, kw_only=True)
