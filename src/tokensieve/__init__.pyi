@@ -70,7 +70,7 @@ from tokensieve.plan.plan import SpeedPlan as SpeedPlan
 from tokensieve.plan.plan import make_plan as make_plan
 from tokensieve.tokens.decision import Assignment as Assignment
 from tokensieve.tokens.decision import KeepMask as KeepMask
-from tokensieve.tokens.decision import SoftAssignment as SoftAssignment
+from tokensieve.tokens.soft import SoftAssignment as SoftAssignment
 from tokensieve.tokens.state import Tokens as Tokens
 
 __all__ = [

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from tokensieve.attention.signals import Attended
 from tokensieve.methods._view import BlockSignals
+from tokensieve.tokens.algebra import apply
 from tokensieve.tokens.decision import Assignment
 from tokensieve.tokens.restore import returning
 from tokensieve.tokens.soft import SoftAssignment
-from tokensieve.tokens.apply import apply
 from tokensieve.tokens.state import Tokens
 
 

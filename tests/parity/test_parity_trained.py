@@ -14,8 +14,8 @@ from tests.helpers.references import trained as reference
 from tests.helpers.references.plain import vit
 from tokensieve.engine.block import Site
 from tokensieve.measure.macs import count
-from tokensieve.methods._threshold import Threshold
 from tokensieve.methods._added import added_to
+from tokensieve.methods._threshold import Threshold
 from tokensieve.methods.avit import HALTING
 from tokensieve.methods.cropr import Router
 from tokensieve.ops.matching import bipartite_matching, relaxed_matching

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from tokensieve.ops.norm import Norm
+from tokensieve.tokens.algebra import apply
 from tokensieve.tokens.decision import Assignment, KeepMask, Until, check, keep_only, ragged, return_point, slots
 from tokensieve.tokens.restore import restore, returning
 from tokensieve.tokens.soft import SoftAssignment
-from tokensieve.tokens.apply import apply
 from tokensieve.tokens.state import Tokens
 
 CHANNELS = 3

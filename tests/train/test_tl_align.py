@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import tokensieve as ts
-from tokensieve.tokens import state as algebra
+from tokensieve.tokens import algebra
 from tokensieve.tokens.decision import Decision, return_point
 from tokensieve.tokens.soft import SoftAssignment
 from tokensieve.train.tl_align import mix, patch_shares, tl_align
@@ -273,7 +273,7 @@ def test_nothing_stays_behind_and_wrong_shares_are_refused() -> None:
         pass
     with pytest.raises(ts.TokensieveError, match="no label has been followed"):
         tracker.share()
-    assert ts.trace(model, x).tokens.shares is None  # type: ignore[union-attr]
+    assert ts.trace(model, x).tokens.riders == {}  # type: ignore[union-attr]
 
 
 def test_a_patch_has_the_share_of_its_pixels() -> None:

@@ -15,7 +15,7 @@ from tokensieve.methods import _added as added
 from tokensieve.methods._method import POINTS, Point
 from tokensieve.methods._view import BlockSignals, Signal, View
 from tokensieve.ops.norm import Norm
-from tokensieve.tokens import apply as algebra
+from tokensieve.tokens import algebra
 from tokensieve.tokens import hide as hiding
 from tokensieve.tokens.restore import visible
 from tokensieve.tokens.state import Tokens

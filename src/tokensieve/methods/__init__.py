@@ -26,13 +26,13 @@ _face = _Face(
             "Assignment",
             "Decision",
             "KeepMask",
-            "SoftAssignment",
             "Until",
             "keep_only",
             "ragged",
             "ragged_merge",
         ],
-        "tokensieve.tokens.soft": ["Blend", "Mixing"],
+        "tokensieve.tokens.soft": ["Blend", "Mixing", "SoftAssignment"],
+        "tokensieve.tokens.table": ["Extra"],
     },
 )
 __getattr__, __dir__ = _face.get, _face.listed

@@ -23,18 +23,20 @@ from tokensieve.methods.controls import Pruning as Pruning
 from tokensieve.tokens.decision import Assignment as Assignment
 from tokensieve.tokens.decision import Decision as Decision
 from tokensieve.tokens.decision import KeepMask as KeepMask
-from tokensieve.tokens.decision import SoftAssignment as SoftAssignment
 from tokensieve.tokens.decision import Until as Until
 from tokensieve.tokens.decision import keep_only as keep_only
 from tokensieve.tokens.decision import ragged as ragged
 from tokensieve.tokens.decision import ragged_merge as ragged_merge
 from tokensieve.tokens.soft import Blend as Blend
 from tokensieve.tokens.soft import Mixing as Mixing
+from tokensieve.tokens.soft import SoftAssignment as SoftAssignment
+from tokensieve.tokens.table import Extra as Extra
 
 __all__ = [
     "Assignment",
     "Blend",
     "Decision",
+    "Extra",
     "KeepMask",
     "Layout",
     "Method",

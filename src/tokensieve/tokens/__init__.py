@@ -9,13 +9,15 @@ _face = _Face(
             "Assignment",
             "Decision",
             "KeepMask",
-            "SoftAssignment",
             "keep_only",
             "ragged",
             "ragged_merge",
         ],
-        "tokensieve.tokens.soft": ["Blend", "Mixing"],
-        "tokensieve.tokens.state": ["Tokens", "apply"],
+        "tokensieve.tokens.soft": ["Blend", "Mixing", "SoftAssignment"],
+        "tokensieve.tokens.algebra": ["apply"],
+        "tokensieve.tokens.rider": ["Moment", "Rider"],
+        "tokensieve.tokens.state": ["Tokens"],
+        "tokensieve.tokens.table": ["Extra"],
     },
 )
 __getattr__, __dir__ = _face.get, _face.listed

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokensieve.errors import TokensieveError
-from tokensieve.tokens import apply as algebra
+from tokensieve.tokens import algebra
 from tokensieve.tokens.decision import Assignment, Decision, KeepMask
 from tokensieve.tokens.restore import patches_at_originals, visible
 from tokensieve.tokens.rider import Moment

@@ -35,7 +35,7 @@ from tokensieve.engine.block import SITE, SievedBlock, Site
 from tokensieve.errors import TokensieveError
 from tokensieve.families._locate import family_of
 from tokensieve.ops.rows import at_least_float32
-from tokensieve.tokens import apply as algebra
+from tokensieve.tokens import algebra
 from tokensieve.tokens.decision import Assignment, Decision, KeepMask, averaging
 from tokensieve.tokens.hide import hide
 from tokensieve.tokens.pytree import register
