@@ -18,7 +18,7 @@ class KernelHook(BuildHookInterface):  # type: ignore[type-arg]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if version == "editable" or importlib.util.find_spec("torch") is None:
             return
-        file = Path(self.root) / "src" / "tokensieve" / "ops" / "native" / "build.py"
+        file = Path(self.root) / "src" / "tokensieve" / "ops" / "cpu" / "build.py"
         spec = importlib.util.spec_from_file_location("tokensieve_native_build", file)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,6 +17,7 @@ import typer
 from torch import nn
 from typer.testing import CliRunner
 
+import generate_docs
 import tokensieve as ts
 from tokensieve.cli.app import app
 from tokensieve.methods import _registry as registry
@@ -82,15 +81,6 @@ def add_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
     registry.list_methods.cache_clear()
 
 
-def generator() -> ModuleType:
-    """scripts/generate_docs.py as a module."""
-    spec = importlib.util.spec_from_file_location("generate_docs", ROOT / "scripts" / "generate_docs.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("page", python_pages(), ids=lambda page: page.name)
 @pytest.mark.usefixtures("offline")
 def test_python_runs(page: Path, add_method: Callable[[str, str], Path]) -> None:
@@ -121,13 +111,13 @@ def test_a_method_in_one_file(add_method: Callable[[str, str], Path]) -> None:
     assert type(config)(**config.to_dict()["options"]) == config
     listed = CliRunner().invoke(app, ["methods"])
     assert listed.exit_code == 0 and "every-other" in listed.output
-    docs = generator()
-    assert "`every-other`" in docs.methods_table()
-    assert "## every-other" in docs.methods_page()
+    assert "`every-other`" in generate_docs.methods_table()
+    assert "`every-other`" in generate_docs.method_names()
+    assert "## every-other" in generate_docs.methods_page()
 
 
 def test_generated_parts_are_current() -> None:
-    for path, wanted in generator().documents().items():
+    for path, wanted in generate_docs.documents().items():
         assert path.read_text(encoding="utf-8") == wanted, f"{path.name} is stale: run `make docs`"
 
 
@@ -165,3 +155,44 @@ def test_links_and_targets_exist(page: Path) -> None:
     for targets in re.findall(r"^make ([a-z][a-z -]*?)(?:\s+#.*)?$", text, flags=re.M):
         for target in targets.split():
             assert re.search(rf"^{target}:", makefile, flags=re.M), f"{page.name}: no make target {target!r}"
+
+
+MOST_WORDS = 1300
+WIDTH = 120
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= MOST_WORDS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_prose_is_wrapped(page: Path) -> None:
+    """Tables, code, pictures and links that fill a line of their own may be wider."""
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    wide = [line for line in prose.splitlines() if len(line) > WIDTH and not re.match(r"\||!?\[\S+$", line)]
+    assert not wide, f"{page.name}: {wide[0]}"
+
+
+def named_files(text: str) -> set[str]:
+    """The files of this repository that a text names: paths in code spans, with a folder and an ending."""
+    return set(re.findall(r"`((?:[\w.-]+/)+[\w-]+\.(?:py|md|yaml|json|csv|toml))`", text))
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_files_that_are_named_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for name in named_files(text):
+        folders = (ROOT, page.parent, ROOT / "src", ROOT / "src" / "tokensieve")
+        assert any((folder / name).exists() for folder in folders), f"{page.name} names {name}"
+    for name in set(re.findall(r"\btokensieve(?:\.[a-z_]+)+", text)):
+        assert importable(name), f"{page.name} names {name}"
+
+
+def importable(name: str) -> bool:
+    """Whether a dotted name is a module or something in one."""
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        package, _, rest = name.rpartition(".")
+        return bool(package) and importable(package) and hasattr(importlib.import_module(package), rest)
+    return True

@@ -64,7 +64,7 @@ class SpeedPlan:
 
     @property
     def spec(self) -> str:
-        """The composition as ``ts.method`` reads it."""
+        """The composition as ``ts.parse`` reads it."""
         return spell(self.methods)
 
     def apply(self, model: nn.Module, *, if_slower: Literal["keep", "dense"] = "keep") -> nn.Module:
