@@ -69,8 +69,8 @@ def results() -> str:
     for source, measured in measured_by_bench().items():
         about = wrap(
             f"`{measured['settings']['model']}`, no training: {described(source, measured, ROOT)} Top-1 and agreement "
-            f"in percent. Of each method the setting nearest to F = {SHOWN_FACTOR}; all of them, with the losses beside "
-            "the wins: [docs/results.md](docs/results.md)."
+            f"in percent. Of each method the setting nearest to F = {SHOWN_FACTOR}; all of them, with the losses "
+            "beside the wins: [docs/results.md](docs/results.md)."
         )
         return f"## Measured\n\n{about}\n{results_table(shown(measured['rows']))}"
     return ""

@@ -19,12 +19,11 @@ import textwrap
 from pathlib import Path
 
 import tokensieve
+from docs_text import ROOT, WIDTH, wrap
 from tokensieve.methods._method import Method
 from tokensieve.utils.lazy import Face
 
-ROOT = Path(__file__).resolve().parents[1]
 NOTICE = "Written by scripts/generate_faces.py"
-WIDTH = 120
 SECTION = re.compile(r"^[A-Z][A-Za-z ]*:$")  # "Args:", "Raises:", …: where the prose of a docstring ends
 
 
@@ -68,8 +67,10 @@ def api_page(known: dict[str, Face]) -> str:
     parts = [
         "# Public names\n\n"
         f"<!-- {NOTICE}; edit docstrings, then run `make docs`. -->\n\n"
-        "Everything that a program may rely on, by the package that it is imported from. Options and cards of the "
-        "methods: [methods.md](methods.md).\n"
+        + wrap(
+            "Everything that a program may rely on, by the package that it is imported from. Options and cards of the "
+            "methods: [methods.md](methods.md)."
+        )
     ]
     told: dict[int, str] = {}  # object → the package under which it is described
     for package, face in known.items():
@@ -85,7 +86,7 @@ def api_page(known: dict[str, Face]) -> str:
             code = f"```{language}\n{declaration(name, value)}\n```"
             parts.append(f"### `{name}`\n\n{code}\n\n{prose(value)}".rstrip() + "\n")
         if elsewhere:
-            parts.append(filled("Also here, and described above: " + ", ".join(elsewhere) + ".") + "\n")
+            parts.append(wrap("Also here, and described above: " + ", ".join(elsewhere) + "."))
     return "\n".join(parts)
 
 
@@ -155,15 +156,10 @@ def prose(value: object, every: bool = True) -> str:
         if all(line.startswith("    ") for line in lines):
             paragraphs.append("```text\n" + textwrap.dedent(paragraph) + "\n```")
         elif lines and not lines[0].startswith(">>>"):
-            paragraphs.append(filled(" ".join(paragraph.replace("``", "`").split())))
+            paragraphs.append(wrap(paragraph.replace("``", "`")).strip())
     if inspect.isclass(value) and issubclass(value, Method) and value is not Method:
         del paragraphs[1:]
     return "\n\n".join(re.sub(r"::$", ":", paragraph) for paragraph in paragraphs) + ("\n" if paragraphs else "")
-
-
-def filled(text: str) -> str:
-    """One paragraph, wrapped."""
-    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def documents() -> dict[Path, str]:
