@@ -1,20 +1,19 @@
-"""Reading attention without giving up the fused kernel: the tap, the key bias, and the probes.
-
-``Tap`` watches one block's attention. It sees queries, keys and values as the kernel does, after their norms and rotary
-embedding, adds a bias per key where one is wanted, and hands the call on to the fused kernel. The probes then compute
-just what a method asked for, in memory that grows with the number of tokens and never with its square.
-"""
+"""The fused attention that answers a block's call, with a bias per key where one is wanted, and that bias."""
 
 from __future__ import annotations
 
 import math
+from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_exporting
 
-from tokensieve.ops import cpu as native
-from tokensieve.ops.fused import fused
+from tokensieve.ops import cpu
+from tokensieve.ops._operator import operator
+from tokensieve.ops.attention import flat_bias
 from tokensieve.ops.rows import at_least_float32
 
 # A removed token's share of attention while training: exact zero would have no gradient. Nothing that an answer in
@@ -22,7 +21,7 @@ from tokensieve.ops.rows import at_least_float32
 MASK_EPSILON = math.exp(-32)
 
 
-@fused
+@operator
 def attend(
     query: Tensor,
     key: Tensor,
@@ -42,9 +41,54 @@ def attend(
     return biased_attention(query, key, value, bias, scale=scale), None
 
 
+@cpu.compiled(
+    "attend(Tensor queries, Tensor keys, Tensor values, float scale, Tensor? bias, bool class_row) -> (Tensor, Tensor)"
+)
+def _attend(
+    queries: Tensor, keys: Tensor, values: Tensor, scale: float, bias: Tensor | None, class_row: bool
+) -> tuple[Tensor, Tensor]:
+    batch, heads, rows, dim = queries.shape
+    row = queries.new_empty(batch, keys.shape[2] if class_row else 0, dtype=torch.float32)
+    return queries.new_empty(batch, rows, heads, dim).transpose(1, 2), row
+
+
+@attend.on_cpu
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    scale: float | None = None,
+    class_row: bool = False,
+) -> tuple[Tensor, Tensor | None] | Any:
+    alike = query.dtype == key.dtype == value.dtype and query.shape[:2] == key.shape[:2] == value.shape[:2]
+    if not alike or value.shape[2:] != key.shape[2:] or query.dtype != torch.bfloat16:
+        return NotImplemented
+    if not cpu.serves(query, key, value, bias) or not multiplies_pairs():
+        return NotImplemented
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    out, row = _attend(query, key, value, scale, None if bias is None else flat_bias(bias, key), class_row)
+    return out, row if class_row else None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def multiplies_pairs() -> bool:
+    """Whether the processor multiplies pairs of bfloat16, and there is a kernel to do it."""
+    return _multiplies_pairs()
+
+
+@cache
+def _multiplies_pairs() -> bool:
+    return cpu.available() and bool(torch.ops.tokensieve.can_attend.default())
+
+
+cpu.LIBRARY.define("can_attend() -> bool")
+
+
 def attends_faster(x: Tensor) -> bool:
     """Whether a kernel of ours would compute the attention of a block on ``x`` (B, L, C) faster than torch's."""
-    return native.attends(x) and not torch.compiler.is_exporting()
+    served = x.dtype == torch.bfloat16 and x.is_cpu and multiplies_pairs()
+    return served and not is_exporting()
 
 
 def biased_attention(
@@ -82,7 +126,7 @@ def fold_bias(
     return query, key, F.pad(value, (0, width)), scale
 
 
-@fused
+@operator
 def key_bias(prefix: int, size: Tensor | None, alive: Tensor | None, mask: Tensor | None) -> Tensor | None:
     """The bias (B, 1, 1, P + M) that log-size attention, padding and training masks put on the logits of each key.
 
@@ -105,3 +149,15 @@ def key_bias(prefix: int, size: Tensor | None, alive: Tensor | None, mask: Tenso
     if bias is None:
         return None
     return F.pad(bias, (prefix, 0)).unsqueeze(1).unsqueeze(1)
+
+
+@cpu.compiled("size_bias(Tensor size, int prefix) -> Tensor")
+def _size_bias(size: Tensor, prefix: int) -> Tensor:
+    return size.new_empty(size.shape[0], 1, 1, prefix + size.shape[1], dtype=torch.float32)
+
+
+@key_bias.on_cpu
+def _(prefix: int, size: Tensor | None, alive: Tensor | None, mask: Tensor | None) -> Tensor | Any | None:
+    if size is None or alive is not None or mask is not None or size.dtype != torch.float32 or not cpu.serves(size):
+        return NotImplemented
+    return _size_bias(size, prefix)

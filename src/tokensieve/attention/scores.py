@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokensieve.attention.signals import Attended, attention_rows, cls_row, received, row_blocks
+from tokensieve.attention.signals import Attended, attention_rows, cls_row, received
+from tokensieve.ops.attention import row_blocks
 from tokensieve.ops.matching import similarity
 from tokensieve.ops.rows import at_least_float32
 

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokensieve.attention.signals import Attended, logits, row_blocks
-from tokensieve.ops.fused import fused
+from tokensieve.attention.signals import Attended
+from tokensieve.ops import cpu
+from tokensieve.ops._operator import operator
+from tokensieve.ops.attention import (
+    compiled_column_sums,
+    cuda_serves,
+    flat_bias,
+    logits,
+    row_blocks,
+    shared_bias,
+)
 from tokensieve.ops.rows import at_least_float32
+
+Weights = tuple[Tensor, Tensor, Tensor, Tensor]  # expand (E, H, W), its bias (E,), reduce (H, E, W), its bias (H,)
+MOST_HEADS = 64  # that the CPU kernel takes
+MOST_HIDDEN = 64  # hidden channels that the CUDA kernel takes
 
 
 class Selector(nn.Module):
@@ -74,16 +88,13 @@ class Selector(nn.Module):
 
     def predict(self, rows: Tensor) -> Tensor:
         """Logits (B, H, R, L) of R query rows to those the next layer is predicted to have, in float32 or better."""
-        batch, heads, count, length = rows.shape
-        rows = rows.to(self.expand.weight.dtype)
-        if self.expand.kernel_size == (1,):
-            # A convolution of width 1 is a matrix product over the heads; written as one it is four times faster.
-            flat = rows.reshape(batch, heads, count * length)
-            out = _mix(torch.relu_(_mix(flat, self.expand)), self.reduce).view(batch, heads, count, length)
-        else:
-            flat = rows.transpose(1, 2).reshape(batch * count, heads, length)
-            out = self.reduce(torch.relu_(self.expand(flat))).view(batch, count, heads, length).transpose(1, 2)
-        return at_least_float32(out)
+        return predicted(rows, self.weights)
+
+    @property
+    def weights(self) -> Weights:
+        """Of the two convolutions, with their biases."""
+        assert self.expand.bias is not None and self.reduce.bias is not None
+        return self.expand.weight, self.expand.bias, self.reduce.weight, self.reduce.bias
 
     def columns(
         self, attended: Attended, block: int, stride: int, sum_of: Literal["probabilities", "log_probabilities"]
@@ -92,31 +103,106 @@ class Selector(nn.Module):
 
         Nothing of size H·L² is held. ``stride`` reads every stride-th row.
         """
-        return selected_columns(self, attended, block, stride, sum_of)
+        scale = attended.scale if self.scaled else None
+        given = (attended.queries, attended.keys, scale, attended.bias)
+        return selected_columns(*given, self.weights, self.axis, block, stride, sum_of)
 
 
-@fused
+@operator
 def selected_columns(
-    selector: Selector,
-    attended: Attended,
+    queries: Tensor,
+    keys: Tensor,
+    scale: float | None,
+    bias: Tensor | None,
+    weights: Weights,
+    axis: int,
     block: int,
     stride: int,
     sum_of: Literal["probabilities", "log_probabilities"],
 ) -> Tensor:
-    """Column sums (B, H, L) of the map that ``selector`` predicts; see ``Selector.columns``."""
+    """Column sums (B, H, L) of the map that a selector predicts; see ``Selector.columns``.
+
+    Args:
+        queries, keys: (B, H, L, D).
+        scale: factor of the logits, or None for one.
+        bias: (B, 1, 1, L) added to the logits of every key, or None.
+        weights: of the selector.
+        axis: the dimension of (B, H, R, L) that its softmax runs over, -1 or 1.
+        block: query rows held at a time.
+        stride: distance between the rows read.
+        sum_of: what is summed.
+    """
     total: Tensor | None = None
-    for rows in row_blocks(attended.keys.shape[2], block, stride):
-        predicted = selector.predict(logits(attended, rows, selector.scaled))
-        if sum_of == "probabilities":
-            part = predicted.softmax(dim=selector.axis).sum(dim=2)
-        else:
-            part = predicted.log_softmax(dim=selector.axis).sum(dim=2)
+    for rows in row_blocks(keys.shape[2], block, stride):
+        guess = predicted(logits(queries[:, :, rows], keys, scale, bias), weights)
+        likely = guess.softmax(dim=axis) if sum_of == "probabilities" else guess.log_softmax(dim=axis)
+        part = likely.sum(dim=2)
         total = part if total is None else total + part
     assert total is not None
     return total
 
 
-def _mix(x: Tensor, conv: nn.Conv1d) -> Tensor:
-    """``conv``, of width 1, on (B, channels, positions)."""
-    assert conv.bias is not None
-    return torch.baddbmm(conv.bias.unsqueeze(1), conv.weight[:, :, 0].expand(x.shape[0], -1, -1), x)
+def predicted(rows: Tensor, weights: Weights) -> Tensor:
+    """``Selector.predict`` with these weights."""
+    expand, expand_bias, reduce, reduce_bias = weights
+    batch, heads, count, length = rows.shape
+    rows = rows.to(expand.dtype)
+    if expand.shape[2] == 1:
+        # A convolution of width 1 is a matrix product over the heads; written as one it is four times faster.
+        flat = rows.reshape(batch, heads, count * length)
+        out = _mix(torch.relu_(_mix(flat, expand, expand_bias)), reduce, reduce_bias).view(batch, heads, count, length)
+    else:
+        flat = rows.transpose(1, 2).reshape(batch * count, heads, length)
+        inner = torch.relu_(F.conv1d(flat, expand, expand_bias, padding=expand.shape[2] // 2))
+        out = F.conv1d(inner, reduce, reduce_bias, padding=reduce.shape[2] // 2)
+        out = out.view(batch, count, heads, length).transpose(1, 2)
+    return at_least_float32(out)
+
+
+def _mix(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A convolution of width 1 on (B, channels, positions)."""
+    return torch.baddbmm(bias.unsqueeze(1), weight[:, :, 0].expand(x.shape[0], -1, -1), x)
+
+
+@selected_columns.on_cpu
+def _(
+    queries: Tensor,
+    keys: Tensor,
+    scale: float | None,
+    bias: Tensor | None,
+    weights: Weights,
+    axis: int,
+    block: int,
+    stride: int,
+    sum_of: Literal["probabilities", "log_probabilities"],
+) -> Tensor | Any:
+    plain = weights[0].shape[2] == 1 and axis == -1
+    if not plain or keys.shape[1] > MOST_HEADS or not cpu.serves(queries, keys, bias, *weights):
+        return NotImplemented
+    factor = 1.0 if scale is None else scale
+    flat = None if bias is None else flat_bias(bias, keys)
+    return compiled_column_sums(queries, keys, factor, flat, None, stride, *weights, sum_of == "log_probabilities")
+
+
+@selected_columns.on_cuda
+def _(
+    queries: Tensor,
+    keys: Tensor,
+    scale: float | None,
+    bias: Tensor | None,
+    weights: Weights,
+    axis: int,
+    block: int,
+    stride: int,
+    sum_of: Literal["probabilities", "log_probabilities"],
+) -> Tensor | Any:
+    plain = weights[0].shape[2] == 1 and axis == -1
+    factor = 1.0 if scale is None else scale
+    if not plain or weights[0].shape[0] > MOST_HIDDEN or not cuda_serves(queries, keys, factor, bias, *weights):
+        return NotImplemented
+    from tokensieve.ops.cuda import selected
+
+    expand, expand_bias, reduce, reduce_bias = weights
+    flat = (expand.flatten(1), expand_bias, reduce.flatten(1), reduce_bias)
+    shared = shared_bias(bias, keys)
+    return selected.selected_columns(queries, keys, factor, shared, flat, stride, sum_of == "log_probabilities")

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokensieve.ops.fused import fused
-from tokensieve.ops.rows import at_least_float32
-
-if TYPE_CHECKING:
-    pass
+from tokensieve.ops import attention as operators
+from tokensieve.ops.attention import row_blocks
 
 
 @dataclass
@@ -24,7 +20,7 @@ class Attended:
         queries, keys, values: (B, H, L, D), L = prefix + patch tokens. Parallel attentions lie side by side in H.
         scale: factor of the logits, 1 / sqrt(D) unless the model says otherwise.
         bias: (B, 1, 1, L) added to the logits of every key, or None.
-        class_row: (B, L) what ``class_attention`` gives, where the kernel of the attention had it on its way; or None.
+        class_row: (B, L) what ``cls_row`` gives, where the kernel of the attention had it on its way; or None.
         outputs: (B, H, L, D) what every head gave, A·V, or None where nobody asked for it.
     """
 
@@ -50,10 +46,8 @@ def logits(attended: Attended, rows: slice = slice(None), scaled: bool = True) -
 
     ``scaled=False`` leaves the factor 1 / sqrt(D) out.
     """
-    queries = attended.queries[:, :, rows]
-    queries = queries * attended.scale if scaled else queries
-    product = at_least_float32(queries @ attended.keys.transpose(-1, -2))
-    return product if attended.bias is None else product + attended.bias
+    scale = attended.scale if scaled else None
+    return operators.logits(attended.queries[:, :, rows], attended.keys, scale, attended.bias)
 
 
 def attention_rows(attended: Attended, rows: slice) -> Tensor:
@@ -61,36 +55,16 @@ def attention_rows(attended: Attended, rows: slice) -> Tensor:
     return logits(attended, rows).softmax(dim=-1)
 
 
-def row_blocks(length: int, block: int, stride: int = 1) -> list[slice]:
-    """Slices that walk the query rows ``0, stride, 2·stride, …`` in blocks of ``block`` rows."""
-    step = block * stride
-    return [slice(start, min(start + step, length), stride) for start in range(0, length, step)]
-
-
 def cls_row(attended: Attended) -> Tensor:
-    """``class_attention``, from the attention's own kernel where that had it on its way."""
-    return class_attention(attended) if attended.class_row is None else attended.class_row
-
-
-@fused
-def class_attention(attended: Attended) -> Tensor:
     """The class token's row of the attention map, mean over heads: (B, L), in float32 or better."""
-    return attention_rows(attended, slice(0, 1)).mean(dim=1).squeeze(1)
+    if attended.class_row is not None:  # the attention's own kernel had it on its way
+        return attended.class_row
+    return operators.class_attention(attended.queries, attended.keys, attended.scale, attended.bias)
 
 
-@fused
 def column_sums(attended: Attended, voters: Tensor | None, block: int, stride: int) -> Tensor:
     """Sums over every stride-th query row of each column of the attention map, (B, H, L); see ``received``."""
-    total: Tensor | None = None
-    for rows in row_blocks(attended.keys.shape[2], block, stride):
-        attention = attention_rows(attended, rows)
-        if voters is None:
-            columns = attention.sum(dim=2)
-        else:
-            columns = (voters[:, None, None, rows].to(attention.dtype) @ attention).squeeze(2)
-        total = columns if total is None else total + columns
-    assert total is not None
-    return total
+    return operators.column_sums(attended.queries, attended.keys, attended.scale, attended.bias, voters, block, stride)
 
 
 def voters_of(alive: Tensor | None, prefix: int) -> Tensor | None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from tokensieve.ops.fused import fused
+from tokensieve.ops import cpu
+from tokensieve.ops._operator import operator
 from tokensieve.ops.matching import similarity
 
 Linkage = Literal["single", "complete", "average"]
+LINKAGES: tuple[Linkage, ...] = get_args(Linkage)  # as the kernel numbers them
 
 
 def cosine_distances(features: Tensor) -> Tensor:
@@ -18,14 +20,14 @@ def cosine_distances(features: Tensor) -> Tensor:
     return distances_between(similarity(features, features))
 
 
-@fused
+@operator
 def distances_between(similarities: Tensor) -> Tensor:
     """(B, M, M) to one minus what is right of the diagonal, mirrored; zero on it."""
     distances = (1 - similarities).triu(diagonal=1)
     return distances + distances.transpose(1, 2)
 
 
-@fused
+@operator
 def agglomerate(distances: Tensor, clusters: int, linkage: Linkage) -> Tensor:
     """Join the two nearest clusters until ``clusters`` are left, in every image of the batch at once.
 
@@ -68,3 +70,27 @@ def agglomerate(distances: Tensor, clusters: int, linkage: Linkage) -> Tensor:
         leader = torch.where(leader == second, first, leader)
     number = (leader == positions).cumsum(dim=1) - 1
     return number.gather(1, leader)
+
+
+@cpu.compiled("distances_between(Tensor similarities) -> Tensor")
+def _distances_between(similarities: Tensor) -> Tensor:
+    return torch.empty_like(similarities)
+
+
+@cpu.compiled("agglomerate(Tensor distances, int clusters, int linkage) -> Tensor")
+def _agglomerate(distances: Tensor, clusters: int, linkage: int) -> Tensor:
+    return cpu.places(distances, *distances.shape[:2])
+
+
+@distances_between.on_cpu
+def _(similarities: Tensor) -> Tensor | Any:
+    if similarities.dtype != torch.float32 or not similarities.is_contiguous() or not cpu.serves(similarities):
+        return NotImplemented
+    return _distances_between(similarities)
+
+
+@agglomerate.on_cpu
+def _(distances: Tensor, clusters: int, linkage: Linkage) -> Tensor | Any:
+    if distances.dtype != torch.float32 or not cpu.serves(distances):
+        return NotImplemented
+    return _agglomerate(distances.contiguous(), clusters, LINKAGES.index(linkage))

@@ -7,10 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from tokensieve.ops import cpu as native
 from tokensieve.ops.bands import Bands, products
 from tokensieve.ops.rows import at_least_float32, complement, named, rank_descending
-from tokensieve.ops.windows import Windows, window_products
+from tokensieve.ops.windows import Windows, window_products, windows_serve
 
 
 def reach_of(count: int) -> int:
@@ -70,7 +69,7 @@ def local_distances(x: Tensor, rows: int, columns: int, count: int) -> tuple[Ten
 
 def _products(x: Tensor, bands: Bands, down: Tensor, across: Tensor) -> Tensor:
     """(B, N, count): inner products of patches (B, N, C) with their neighbours, anything where there is none."""
-    if not torch.compiler.is_exporting() and native.takes_windows(x):
+    if not torch.compiler.is_exporting() and windows_serve(x):
         windows = Windows(bands.rows, bands.columns, bands.rows, bands.columns, bands.reach)
         slots = (down + bands.reach) * (2 * bands.reach + 1) + across + bands.reach
         return window_products(x, x, windows).index_select(2, slots)

@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokensieve.ops import cpu as native
 from tokensieve.ops.bands import Bands
 from tokensieve.ops.rows import at_least_float32
-from tokensieve.ops.windows import Windows
+from tokensieve.ops.windows import Windows, windows_serve
 from tokensieve.tokens.soft import Blend, Mixing
 
 # Of the relative sharpness: t = 1.7 behind block 4 of DeiT-Tiny, which lost least at t = 1 and 2.
@@ -118,7 +117,7 @@ def superpixels(
 
 def _near(bands: Bands, x: Tensor) -> Bands | Windows:
     """Windows where the CPU kernels take them, else the bands themselves, whose products every device has."""
-    if torch.compiler.is_exporting() or not native.takes_windows(x):
+    if torch.compiler.is_exporting() or not windows_serve(x):
         return bands
     return Windows(bands.rows, bands.columns, bands.height, bands.width, bands.reach)
 

@@ -11,7 +11,8 @@ from tokensieve.methods._counts import checked_sites
 from tokensieve.methods._method import Method, require
 from tokensieve.methods._view import Layout, View
 from tokensieve.ops.graph import square_windows
-from tokensieve.ops.matching import similarity, unit_rows
+from tokensieve.ops.matching import similarity
+from tokensieve.ops.rows import unit_rows
 from tokensieve.tokens.decision import Assignment, ragged_merge
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tokensieve.methods._counts import kept, per_site
+from tokensieve.methods._fusing import split_fused
 from tokensieve.methods._view import Layout, Signal, View, importance_signal
 from tokensieve.methods.controls import Pruning
-from tokensieve.ops.rows import split_fused, split_top
+from tokensieve.ops.rows import split_top
 from tokensieve.tokens.decision import Assignment
 
 

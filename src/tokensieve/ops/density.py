@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from tokensieve.ops.fused import fused
+from tokensieve.ops import cpu, cuda
+from tokensieve.ops._operator import operator
 from tokensieve.ops.rows import at_least_float32, split_top
 
 
@@ -21,7 +24,7 @@ def squared_distances(features: Tensor) -> Tensor:
         return (distances + distances.transpose(1, 2)).clamp(min=0) / features.shape[2]
 
 
-@fused
+@operator
 def density_peaks(features: Tensor, clusters: int, neighbours: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Cluster tokens around the peaks of their density.
 
@@ -52,3 +55,28 @@ def density_peaks(features: Tensor, clusters: int, neighbours: int | None = None
     to_centres = squared.gather(1, others.unsqueeze(2).expand(-1, -1, length))
     to_centres = to_centres.gather(2, centres.unsqueeze(1).expand(-1, others.shape[1], -1))
     return centres, others, to_centres.argmin(dim=2)
+
+
+@cpu.compiled("density_peaks(Tensor features, int clusters, int neighbours) -> (Tensor, Tensor, Tensor)")
+def _density_peaks(features: Tensor, clusters: int, neighbours: int) -> tuple[Tensor, Tensor, Tensor]:
+    batch, length, _ = features.shape
+    rest = length - clusters
+    return (
+        cpu.places(features, batch, clusters),
+        cpu.places(features, batch, rest),
+        cpu.places(features, batch, rest),
+    )
+
+
+@density_peaks.on_cpu
+def _(features: Tensor, clusters: int, neighbours: int | None = None) -> tuple[Tensor, Tensor, Tensor] | Any:
+    return _density_peaks(features, clusters, neighbours or 0) if cpu.serves(features) else NotImplemented
+
+
+@density_peaks.on_cuda
+def _(features: Tensor, clusters: int, neighbours: int | None = None) -> tuple[Tensor, Tensor, Tensor] | Any:
+    if features.dtype not in cuda.FLOATS or features.shape[1] > cuda.MOST_TOKENS or not cuda.serves(features):
+        return NotImplemented
+    from tokensieve.ops.cuda import density
+
+    return density.density_peaks(features, clusters, neighbours)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from tokensieve.ops.fused import fused
-from tokensieve.ops.rows import at_least_float32, complement, head_mean, named, take_rows
-
-
-@fused
-def unit_rows(features: Tensor) -> Tensor:
-    """Rows of (B, M, D) scaled to length one, in float32 or better."""
-    return torch.nn.functional.normalize(at_least_float32(features), dim=-1)
+from tokensieve.ops import cpu, cuda
+from tokensieve.ops._operator import operator
+from tokensieve.ops.rows import head_mean, named, take_rows, unit_rows
 
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
@@ -23,7 +20,7 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
         return left @ right.transpose(1, 2)
 
 
-@fused
+@operator
 def bipartite_matching(metric: Tensor, remove: int, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Bipartite soft matching (Bolya et al. 2022, arXiv 2210.09461, appendix D).
 
@@ -46,6 +43,39 @@ def bipartite_matching(metric: Tensor, remove: int, first: int = 0) -> tuple[Ten
     moving, staying = order[:, :remove], order[:, remove:].sort(dim=1).values
     keep = torch.cat([positions[first::2][staying], positions[1 - first :: 2].expand(batch, -1)], dim=1)
     return keep, positions[first::2][moving], partner.gather(1, moving) + staying.shape[1]
+
+
+@operator
+def match_halves(features: Tensor, remove: int, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """``bipartite_matching`` on the mean over heads of (B, H, M, D)."""
+    return bipartite_matching(head_mean(features), remove, first)
+
+
+@cpu.compiled("match_halves(Tensor metric, int remove, int first) -> (Tensor, Tensor, Tensor)")
+def _match_halves(metric: Tensor, remove: int, first: int) -> tuple[Tensor, Tensor, Tensor]:
+    batch, _, length, _ = metric.shape
+    left = cpu.places(metric, batch, length - remove)
+    return left, cpu.places(metric, batch, remove), cpu.places(metric, batch, remove)
+
+
+@bipartite_matching.on_cpu
+def _(metric: Tensor, remove: int, first: int = 0) -> tuple[Tensor, Tensor, Tensor] | Any:
+    return _match_halves(metric.unsqueeze(1), remove, first) if cpu.serves(metric) else NotImplemented
+
+
+@match_halves.on_cpu
+def _(features: Tensor, remove: int, first: int = 0) -> tuple[Tensor, Tensor, Tensor] | Any:
+    return _match_halves(features, remove, first) if cpu.serves(features) else NotImplemented
+
+
+@bipartite_matching.on_cuda
+def _(metric: Tensor, remove: int, first: int = 0) -> tuple[Tensor, Tensor, Tensor] | Any:
+    fits = 2 <= metric.shape[1] <= 2 * cuda.MOST_TOKENS
+    if metric.dtype not in cuda.FLOATS or not fits or not cuda.dense(metric) or not cuda.serves(metric):
+        return NotImplemented
+    from tokensieve.ops.cuda import matching
+
+    return matching.bipartite_matching(metric, remove, first)
 
 
 def greedy_pairs(similarities: Tensor, count: int, rounds: int = 6) -> tuple[Tensor, Tensor]:
@@ -93,39 +123,6 @@ def greedy_pairs(similarities: Tensor, count: int, rounds: int = 6) -> tuple[Ten
     rank = torch.cat([value.masked_fill(~leads, -torch.inf), last], dim=1)
     order = rank.sort(dim=1, descending=True, stable=True).indices[:, :count]
     return first.gather(1, order), second.gather(1, order)
-
-
-@fused
-def match_halves(features: Tensor, remove: int, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """``bipartite_matching`` on the mean over heads of (B, H, M, D)."""
-    return bipartite_matching(head_mean(features), remove, first)
-
-
-@fused
-def match_pairs(features: Tensor, score: Tensor, pairs: int, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The most similar disjoint pairs among K tokens; the higher score of a pair leads it, the lower index a tie.
-
-    Args:
-        features: (B, K, C) whose cosines are compared.
-        score: (B, K).
-        pairs, rounds: see ``greedy_pairs``.
-
-    Returns:
-        ``leads`` (B, K - pairs) ascending, ``moved`` (B, pairs), ``onto`` (B, pairs): places in ``leads``.
-    """
-    return lead_pairs(similarity(features, features), score, pairs, rounds)
-
-
-def lead_pairs(similarities: Tensor, score: Tensor, pairs: int, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
-    """``match_pairs`` from the similarities (B, K, K)."""
-    first, second = greedy_pairs(similarities, pairs, rounds)
-    swap = score.gather(1, first) < score.gather(1, second)
-    leader, moved = torch.where(swap, second, first), torch.where(swap, first, second)
-    length = similarities.shape[1]
-    leads = complement(moved, length)
-    # The place of a leader among those that stay: its own index less the number of moved tokens before it.
-    before = named(moved, length).cumsum(dim=1)
-    return leads, moved, leader - before.gather(1, leader)
 
 
 def two_way_matching(weights: Tensor, forth: int, back: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

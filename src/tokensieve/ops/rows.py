@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from tokensieve.ops.fused import fused
+from tokensieve.ops import cpu, cuda
+from tokensieve.ops._operator import operator
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -13,10 +16,54 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-@fused
+@operator
 def head_mean(features: Tensor) -> Tensor:
     """(B, H, M, D) to the mean over heads, (B, M, D), in float32 or better."""
     return at_least_float32(features).mean(dim=1)
+
+
+@operator
+def unit_rows(features: Tensor) -> Tensor:
+    """Rows of (B, M, D) scaled to length one, in float32 or better."""
+    return torch.nn.functional.normalize(at_least_float32(features), dim=-1)
+
+
+@cpu.compiled("mean_rows(Tensor features, bool unit) -> Tensor")
+def _mean_rows(features: Tensor, unit: bool) -> Tensor:
+    batch, _, length, dim = features.shape
+    return features.new_empty(batch, length, dim, dtype=torch.float32)
+
+
+@head_mean.on_cpu
+def _(features: Tensor) -> Tensor | Any:
+    return _mean_rows(features, False) if cpu.serves(features) else NotImplemented
+
+
+@unit_rows.on_cpu
+def _(features: Tensor) -> Tensor | Any:
+    return _mean_rows(features.unsqueeze(1), True) if cpu.serves(features) else NotImplemented
+
+
+@head_mean.on_cuda
+def _(features: Tensor) -> Tensor | Any:
+    if not _fits(features) or not cuda.serves(features):
+        return NotImplemented
+    from tokensieve.ops.cuda import rows
+
+    return rows.head_mean(features)
+
+
+@unit_rows.on_cuda
+def _(features: Tensor) -> Tensor | Any:
+    if not _fits(features) or not cuda.serves(features):
+        return NotImplemented
+    from tokensieve.ops.cuda import rows
+
+    return rows.unit_rows(features)
+
+
+def _fits(features: Tensor) -> bool:
+    return features.dtype in cuda.FLOATS and features.shape[-1] <= cuda.MOST_CHANNELS and cuda.dense(features)
 
 
 def take_rows(x: Tensor, index: Tensor) -> Tensor:
@@ -69,21 +116,30 @@ def rank_descending(score: Tensor) -> Tensor:
     return score.sort(dim=1, descending=True, stable=True).indices
 
 
-@fused
+@operator
 def split_top(score: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The ``count`` highest and the other indices of ``score`` (B, M), each in ascending order of position."""
     order = rank_descending(score)
     return order[:, :count].sort(dim=1).values, order[:, count:].sort(dim=1).values
 
 
-@fused
-def split_fused(score: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of ``score`` (B, M) the ``count`` - 1 highest by position, then the next one, which all others join.
+@cpu.compiled("split_top(Tensor score, int count) -> (Tensor, Tensor)")
+def _split_top(score: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    batch, length = score.shape
+    return cpu.places(score, batch, count), cpu.places(score, batch, length - count)
 
-    Returns:
-        ``keep`` (B, count), ``moved`` (B, M - count) by falling score, and ``onto`` of that shape, all ``count`` - 1.
-    """
-    order = rank_descending(score)
-    keep = torch.cat([order[:, : count - 1].sort(dim=1).values, order[:, count - 1 : count]], dim=1)
-    moved = order[:, count:]
-    return keep, moved, torch.full_like(moved, count - 1)
+
+@split_top.on_cpu
+def _(score: Tensor, count: int) -> tuple[Tensor, Tensor] | Any:
+    if not score.is_floating_point() or not cpu.serves(score):
+        return NotImplemented
+    return _split_top(score.float(), count)
+
+
+@split_top.on_cuda
+def _(score: Tensor, count: int) -> tuple[Tensor, Tensor] | Any:
+    if score.dtype not in cuda.FLOATS or score.shape[1] > cuda.MOST_TOKENS or not cuda.serves(score):
+        return NotImplemented
+    from tokensieve.ops.cuda import select
+
+    return select.split_top(score, count)

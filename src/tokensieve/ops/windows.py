@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokensieve.ops.fused import fused
+from tokensieve.ops import cpu
+from tokensieve.ops._operator import followed, operator
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,11 @@ class Windows:
         """What each cell collects, (B, S, D): ``values`` (B, 1, N, D) of patches by their ``weights`` (B, 1, N, T)."""
         return window_sums(weights.squeeze(1), values.squeeze(1), self)
 
+    @property
+    def sides(self) -> tuple[int, int, int, int, int]:
+        """Rows, columns, height, width and reach."""
+        return self.rows, self.columns, self.height, self.width, self.reach
+
     def _cells(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """(N, T) int64 each: rows and columns of the cells around each patch, on the grid or beyond it."""
         patch = torch.arange(self.rows * self.columns, device=device).unsqueeze(1)
@@ -66,7 +73,12 @@ class Windows:
         return row, column
 
 
-@fused
+def windows_serve(x: Tensor) -> bool:
+    """Whether the kernels of ``window_products`` and ``window_sums`` serve patches like ``x``."""
+    return x.dtype == torch.float32 and (torch.compiler.is_compiling() or not followed()) and cpu.serves(x)
+
+
+@operator
 def window_products(x: Tensor, centres: Tensor, windows: Windows) -> Tensor:
     """Inner products (B, N, T) of patches (B, N, C) with the cells (B, S, C) in their windows, zero beyond the grid."""
     (inside,), (number,) = windows.near(x.device)[0], windows.numbers(x.device)
@@ -74,10 +86,42 @@ def window_products(x: Tensor, centres: Tensor, windows: Windows) -> Tensor:
     return products.where(inside, 0)
 
 
-@fused
+@operator
 def window_sums(weights: Tensor, values: Tensor, windows: Windows) -> Tensor:
     """(B, S, D): ``values`` (B, N, D) of patches by their ``weights`` (B, N, T), zero beyond the grid."""
     (number,) = windows.numbers(values.device)
     matrix = weights.new_zeros(*weights.shape[:2], windows.height * windows.width)
     matrix = matrix.scatter_add(2, number.expand(weights.shape[0], -1, -1), weights)
     return matrix.transpose(1, 2) @ values
+
+
+@cpu.compiled(
+    "window_products(Tensor x, Tensor centres, int rows, int columns, int height, int width, int reach) -> Tensor"
+)
+def _window_products(
+    x: Tensor, centres: Tensor, rows: int, columns: int, height: int, width: int, reach: int
+) -> Tensor:
+    return x.new_empty(x.shape[0], rows * columns, (2 * reach + 1) ** 2)
+
+
+@cpu.compiled(
+    "window_sums(Tensor weights, Tensor values, int rows, int columns, int height, int width, int reach) -> Tensor"
+)
+def _window_sums(
+    weights: Tensor, values: Tensor, rows: int, columns: int, height: int, width: int, reach: int
+) -> Tensor:
+    return values.new_empty(values.shape[0], height * width, values.shape[2])
+
+
+@window_products.on_cpu
+def _(x: Tensor, centres: Tensor, windows: Windows) -> Tensor | Any:
+    if not windows_serve(x) or not windows_serve(centres):
+        return NotImplemented
+    return _window_products(x.contiguous(), centres.contiguous(), *windows.sides)
+
+
+@window_sums.on_cpu
+def _(weights: Tensor, values: Tensor, windows: Windows) -> Tensor | Any:
+    if not windows_serve(weights) or not windows_serve(values):
+        return NotImplemented
+    return _window_sums(weights.contiguous(), values.contiguous(), *windows.sides)

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokensieve.errors import TokensieveError
-from tokensieve.ops.rows import at_least_float32, complement, invert, one_hot
+from tokensieve.ops import moving
+from tokensieve.ops.rows import complement, invert
 from tokensieve.tokens.soft import Blend, Mixing, SoftAssignment, rows_to_one
 
 Until = Literal["end", "block", "attention"] | int
@@ -62,13 +63,7 @@ class Assignment:
     @property
     def joining(self) -> tuple[Tensor, Tensor] | None:
         """(B, R) old tokens and the new ones they join, -1 for those that join none; those in padding included."""
-        parts = [] if self.moved is None or self.onto is None else [(self.moved, self.onto)]
-        if self.padding_onto is not None and self.alive is not None:
-            parts.append((self.keep, self.padding_onto.masked_fill(self.alive, -1)))
-        if not parts:
-            return None
-        moved, onto = (torch.cat(part, dim=1) if len(parts) > 1 else part[0] for part in zip(*parts, strict=True))
-        return (moved, onto) if moved.shape[1] else None
+        return moving.joining(self.keep, self.moved, self.onto, self.alive, self.padding_onto)
 
     @staticmethod
     def from_index(index: Tensor, count: int, weight: Tensor | None = None) -> Assignment:
@@ -105,51 +100,14 @@ Decision = Assignment | SoftAssignment | KeepMask
 
 def slots(assignment: Assignment) -> Tensor:
     """(B, M): the new token each old one goes to, -1 for those that leave."""
-    keep = assignment.keep
-    batch, count = keep.shape
-    places = torch.arange(count, device=keep.device).expand(batch, -1)
-    if assignment.alive is not None:
-        elsewhere = torch.full_like(places, -1) if assignment.padding_onto is None else assignment.padding_onto
-        places = torch.where(assignment.alive, places, elsewhere)
-    sources, targets = [keep], [places]
-    if assignment.moved is not None and assignment.onto is not None:
-        sources.append(assignment.moved)
-        targets.append(assignment.onto)
-    if assignment.dropped is not None:
-        sources.append(assignment.dropped)
-        targets.append(torch.full_like(assignment.dropped, -1))
-    return torch.cat(targets, dim=1).gather(1, invert(torch.cat(sources, dim=1)))
-
-
-def merge_weights(assignment: Assignment, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """How a hard assignment mixes tokens, in float32 or better.
-
-    Returns:
-        ``own`` (B, K): the factor of each leading token; exactly 1 where nothing joins it.
-        ``mixing`` (B, K, R): the factor of each moved token in each new one.
-        ``size`` (B, K): how many originals each new token stands for.
-    """
-    assert assignment.joining is not None
-    joining, onto = assignment.joining
-    weight = at_least_float32(sizes if assignment.weight is None else assignment.weight)
-    joins = one_hot(onto, assignment.keep.shape[1], weight.dtype)
-    led, moved = weight.gather(1, assignment.keep), weight.gather(1, joining)
-    mixing = joins * moved.unsqueeze(1)
-    if assignment.weight is None and assignment.reduce == "mean":
-        # The weights are the sizes, so their sum is the new size; it is zero for padding alone.
-        size = led + mixing.sum(2)
-        total = size.clamp(min=torch.finfo(size.dtype).tiny)
-        return led / total, mixing / total.unsqueeze(2), size.to(sizes.dtype)
-    gained = joins.to(sizes.dtype) @ sizes.gather(1, joining).unsqueeze(2)
-    size = sizes.gather(1, assignment.keep) + gained.squeeze(2)
-    if assignment.reduce == "sum":
-        return torch.where(joins.sum(2) > 0, led, torch.ones_like(led)), mixing, size
-    total = led + mixing.sum(2)
-    # A weight can underflow to zero; its token then stays as it is instead of becoming 0/0.
-    usable = total > 0
-    safe = torch.where(usable, total, torch.ones_like(total))
-    own = torch.where(usable, led / safe, torch.ones_like(led))
-    return own, mixing / safe.unsqueeze(2), size
+    return moving.slots(
+        assignment.keep,
+        assignment.moved,
+        assignment.onto,
+        assignment.dropped,
+        assignment.alive,
+        assignment.padding_onto,
+    )
 
 
 def return_point(until: Until, block: int, point: str) -> tuple[int, bool]:

@@ -1,4 +1,4 @@
-"""An assignment applied to the tokens, and the way back: the two operators that move whole tokens."""
+"""An assignment applied to the tokens."""
 
 from __future__ import annotations
 
@@ -8,21 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokensieve.ops.fused import fused
+from tokensieve.ops import moving
 from tokensieve.ops.norm import Norm
 from tokensieve.ops.rows import at_least_float32, take_rows
-from tokensieve.tokens.decision import Assignment, merge_weights, slots
-
-
-def regroup(group: Tensor, index: Tensor) -> Tensor:
-    """Compose (B, N) groups with (B, M) slots; what is gone stays gone."""
-    return torch.where(group < 0, group, index.gather(1, group.clamp(min=0)))
-
-
-def behind_prefix(index: Tensor, prefix: int) -> Tensor:
-    """Patch numbers (B, K) as row numbers (B, P + K) of a tensor with P prefix tokens, those first."""
-    front = torch.arange(prefix, device=index.device).expand(index.shape[0], -1)
-    return torch.cat([front, index + prefix], dim=1) if prefix else index
+from tokensieve.tokens.decision import Assignment
 
 
 class Moved(NamedTuple):
@@ -47,7 +36,6 @@ class Moved(NamedTuple):
     size_bias: Tensor | None = None
 
 
-@fused
 def move_tokens(
     x: Tensor, group: Tensor, rep: Tensor, size: Tensor | None, assignment: Assignment, norm: Norm | None = None
 ) -> Moved:
@@ -61,22 +49,22 @@ def move_tokens(
         assignment: over the M patch tokens.
         norm: the norm that reads the answer next, or None.
     """
-    keep, prefix = assignment.keep, x.shape[1] - rep.shape[1]
-    index = slots(assignment)
-    kept = take_rows(x, behind_prefix(keep, prefix))
-    after = None if size is None else size.gather(1, keep)
-    joining = assignment.joining
-    if joining is not None:
-        if size is None:
-            size = torch.ones(rep.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-        own, mixing, after = merge_weights(assignment, size)
-        moved = take_rows(x, joining[0] + prefix)
-        # The prefix rides along with factor one and nothing mixed in: cheaper than taking it off and putting it back.
-        own = F.pad(own, (prefix, 0), value=1.0).unsqueeze(2).to(kept.dtype)
-        mixing = F.pad(mixing, (0, 0, prefix, 0)).to(kept.dtype)
-        kept = torch.baddbmm(kept * own, mixing, moved)
-    normed = None if norm is None else norm(kept)
-    return Moved(kept, regroup(group, index), rep.gather(1, keep), after, index, normed)
+    moved = moving.move_tokens(
+        x,
+        group,
+        rep,
+        size,
+        assignment.keep,
+        assignment.moved,
+        assignment.onto,
+        assignment.dropped,
+        assignment.weight,
+        assignment.reduce == "mean",
+        assignment.alive,
+        assignment.padding_onto,
+        norm,
+    )
+    return Moved(*moved)
 
 
 def add_spread(out: Tensor, x: Tensor, assignment: Assignment) -> Tensor:
@@ -90,28 +78,3 @@ def add_spread(out: Tensor, x: Tensor, assignment: Assignment) -> Tensor:
         share = 1 / (1 + spread.sum(dim=2, keepdim=True))
         out, spread = out * share.to(out.dtype), spread * share
     return torch.baddbmm(out, spread.to(out.dtype), take_rows(x, dropped + prefix))
-
-
-@fused
-def put_back(x: Tensor, index: Tensor, other: Tensor | None, prefix: int, with_prefix: bool) -> Tensor:
-    """Tokens at the places they had: ``out[n] = x[prefix + index[n]]``, or ``other[n]`` where ``index`` is negative.
-
-    Args:
-        x: (B, P + M, C).
-        index: (B, N) int64 in [-1, M).
-        other: (B, N, C) what stands where ``index`` is negative; None where nobody will read those places.
-        prefix: P.
-        with_prefix: whether the prefix tokens of ``x`` come first in the answer.
-
-    Returns:
-        (B, N, C), or (B, P + N, C) with the prefix.
-    """
-    rows = index.clamp(min=0)
-    out = take_rows(x, behind_prefix(rows, prefix) if with_prefix else rows + prefix)
-    if other is None:
-        return out
-    away = index < 0
-    if not (with_prefix and prefix):
-        return torch.where(away.unsqueeze(2), other, out)
-    away = F.pad(away, (prefix, 0), value=False)
-    return torch.where(away.unsqueeze(2), F.pad(other, (0, 0, prefix, 0)), out)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokensieve.ops.moving import behind_prefix, put_back, regroup
 from tokensieve.ops.rows import invert, one_hot, take_rows
-from tokensieve.tokens.move import behind_prefix, put_back, regroup
 from tokensieve.tokens.soft import given_back
 from tokensieve.tokens.table import Extra, Table
 

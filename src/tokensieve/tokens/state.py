@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tokensieve.tokens.move import put_back
+from tokensieve.ops.moving import put_back
 from tokensieve.tokens.pytree import register
 from tokensieve.tokens.record import Record
 from tokensieve.tokens.restore import restore

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokensieve.ops.moving import behind_prefix
 from tokensieve.ops.rows import take_rows
 from tokensieve.tokens.decision import Assignment
 from tokensieve.tokens.follow import Joins, follow
-from tokensieve.tokens.move import behind_prefix
 from tokensieve.tokens.pytree import register
 from tokensieve.tokens.soft import SoftAssignment
 

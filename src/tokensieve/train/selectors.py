@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tokensieve.attention.selector import Selector
-from tokensieve.attention.signals import Attended, attention_rows, logits, row_blocks
+from tokensieve.attention.signals import Attended, attention_rows, logits
 from tokensieve.attention.tap import Tap
 from tokensieve.engine.block import Site
 from tokensieve.errors import TokensieveError
 from tokensieve.families._locate import family_of
+from tokensieve.ops.attention import row_blocks
 from tokensieve.tokens.state import Tokens
 from tokensieve.train.objective import Objective
 

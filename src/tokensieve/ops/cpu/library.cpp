@@ -1,4 +1,4 @@
-// The operators torch.ops.tokensieve.*; ops/cpu/__init__.py calls them.
+// The kernels behind torch.ops.tokensieve.*. Python declares those, with their schemas (ops.cpu.compiled).
 #include "common.h"
 
 namespace tokensieve {
@@ -25,36 +25,6 @@ bool can_attend();
 std::tuple<Tensor, Tensor> attend(const Tensor&, const Tensor&, const Tensor&, double, const Maybe&, bool);
 Tensor column_sums(const Tensor&, const Tensor&, double, const Maybe&, const Maybe&, int64_t, const Maybe&,
                    const Maybe&, const Maybe&, const Maybe&, bool);
-
-STABLE_TORCH_LIBRARY(tokensieve, library) {
-  library.def("class_attention(Tensor queries, Tensor keys, float scale, Tensor? bias) -> Tensor");
-  library.def("split_top(Tensor score, int count) -> (Tensor, Tensor)");
-  library.def("size_bias(Tensor size, int prefix) -> Tensor");
-  library.def("mean_rows(Tensor features, bool unit) -> Tensor");
-  library.def("match_halves(Tensor metric, int remove, int first) -> (Tensor, Tensor, Tensor)");
-  library.def("split_fused(Tensor score, int count) -> (Tensor, Tensor, Tensor)");
-  library.def(
-      "pair_and_cluster(Tensor x, int prefix, Tensor score, int attentive, int pairs, int clusters, int rounds) -> "
-      "(Tensor, Tensor, Tensor)");
-  library.def("match_pairs(Tensor features, Tensor score, int pairs, int rounds) -> (Tensor, Tensor, Tensor)");
-  library.def("density_peaks(Tensor features, int clusters, int neighbours) -> (Tensor, Tensor, Tensor)");
-  library.def(
-      "move_tokens(Tensor x, Tensor group, Tensor rep, Tensor? size, Tensor keep, Tensor? moved, Tensor? onto, "
-      "Tensor? weight, bool mean) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  library.def("agglomerate(Tensor distances, int clusters, int linkage) -> Tensor");
-  library.def("distances_between(Tensor similarities) -> Tensor");
-  library.def("put_back(Tensor x, Tensor index, Tensor? other, int prefix, bool with_prefix) -> Tensor");
-  library.def(
-      "window_products(Tensor x, Tensor centres, int rows, int columns, int height, int width, int reach) -> Tensor");
-  library.def(
-      "window_sums(Tensor weights, Tensor values, int rows, int columns, int height, int width, int reach) -> Tensor");
-  library.def("can_attend() -> bool");
-  library.def(
-      "attend(Tensor queries, Tensor keys, Tensor values, float scale, Tensor? bias, bool class_row) -> (Tensor, Tensor)");
-  library.def(
-      "column_sums(Tensor queries, Tensor keys, float scale, Tensor? bias, Tensor? votes, int stride, "
-      "Tensor? expand, Tensor? expand_bias, Tensor? reduce, Tensor? reduce_bias, bool logarithm) -> Tensor");
-}
 
 STABLE_TORCH_LIBRARY_IMPL(tokensieve, CompositeExplicitAutograd, library) {
   library.impl("can_attend", TORCH_BOX(&can_attend));

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from tokensieve.ops.cuda.launch import blocks, launch, power_of_two
 from tokensieve.ops.norm import Norm
-from tokensieve.tokens.move import Moved
 
 SCAN = 128  # index entries that a program handles or looks at together
 MOST_CHANNELS = 1024  # channels that a program copies together
@@ -217,8 +216,8 @@ def move_tokens(
     weight: Tensor | None,
     mean: bool,
     norm: Norm | None = None,
-) -> Moved:
-    """See ``tokensieve.tokens.move.move_tokens``.
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
+    """See ``tokensieve.ops.moving.move_tokens``, of whose answer this is all but the last.
 
     ``parts`` are keep, moved, onto and dropped, empty where the assignment has none, dense in the last dimension.
     Indices of tokens that are not there are left out. A ``norm`` is for at most ``MOST_CHANNELS`` channels.
@@ -264,7 +263,7 @@ def move_tokens(
         SCAN=SCAN,
         TILE=min(128, TILE // width),
     )
-    return Moved(out, groups, reps, sizes, slots, normed)
+    return out, groups, reps, sizes, slots, normed
 
 
 @triton.jit(do_not_specialize=["prefix", "front", "present", "originals"])
@@ -308,7 +307,7 @@ def _put_back(
 
 
 def put_back(x: Tensor, index: Tensor, other: Tensor | None, prefix: int, with_prefix: bool) -> Tensor:
-    """See ``tokensieve.tokens.move.put_back``."""
+    """See ``tokensieve.ops.moving.put_back``."""
     batch, length, channels = x.shape
     originals, front = index.shape[1], prefix if with_prefix else 0
     out = torch.empty(batch, front + originals, channels, dtype=x.dtype, device=x.device)

@@ -176,7 +176,7 @@ def _match(
 
 
 def lead_pairs(similarities: Tensor, score: Tensor, pairs: int, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
-    """See ``tokensieve.ops.matching.lead_pairs``; ``similarities`` in float32, dense in the last dimension."""
+    """See ``tokensieve.methods._attentive.lead_pairs``; ``similarities`` in float32, dense in the last dimension."""
     batch, length, _ = similarities.shape
     device = similarities.device
     nearest = torch.empty(batch, rounds, length, dtype=torch.int32, device=device)

@@ -59,5 +59,5 @@ def head_mean(features: Tensor) -> Tensor:
 
 
 def unit_rows(features: Tensor) -> Tensor:
-    """See ``tokensieve.ops.matching.unit_rows``."""
+    """See ``tokensieve.ops.rows.unit_rows``."""
     return _launched(features.unsqueeze(1), unit=True)
