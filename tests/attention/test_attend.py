@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tokensieve as ts
-from tokensieve.attention.kernel import attend, attends_faster
+from tokensieve.attention.kernel import attend, attends_faster, multiplies_pairs
 from tokensieve.measure.macs import count
 from tokensieve.measure.oracle import oracle
-from tokensieve.ops import cpu as native
 
-HERE = native.available() and native.attends(torch.zeros(1, 1, 1, dtype=torch.bfloat16))
-here = pytest.mark.skipif(not HERE, reason="no kernels here, or a processor that does not multiply pairs of bfloat16")
+here = pytest.mark.skipif(
+    not multiplies_pairs(), reason="no kernels here, or a processor that does not multiply pairs of bfloat16"
+)
 
 
 def three(seed: int, batch: int, heads: int, length: int, dim: int, rows: int | None = None) -> tuple[Tensor, ...]:
@@ -34,7 +34,7 @@ def attention_map(query: Tensor, key: Tensor, bias: Tensor | None, scale: float 
 
 
 def answered(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
-    out, _ = native.attend(query, key, value, None, scale)
+    out, _ = attend.cpu(query, key, value, None, scale)
     return out
 
 
@@ -58,14 +58,14 @@ def test_the_kernel_is_as_exact_as_bfloat16_allows(
         bias = torch.randn(batch, 1, 1, length, generator=torch.Generator().manual_seed(seed))
     if bias is not None and biased == "padding":
         bias[..., (length + 1) // 2 :] = -torch.inf
-    answer, row = native.attend(query, key, value, bias, scale, class_row=True)
+    answer, row = attend.cpu(query, key, value, bias, scale, class_row=True)
     assert answer.shape == query.shape and answer.dtype == torch.bfloat16
     # Shares are rounded to 8 bits before they meet the values, and the answer once more.
     whole = attention_map(query, key, bias, scale)
     torch.testing.assert_close(answer.double(), whole @ value.double(), rtol=0.02, atol=0.02)
     assert row.shape == (batch, length) and row.dtype == torch.float32
     torch.testing.assert_close(row.double(), whole[:, :, 0].mean(dim=1), rtol=1e-4, atol=1e-6)
-    alone, nothing = native.attend(query, key, value, bias, scale)
+    alone, nothing = attend.cpu(query, key, value, bias, scale)
     assert nothing is None and torch.equal(alone, answer)
 
 
@@ -89,13 +89,12 @@ def test_other_counts_of_queries_and_every_row_alone() -> None:
 def test_the_kernel_stands_aside_for_other_dtypes_and_gradients() -> None:
     query, key, value = three(2, 1, 2, 9, 8)
     for dtype in (torch.float32, torch.float16, torch.float64):
-        assert native.attend(query.to(dtype), key.to(dtype), value.to(dtype), None) is NotImplemented
+        assert attend.cpu(query.to(dtype), key.to(dtype), value.to(dtype), None) is NotImplemented
         assert not attends_faster(query[0].to(dtype))
     learned = query.clone().requires_grad_()
-    assert native.attend(learned, key, value, None) is NotImplemented
-    reference = attend.__wrapped__  # type: ignore[attr-defined]
+    assert attend.cpu(learned, key, value, None) is NotImplemented
     torch.testing.assert_close(
-        attend(query, key, value, None), reference(query, key, value, None), rtol=0.02, atol=0.02
+        attend(query, key, value, None), attend.__wrapped__(query, key, value, None), rtol=0.02, atol=0.02
     )
 
 

@@ -16,8 +16,9 @@ from torch.utils._pytree import tree_leaves
 import tokensieve as ts
 from tokensieve.attention.kernel import MASK_EPSILON, biased_attention, fold_bias, key_bias
 from tokensieve.attention.selector import Selector
-from tokensieve.attention.signals import Attended, attention_rows, logits, received, row_blocks
+from tokensieve.attention.signals import Attended, attention_rows, logits, received
 from tokensieve.attention.tap import Tap
+from tokensieve.ops.attention import row_blocks
 
 
 def heads_of(

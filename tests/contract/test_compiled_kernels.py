@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tokensieve as ts
 from tests.helpers.models import CONFIGS, DEFAULTS, FACTORIES, FIRST, images, liven
-from tokensieve.ops import cpu as native
+from tokensieve.attention.kernel import multiplies_pairs
+from tokensieve.ops import cpu
 from tokensieve.ops.cpu.build import library_path
-from tokensieve.ops.cpu.shapes import KERNELS
 
 pytestmark = pytest.mark.skipif(
     not library_path().exists() and shutil.which("g++") is None, reason="the CPU kernels are not built"
@@ -89,7 +89,7 @@ def test_the_kernels_keep_the_batch_dynamic(config: str) -> None:
     assert graphs.count == 1
 
 
-@pytest.mark.skipif(not native.available() or not native._pairs(), reason="no pairs of bfloat16 on this processor")
+@pytest.mark.skipif(not multiplies_pairs(), reason="no pairs of bfloat16 on this processor")
 def test_our_attention_runs_in_compiled_bfloat16_models() -> None:
     model, graphs = reduced("timm-vit", "plain", "tome", torch.bfloat16), Graphs()
     compiled = torch.compile(model, backend=graphs, fullgraph=True, dynamic=False)
@@ -144,17 +144,18 @@ def examples() -> dict[str, tuple[Any, ...]]:
 
 
 def test_every_kernel_has_its_shapes_and_an_example() -> None:
-    assert native.available()
-    names = {kernel.__name__ for kernel in KERNELS}
-    assert names == set(examples())
+    assert cpu.available()
     known = {name.removeprefix("tokensieve::") for name in torch._C._dispatch_get_all_op_names() if "sieve::" in name}
-    assert known == names | {"can_attend"}
+    assert known == set(examples()) | {"can_attend"}
+    for kernel in examples():
+        for key in ("CPU", "Meta"):
+            assert torch._C._dispatch_has_kernel_for_dispatch_key(f"tokensieve::{kernel}", key), (kernel, key)
 
 
-@pytest.mark.parametrize("kernel", [kernel.__name__ for kernel in KERNELS])
+@pytest.mark.parametrize("kernel", examples())
 def test_the_shapes_are_those_of_the_kernel(kernel: str) -> None:
-    native.available()
-    if kernel == "attend" and not native._pairs():
+    assert cpu.available()
+    if kernel == "attend" and not multiplies_pairs():
         pytest.skip("no pairs of bfloat16 on this processor")
     operator = getattr(torch.ops.tokensieve, kernel).default
     torch.library.opcheck(operator, examples()[kernel], test_utils=("test_schema", "test_faketensor"))
