@@ -29,13 +29,15 @@ import tokensieve as ts
 from cells import DTYPES
 from growth import exponent
 from measure_dense import at_factor
-from tokensieve.data.images import DataArguments, open_images
+from tokensieve.data.images import open_images
+from tokensieve.data.options import DataOptions
 from tokensieve.errors import TokensieveError
 from tokensieve.measure.benchmark import reduce
 from tokensieve.measure.macs import count
 from tokensieve.measure.results import DENSE, environment
 from tokensieve.measure.timing import Variant, time_variants
 from tokensieve.models.load import create
+from tokensieve.models.options import ModelOptions
 from tokensieve.models.runtime import Runtime
 from tokensieve.pixels.depth import Depth
 from tokensieve.pixels.model import PixelModel, pixel_model
@@ -48,7 +50,7 @@ HEADER = ("size", "patches", "variant", "GMACs", "F", "seconds", "S", "O", "S/O"
 def measure(size: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row for the dense model and each variant at one image size."""
     torch.manual_seed(0)
-    backbone = create(args.model, checkpoint=args.checkpoint, img_size=size)
+    backbone = create(ModelOptions(args.model, checkpoint=args.checkpoint, img_size=size))
     dense = pixel_model(backbone, Depth())
     runtime = Runtime(model_dtype=DTYPES[args.dtype])
     runtime.place(dense)
@@ -87,7 +89,7 @@ def image(data: str | None, dense: PixelModel, size: int) -> Tensor:
     """(1, 3, size, size): the first photograph of a folder with one sub-folder a class, or random numbers."""
     if data is None:
         return torch.randn(1, 3, size, size)
-    arguments = DataArguments(data=data, img_size=size, batch_size=1, workers=0, limit=1)
+    arguments = DataOptions(data=data, img_size=size, batch_size=1, workers=0, limit=1)
     return open_images(arguments, dense.backbone).first(1)
 
 

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 import tokensieve as ts
-from tokensieve.data.images import DataArguments, open_images
+from tokensieve.data.images import open_images
+from tokensieve.data.options import DataOptions
 from tokensieve.export.check import WithTokens, settled
 from tokensieve.export.format import Format
 from tokensieve.export.run import FORMATS
@@ -35,6 +36,7 @@ from tokensieve.measure.benchmark import reduce
 from tokensieve.measure.macs import count
 from tokensieve.measure.results import environment
 from tokensieve.models.load import create, share_weights
+from tokensieve.models.options import ModelOptions
 from tokensieve.utils.files import replacing
 
 METHODS = ["bat", "tosa:score=own", "tome:r=13", "evit:keep=0.7"]
@@ -66,12 +68,12 @@ def main() -> None:
     parser.add_argument("--results-file", type=Path, required=True)
     args = parser.parse_args()
     torch.manual_seed(0)
-    dense = create(args.model, checkpoint=args.checkpoint)
+    dense = create(ModelOptions(args.model, checkpoint=args.checkpoint))
     models = {DENSE: dense} | {spec: reduce(dense, ts.parse(spec)) for spec in args.method or METHODS}
     formats = [FORMATS[name]() for name in args.format or ("torch", "onnx", "openvino")]
     content = read(args.results_file) or {"model": args.model, "parity": [], "speed": []}
     content[f"environment of {args.step}"] = environment() | {form.name: version(form) for form in formats}
-    data = DataArguments(data=args.data, limit=args.limit, batch_size=args.batch_size, workers=2)
+    data = DataOptions(data=args.data, limit=args.limit, batch_size=args.batch_size, workers=2)
     if args.step == "parity":
         batches = [images for images, _ in open_images(data, dense)]
         args.files.mkdir(parents=True, exist_ok=True)

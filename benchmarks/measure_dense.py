@@ -21,7 +21,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 import tokensieve as ts
-from tokensieve.data.images import DataArguments
+from tokensieve.data.options import DataOptions
 from tokensieve.engine.counts import counts
 from tokensieve.engine.schedule import schedule
 from tokensieve.errors import TokensieveError
@@ -89,7 +89,7 @@ def measure(folder: str, data: str, args: argparse.Namespace, file: Path) -> Non
     dense = ts.load(folder)
     if not isinstance(dense, PixelModel):
         raise TokensieveError(f"{folder!r} is no dense model: give what tokensieve train --task wrote")
-    images = open_pairs(DataArguments(data=data, split=args.split, batch_size=8, workers=1, limit=args.limit), dense)
+    images = open_pairs(DataOptions(data=data, split=args.split, batch_size=8, workers=1, limit=args.limit), dense)
     sample = images.first(COUNTED_IMAGES)
     variants: dict[str, nn.Module] = {}
     left_out: dict[str, str] = {}

@@ -17,7 +17,8 @@ from typing import Literal
 import torch
 
 import tokensieve as ts
-from tokensieve.data.images import DataArguments, open_images
+from tokensieve.data.images import open_images
+from tokensieve.data.options import DataOptions
 from tokensieve.measure.benchmark import bench
 from tokensieve.measure.results import Results
 from tokensieve.methods.tosa import ToSA
@@ -40,7 +41,7 @@ def main() -> None:
     (method,) = ts.applied(model)
     assert isinstance(method, ToSA)
     dense = ts.remove(copy.deepcopy(model))
-    images = open_images(DataArguments(data=args.data, limit=args.limit, workers=1), dense)
+    images = open_images(DataOptions(data=args.data, limit=args.limit, workers=1), dense)
     variants = {}
     for keep in args.keep:
         trained = dataclasses.replace(method, keep=keep)

@@ -12,10 +12,12 @@ import argparse
 from pathlib import Path
 
 import tokensieve as ts
-from tokensieve.data.images import DataArguments, open_images
+from tokensieve.data.images import open_images
+from tokensieve.data.options import DataOptions
 from tokensieve.measure.benchmark import bench, reduce
 from tokensieve.measure.results import Results
 from tokensieve.models.load import create
+from tokensieve.models.options import ModelOptions
 
 
 def main() -> None:
@@ -31,8 +33,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
 
-    dense = create(args.model, pretrained=args.pretrained, checkpoint=args.checkpoint)
-    images = open_images(DataArguments(data=args.data, dataset=args.dataset, limit=args.limit, workers=1), dense)
+    dense = create(ModelOptions(args.model, pretrained=args.pretrained, checkpoint=args.checkpoint))
+    images = open_images(DataOptions(data=args.data, dataset=args.dataset, limit=args.limit, workers=1), dense)
     variants = {}
     for folder in args.folder:
         model = ts.load(folder)

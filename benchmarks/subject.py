@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 import tokensieve as ts
 from cells import Cell, Setting
-from tokensieve.data.images import DataArguments, open_images
+from tokensieve.data.images import open_images
+from tokensieve.data.options import DataOptions
 from tokensieve.measure.benchmark import COUNTED_IMAGES, reduce
 from tokensieve.measure.macs import MacReport, count
 from tokensieve.measure.results import DENSE
 from tokensieve.measure.timing import Variant
 from tokensieve.models.load import create
+from tokensieve.models.options import ModelOptions
 from tokensieve.models.runtime import Runtime
 
 
@@ -64,7 +66,7 @@ def prepare(cell: Cell, device: str, data: str | None) -> Subject:
     runtime = setting.runtime(device)
     runtime.check()
     torch.manual_seed(0)
-    dense = runtime.place(create(setting.model, img_size=setting.img_size))
+    dense = runtime.place(create(ModelOptions(setting.model, img_size=setting.img_size)))
     methods = {spec: ts.parse(spec) for spec in cell.methods}
     ragged = any(method.ragged for chosen in methods.values() for method in chosen)
     sample = _images(setting, data, dense, max(setting.batch, COUNTED_IMAGES if ragged else 1))
@@ -88,5 +90,5 @@ def _variant(dense: nn.Module, spec: str, methods: Sequence[ts.Method], sample: 
 def _images(setting: Setting, data: str | None, dense: nn.Module, images: int) -> Tensor:
     if data is None:
         return torch.randn(images, 3, setting.img_size, setting.img_size)
-    arguments = DataArguments(data=data, img_size=setting.img_size, batch_size=min(images, 64), workers=0, limit=images)
+    arguments = DataOptions(data=data, img_size=setting.img_size, batch_size=min(images, 64), workers=0, limit=images)
     return open_images(arguments, dense).first(images)

@@ -11,6 +11,7 @@ from PIL import Image
 import tokensieve as ts
 from tests.helpers import calling
 from tokensieve.models.load import create
+from tokensieve.models.options import ModelOptions
 
 MODEL = "test_vit"
 
@@ -44,7 +45,7 @@ def test_a_picture_of_a_dense_model_with_methods(photograph: Path, tmp_path: Pat
 
 
 def test_a_picture_of_a_saved_model(photograph: Path, tmp_path: Path) -> None:
-    ts.save(ts.apply(create(MODEL), "tome:r=3"), tmp_path / "saved")
+    ts.save(ts.apply(create(ModelOptions(MODEL)), "tome:r=3"), tmp_path / "saved")
     assert call(tmp_path / "saved", photograph, "-o", tmp_path / "tokens.png").exit_code == 0
     assert "has methods already" in fails(tmp_path / "saved", photograph, "-m", "bat", "-o", tmp_path / "other.png")
 

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 import tokensieve as ts
 from tests.helpers import calling
-from tokensieve.data.images import DataArguments, open_images
+from tokensieve.data.images import open_images
+from tokensieve.data.options import DataOptions
 from tokensieve.measure.fidelity import compare
 from tokensieve.train.selectors import selectors_of
 
@@ -110,7 +111,7 @@ def test_eval_compares_with_the_dense_model_that_the_folder_was_trained_from(pic
     said, rows = evaluated(first, "first.json")
     assert f"dense is what {first} was trained from: test_vit with {weights}" in said
     assert rows.keys() == {"dense", "tome:r=2, trained"}
-    images = open_images(DataArguments(data=str(pictures), workers=0), dense)
+    images = open_images(DataOptions(data=str(pictures), workers=0), dense)
     kl = compare(ts.load(first), dense.eval(), images).kl
     assert rows["tome:r=2, trained"] == pytest.approx(kl, rel=1e-3)
     said, rows = evaluated(second, "second.json")

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from tokensieve.train import state
-from tokensieve.train.arguments import TrainArguments
 from tokensieve.train.loop import Told
+from tokensieve.train.options import TrainOptions
 from tokensieve.train.run import train
 
 
@@ -48,7 +48,7 @@ def child(options: dict[str, object], tell: int, after: int | None, die_writing:
         if done == after:
             os.write(tell, b".")
 
-    train(TrainArguments(**options), on_step=count)  # type: ignore[arg-type]
+    train(TrainOptions(**options), on_step=count)  # type: ignore[arg-type]
 
 
 def run(

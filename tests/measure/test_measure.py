@@ -23,6 +23,7 @@ from tokensieve.measure.results import Row, Speed, open_results
 from tokensieve.measure.solver import solve
 from tokensieve.models import load as model_module
 from tokensieve.models.load import create, has_weights, load_weights, share_weights
+from tokensieve.models.options import ModelOptions
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +239,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(name: str, monkeypatch: pytest
 
     monkeypatch.setattr(timm, "create_model", too_late)
     with pytest.raises(ts.TokensieveError, match="does not answer and its cache does not have it; give the weights"):
-        create(name, pretrained=True)
+        create(ModelOptions(name, pretrained=True))
 
 
 def test_what_the_hub_has_in_its_cache_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,30 +250,30 @@ def test_what_the_hub_has_in_its_cache_is_used(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(model_module, "get_session", no_answer)
     monkeypatch.setattr(model_module, "snapshot_download", lambda *given, **options: asked.append((*given, options)))
     monkeypatch.setattr(timm, "create_model", lambda name, **_: nn.Identity())
-    assert isinstance(create("hf-hub:owner/model@v2"), nn.Identity)
+    assert isinstance(create(ModelOptions("hf-hub:owner/model@v2")), nn.Identity)
     assert asked == [("owner/model", {"revision": "v2", "local_files_only": True})]
 
 
 def test_weights_come_from_one_place(tmp_path: Path) -> None:
     with pytest.raises(ts.TokensieveError, match="both are given"):
-        create("test_vit", pretrained=True, checkpoint=str(tmp_path / "absent.pth"))
+        create(ModelOptions("test_vit", pretrained=True, checkpoint=str(tmp_path / "absent.pth")))
     with pytest.raises(ts.TokensieveError, match="is not a file"):
-        create("test_vit", checkpoint=str(tmp_path / "absent.pth"))
+        create(ModelOptions("test_vit", checkpoint=str(tmp_path / "absent.pth")))
 
 
 def test_a_folder_may_be_called_like_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "test_vit").mkdir()
-    assert not ts.is_applied(create("test_vit")) and not has_weights("test_vit", False, None)
-    ts.save(ts.apply(create("test_vit"), "tome:r=2"), tmp_path / "saved")
-    assert ts.is_applied(create("saved")) and has_weights("saved", False, None)
+    assert not ts.is_applied(create(ModelOptions("test_vit"))) and not has_weights(ModelOptions("test_vit"))
+    ts.save(ts.apply(create(ModelOptions("test_vit")), "tome:r=2"), tmp_path / "saved")
+    assert ts.is_applied(create(ModelOptions("saved"))) and has_weights(ModelOptions("saved"))
     with pytest.raises(ts.TokensieveError, match="leave --img-size out"):
-        create("saved", img_size=64)
+        create(ModelOptions("saved", img_size=64))
     with pytest.raises(ts.TokensieveError, match=r"is no saved model|unknown model"):
-        create("")
+        create(ModelOptions(""))
 
 
 @pytest.mark.parametrize("name", ["test_vit.nope", "local-dir:/nope"])
 def test_models_that_timm_cannot_make(name: str) -> None:
     with pytest.raises(ts.TokensieveError, match="cannot create model"):
-        create(name, pretrained=True)
+        create(ModelOptions(name, pretrained=True))

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 import tokensieve as ts
 from tokensieve.engine import apply as engine
 from tokensieve.models import checkpoint
-from tokensieve.models.checkpoint import CONFIG_NAME, WEIGHTS_NAME
+from tokensieve.models.checkpoint import WEIGHTS_NAME
+from tokensieve.models.source import CONFIG_NAME
 
 SPECS = ["bat:keep=0.6", "tosa:keep=0.5", "tome:r=2+tosa:keep=0.5:score=own", "evit:sites=[1,2]:keep=[0.9,0.5]"]
 

@@ -18,6 +18,7 @@ from tokensieve.families._locate import family_of
 from tokensieve.measure.macs import count
 from tokensieve.models import transformers as hugging_face
 from tokensieve.models.load import create, has_weights
+from tokensieve.models.options import ModelOptions
 from tokensieve.models.transformers import HuggingFaceModel, predict_depth, predicts_metres
 
 transformers = pytest.importorskip("transformers")
@@ -133,18 +134,18 @@ def test_a_depth_model_without_its_head_gives_maps() -> None:
 def test_a_folder_by_name(folder: Path) -> None:
     plain, x = transformers.ViTForImageClassification.from_pretrained(folder).eval(), images()
     for name in (str(folder), f"hf:{folder}"):
-        model = create(name)
-        assert torch.equal(model(x), plain(x).logits) and has_weights(name, False, None)
+        model = create(ModelOptions(name))
+        assert torch.equal(model(x), plain(x).logits) and has_weights(ModelOptions(name))
     assert data_config(model) == {
         "input_size": (3, 64, 64), "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bilinear",
         "crop_pct": 1.0, "crop_mode": "squash",
     }  # fmt: skip
-    assert create(str(folder), img_size=96).patch_embed.img_size == (96, 96)
-    assert create(str(folder), num_classes=5)(x).shape == (2, 5)
-    assert not torch.equal(create(f"hf-config:{folder}")(x), plain(x).logits)
-    assert not has_weights(f"hf-config:{folder}", False, None)
+    assert create(ModelOptions(str(folder), img_size=96)).patch_embed.img_size == (96, 96)
+    assert create(ModelOptions(str(folder), num_classes=5))(x).shape == (2, 5)
+    assert not torch.equal(create(ModelOptions(f"hf-config:{folder}"))(x), plain(x).logits)
+    assert not has_weights(ModelOptions(f"hf-config:{folder}"))
     weights = folder / "model.safetensors"
-    assert torch.equal(create(f"hf-config:{folder}", checkpoint=str(weights))(x), plain(x).logits)
+    assert torch.equal(create(ModelOptions(f"hf-config:{folder}", checkpoint=str(weights)))(x), plain(x).logits)
 
 
 @torch.no_grad()
@@ -154,7 +155,7 @@ def test_the_size_of_the_image_processor_counts(tmp_path: Path) -> None:
     transformers.BitImageProcessor(
         size={"shortest_edge": 112}, crop_size={"height": 96, "width": 96}, do_normalize=False
     ).save_pretrained(tmp_path)
-    model = create(str(tmp_path))
+    model = create(ModelOptions(str(tmp_path)))
     config = data_config(model)
     assert config["input_size"] == (3, 96, 96) and config["crop_pct"] == pytest.approx(96 / 112)
     assert config["mean"] == (0, 0, 0) and config["std"] == (1, 1, 1) and config["interpolation"] == "bicubic"
@@ -166,12 +167,14 @@ def test_the_size_of_the_image_processor_counts(tmp_path: Path) -> None:
 def test_a_state_dict_with_the_model_s_own_names(folder: Path, tmp_path: Path) -> None:
     plain = transformers.ViTForImageClassification.from_pretrained(folder).eval()
     torch.save(plain.state_dict(), tmp_path / "own.pt")
-    assert torch.equal(create(str(folder), checkpoint=str(tmp_path / "own.pt"))(images()), plain(images()).logits)
+    assert torch.equal(
+        create(ModelOptions(str(folder), checkpoint=str(tmp_path / "own.pt")))(images()), plain(images()).logits
+    )
 
 
 def refused(*args: Any, **kwargs: Any) -> str:
     with pytest.raises(ts.TokensieveError) as caught:
-        create(*args, **kwargs)
+        create(ModelOptions(*args, **kwargs))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -219,7 +222,7 @@ def test_weights_that_are_not_there_are_told(folder: Path, tmp_path: Path) -> No
     del weights["vit.layernorm.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.warns(ts.TokensieveWarning, match=r"no weights for vit\.layernorm\.weight"):
-        create(str(tmp_path))
+        create(ModelOptions(str(tmp_path)))
     assert "it lacks" in refused(str(folder), checkpoint=str(tmp_path / "model.safetensors"))
 
 
@@ -235,7 +238,7 @@ def test_without_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @torch.no_grad()
 def test_saved_models_come_back(folder: Path, tmp_path: Path, spec: str) -> None:
     x = images(96)
-    model = create(str(folder), img_size=96)
+    model = create(ModelOptions(str(folder), img_size=96))
     answer = ts.apply(model, spec)(x)
     ts.save(model, tmp_path / "wrapped")
     again = ts.load(tmp_path / "wrapped")
@@ -245,7 +248,7 @@ def test_saved_models_come_back(folder: Path, tmp_path: Path, spec: str) -> None
     ts.save(plain, tmp_path / "plain")
     back: nn.Module = ts.load(tmp_path / "plain")
     assert type(back) is type(plain) and torch.equal(back(images()).logits, plain(images()).logits)
-    assert isinstance(create(str(tmp_path / "plain")), HuggingFaceModel)
+    assert isinstance(create(ModelOptions(str(tmp_path / "plain"))), HuggingFaceModel)
     headless = HuggingFaceModel(depth_model())
     headless.reset_classifier(0)
     ts.save(headless, tmp_path / "headless")

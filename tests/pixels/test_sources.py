@@ -12,7 +12,7 @@ import timm
 import torch
 from PIL import Image
 
-from tokensieve.data.images import DataArguments
+from tokensieve.data.options import DataOptions
 from tokensieve.errors import TokensieveError
 from tokensieve.pixels.data import open_pairs, open_source, plain_pairs, training_pairs
 from tokensieve.pixels.depth import Depth
@@ -28,8 +28,8 @@ def segmenting() -> PixelModel:
     return pixel_model(timm.create_model("test_vit", img_size=(48, 64)), Segmentation(classes=3))
 
 
-def arguments(folder: Any, **changes: Any) -> DataArguments:
-    return DataArguments(**({"data": str(folder), "workers": 0, "batch_size": 3} | changes))
+def arguments(folder: Any, **changes: Any) -> DataOptions:
+    return DataOptions(**({"data": str(folder), "workers": 0, "batch_size": 3} | changes))
 
 
 def test_a_folder_gives_images_of_the_models_size_and_targets_of_their_own(

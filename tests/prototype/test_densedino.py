@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 import tokensieve as ts
 from tokensieve.prototype.densedino import DenseDINO, agreement, read_points, reference_tokens
-from tokensieve.train.arguments import TrainArguments
+from tokensieve.train.options import TrainOptions
 from tokensieve.train.recipe import Recipe, load_recipe
 from tokensieve.train.run import train
 from tokensieve.train.stages import build
 from tokensieve.train.views import draw_views
 
-Arguments = Callable[..., TrainArguments]
+Arguments = Callable[..., TrainOptions]
 RECIPE = dataclasses.replace(load_recipe("densedino"), points=3, prototypes=8, drop_path=0.0)
 
 

@@ -10,9 +10,9 @@ from PIL import Image
 
 pytest.importorskip("accelerate", reason="the train extra is not installed")
 
-from tokensieve.train.arguments import TrainArguments
+from tokensieve.train.options import TrainOptions
 
-Arguments = Callable[..., TrainArguments]
+Arguments = Callable[..., TrainOptions]
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +31,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(pictures: Path, tmp_path: Path) -> Arguments:
     """Arguments of a short run; keywords change them."""
 
-    def make(**changes: Any) -> TrainArguments:
+    def make(**changes: Any) -> TrainOptions:
         given: dict[str, Any] = {
             "model": "test_vit",
             "img_size": 64,
@@ -48,6 +48,6 @@ def arguments(pictures: Path, tmp_path: Path) -> Arguments:
             "checkpoint_every": 2,
         }
         options = {"changes": {"batch_size": 4} | changes.pop("changes", {})}
-        return TrainArguments(**(given | options | changes))
+        return TrainOptions(**(given | options | changes))
 
     return make

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import tokensieve as ts
-from tokensieve.data.images import DataArguments
+from tokensieve.data.options import DataOptions
 from tokensieve.train.data import Places, open_training_images
 from tokensieve.train.keep import Easing
 from tokensieve.train.losses import DistilFeatures, DistilLogits, Outputs, Step, Task, TokenLabels, terms_of
@@ -113,7 +113,7 @@ def test_labels_of_patches_weigh_what_is_there_and_what_is_not_alike() -> None:
 
 def test_an_image_depends_on_seed_epoch_and_index_alone(pictures: Path) -> None:
     model = timm.create_model("test_vit", img_size=64, num_classes=3)
-    arguments = DataArguments(data=None, split="train", workers=0)
+    arguments = DataOptions(data=None, split="train", workers=0)
     recipe = Recipe(aa="rand-m9-mstd0.5-inc1", reprob=0.5)
 
     def images(seed: int) -> object:

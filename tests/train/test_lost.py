@@ -14,13 +14,13 @@ from torch import Tensor
 
 import tokensieve as ts
 from tokensieve.train import state
-from tokensieve.train.arguments import TrainArguments
 from tokensieve.train.loop import Told
 from tokensieve.train.losses import Step
+from tokensieve.train.options import TrainOptions
 from tokensieve.train.run import train
 from tokensieve.train.state import Run
 
-Make = Callable[..., TrainArguments]
+Make = Callable[..., TrainOptions]
 
 
 class Poison:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import tokensieve as ts
-from tokensieve.train.arguments import TrainArguments
+from tokensieve.train.options import TrainOptions
 from tokensieve.train.run import train
 
 METHODS = {  # and whether they add to the loss
@@ -26,7 +26,7 @@ METHODS = {  # and whether they add to the loss
 
 
 @pytest.mark.parametrize("spec", METHODS)
-def test_a_run_trains_saves_and_loads(arguments: Callable[..., TrainArguments], tmp_path: Path, spec: str) -> None:
+def test_a_run_trains_saves_and_loads(arguments: Callable[..., TrainOptions], tmp_path: Path, spec: str) -> None:
     train(arguments(method=spec, steps=2, log_every=1))
     records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert len(records) == 2

@@ -1,25 +1,44 @@
-"""The command ``tokensieve``: every verb is registered here."""
+"""The command ``tokensieve``: a verb's module is imported when that verb is called, or its help is wanted."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import importlib
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from tokensieve._version import VERSION
-from tokensieve.cli.bench import bench
-from tokensieve.cli.demo import demo
-from tokensieve.cli.errors import reported
-from tokensieve.cli.eval import evaluate
-from tokensieve.cli.export import export
-from tokensieve.cli.families import families
-from tokensieve.cli.methods import methods
-from tokensieve.cli.plan import plan
-from tokensieve.cli.show import show
-from tokensieve.cli.train import train
 from tokensieve.utils.processes import one_voice
 
+VERBS = ("bench", "eval", "export", "methods", "families", "plan", "train", "show", "demo")  # a module each, here
+
+
+class Verbs(TyperGroup):
+    """The verbs, each a function of its module's name; each a module here with a function ``command``."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Every verb, in the order in which they are listed."""
+        return list(VERBS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The verb of this name."""
+        if cmd_name not in VERBS:
+            return None
+        if cmd_name not in self.commands:
+            self.commands[cmd_name] = _loaded(cmd_name)
+        return self.commands[cmd_name]
+
+
+def _loaded(name: str) -> Any:
+    module = importlib.import_module(f"tokensieve.cli.verbs.{name}")
+    alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
+    alone.command(name)(module.command)
+    return typer.main.get_command(alone)
+
+
 app = typer.Typer(
+    cls=Verbs,
     name="tokensieve",
     help="Make a vision transformer cheaper by acting on its tokens, and measure what that costs.",
     no_args_is_help=True,
@@ -27,15 +46,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command("bench")(reported(bench))
-app.command("eval")(reported(evaluate))
-app.command("export")(reported(export))
-app.command("methods")(reported(methods))
-app.command("families")(reported(families))
-app.command("plan")(reported(plan))
-app.command("train")(reported(train))
-app.command("show")(reported(show))
-app.command("demo")(reported(demo))
 
 
 def _version(asked: bool) -> None:

@@ -1,4 +1,4 @@
-"""``tokensieve demo``: the main job with nothing from outside."""
+"""The work of ``tokensieve demo``."""
 
 from __future__ import annotations
 
@@ -6,44 +6,28 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from tokensieve.cli import options as o
 from tokensieve.cli.output import accuracy_table, note, progress_bars, show_table, speed_table
+from tokensieve.demo import run
+from tokensieve.demo.options import DemoOptions
 from tokensieve.errors import TokensieveError
 from tokensieve.measure.plot import pareto
 from tokensieve.measure.results import Results
 
 
-def demo(
-    pretrained: Annotated[
-        str | None,
-        typer.Option("--pretrained", help="A timm model with weights from the hub, on bundled photographs, instead."),
-    ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for table, plot and pictures.")] = Path(
-        "demo-output"
-    ),
-    images: Annotated[int, typer.Option("--images", help="Held-out digits to measure accuracy on.")] = 500,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Timings of each model.")] = 7,
-    force: o.Force = False,
-    verbose: o.Verbose = False,
-) -> None:
-    """Compare the dense model with BAT, ToSA and ToMe at three budgets on an embedded model, off the shelf and
-    fine-tuned; draw what they do."""
-    try:
-        from tokensieve.demo import run
-    except ModuleNotFoundError as error:
-        raise TokensieveError(f"the demo needs {error.name}: pip install 'tokensieve[demo]'") from error
+def demo(options: DemoOptions) -> None:
+    """Measure and draw what the demo shows, and print it."""
+    output, pretrained, rounds = options.output, options.pretrained, options.rounds
     if output.exists() and not output.is_dir():
         raise TokensieveError(f"cannot write to {str(output)!r}: it is a file; give the name of a folder")
-    if output.exists() and any(output.iterdir()) and not force:
+    if output.exists() and any(output.iterdir()) and not options.force:
         raise TokensieveError(
             f"{str(output)!r} exists and is not empty: give another --output, or --force to replace it"
         )
     with _filling(output) as beside:
-        subject = run.choose(pretrained, images)
+        subject = run.choose(pretrained, options.images)
         results = Results(settings={"model": pretrained or "tokensieve_digits_vit", "dtype": "float32"}, command="demo")
         results.file = beside / "demo.json"
         note("finding the settings of each method at equal MACs …")

@@ -7,12 +7,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TextIO
 
-import torch
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from tokensieve.cli.output import errors
 from tokensieve.errors import TokensieveError
 from tokensieve.utils.processes import spokesman
 
@@ -35,7 +31,7 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
             except KeyboardInterrupt:
                 if kwargs.get("verbose"):
                     raise
-                errors.print("stopped")
+                _print("stopped")
                 raise typer.Exit(130) from None
             except Exception as error:
                 if kwargs.get("verbose"):
@@ -43,8 +39,7 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
                 sentence, code = _explained(error)
                 file = spokesman()
                 if file is not None:
-                    said = f"[bold red]Error:[/] {escape(sentence)}"
-                    Console(file=file).print(said, soft_wrap=True, highlight=False)
+                    _print(sentence, "[bold red]Error:[/] ", file)
                 raise typer.Exit(code) from None
 
     return run
@@ -58,7 +53,8 @@ def _explained(error: Exception) -> tuple[str, int]:
     text = " ".join(str(error).split())
     if isinstance(error, (TokensieveError, OSError)):
         return text, 2
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in text:
+    exhausted = type(error).__name__ == "OutOfMemoryError"  # torch's, which need not be loaded
+    if exhausted or isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
         return "out of memory: give smaller batches (--batch-size, --speed-batch-size) or a smaller model", 2
     return f"{type(error).__name__}: {text}; nobody foresaw this, --verbose shows where it happened", 1
 
@@ -71,4 +67,12 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    errors.print(f"[yellow]Warning:[/] {escape(str(message))}", soft_wrap=True, highlight=False)
+    _print(str(message), "[yellow]Warning:[/] ")
+
+
+def _print(text: str, mark: str = "", file: TextIO | None = None) -> None:
+    """A line on ``file``, by default standard error."""
+    from rich.console import Console  # takes a while, and most calls have nothing to say
+    from rich.markup import escape
+
+    Console(file=file, stderr=file is None).print(mark + escape(text), soft_wrap=True, highlight=False)

@@ -1,17 +1,16 @@
-"""``tokensieve families``: the model families, from the registry."""
+"""The tables of ``tokensieve families``."""
 
 from __future__ import annotations
 
 from rich.markup import escape
 
-from tokensieve.cli.options import Verbose
 from tokensieve.cli.output import new_table, show_table
 from tokensieve.families._locate import list_families
 from tokensieve.prototype.backbones import own_backbones
 
 
-def families(verbose: Verbose = False) -> None:
-    """List the model families that can be reduced, with the block classes of each, and tokensieve's own backbones."""
+def families() -> None:
+    """Print the model families with the block classes of each, and tokensieve's own backbones."""
     table = new_table()
     for column in ("family", "models", "blocks"):
         table.add_column(column, overflow="fold")

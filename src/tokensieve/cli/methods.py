@@ -1,14 +1,10 @@
-"""``tokensieve methods``: what there is, from the registry."""
+"""The table and the cards of ``tokensieve methods``."""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
 from rich.console import Console
 from rich.markup import escape
 
-from tokensieve.cli.options import Verbose
 from tokensieve.cli.output import new_table, show_table
 from tokensieve.errors import TokensieveError
 from tokensieve.methods import _card as card
@@ -20,13 +16,8 @@ READABLE = 100  # columns of running text
 SHORT = {"before": "before", "middle": "in", "after": "after"}
 
 
-def methods(
-    name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Show the card and options of one method.")
-    ] = None,
-    verbose: Verbose = False,
-) -> None:
-    """List the methods, or show the card of one with its options, their types, defaults and meanings."""
+def methods(name: str | None) -> None:
+    """Print the methods, or the card of the one called ``name``."""
     if name is None:
         _list()
     else:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any
 
 import typer
 from torch import Tensor, nn
 
-from tokensieve.cli import options as o
+from tokensieve.cli.options import EvalOptions
 from tokensieve.cli.output import Bars, note, progress_bars
-from tokensieve.data.images import DataArguments, open_images
+from tokensieve.cli.specs import ALL, swept
+from tokensieve.data.images import open_images
+from tokensieve.data.options import BATCH_SIZE, PIXELS_BATCH_SIZE, DataOptions
 from tokensieve.data.stream import ImageStream
 from tokensieve.engine.apply import applied, is_applied, remove
 from tokensieve.errors import TokensieveError
@@ -25,153 +27,91 @@ from tokensieve.measure.macs import count
 from tokensieve.measure.results import Results, environment, open_results
 from tokensieve.measure.solver import check_share, solve
 from tokensieve.methods._method import Method
-from tokensieve.methods._spec import spell, sweep
-from tokensieve.models.load import has_weights, is_saved, share_weights
+from tokensieve.methods._spec import spell
+from tokensieve.models.load import has_weights, share_weights
+from tokensieve.models.options import RuntimeOptions
 from tokensieve.models.runtime import Runtime
-from tokensieve.pixels.arguments import CLASSIFICATION, TaskArguments, create_model
+from tokensieve.models.source import source_of
+from tokensieve.pixels.create import create_model
 from tokensieve.pixels.data import open_pairs
 from tokensieve.pixels.model import PixelModel
+from tokensieve.pixels.options import CLASSIFICATION
 from tokensieve.pixels.sliding import sliding
 from tokensieve.pixels.task import PixelJudge
 from tokensieve.train.origin import dense_origin
-from tokensieve.utils.processes import join
+from tokensieve.utils.options import values_of
+from tokensieve.utils.processes import Processes, join
 
 NEAR = 0.03  # how far from the asked share of the MACs a method of "all" may lie to be compared
-ALL = "all"  # as a spec: every method that needs no training
-T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """The options of ``bench`` and ``eval``: everything that is asked for but what to time."""
-
-    model: o.Model
-    method: o.Methods = None
-    data: o.Data = None
-    dataset: o.DatasetName = ""
-    split: o.Split = "validation"
-    class_map: o.ClassMap = None
-    limit: o.Limit = None
-    macs: o.Macs = None
-    pretrained: o.Pretrained = False
-    checkpoint: o.Checkpoint = None
-    num_classes: o.NumClasses = None
-    in_chans: o.InChans = None
-    img_size: o.ImgSize = None
-    crop_pct: o.CropPct = None
-    interpolation: o.Interpolation = None
-    mean: o.Mean = None
-    std: o.Std = None
-    batch_size: o.BatchSize = None
-    workers: o.Workers = o.DEFAULT_WORKERS
-    device: o.Device = "cpu"
-    amp: o.Amp = False
-    amp_dtype: o.AmpDtype = "bfloat16"
-    model_dtype: o.ModelDtype = None
-    channels_last: o.ChannelsLast = False
-    torchcompile: o.TorchCompile = None
-    task: o.Task = None
-    head: o.Head = None
-    ignore_index: o.IgnoreIndex = None
-    reduce_zero_label: o.ReduceZeroLabel = False
-    max_depth: o.MaxDepth = None
-    depth_scale: o.DepthScale = None
-    median_scaling: o.MedianScaling = False
-    eigen_crop: o.EigenCrop = False
-    slide: o.Slide = None
-    stride: o.Stride = None
-    results_file: o.ResultsFile = None
-    resume: o.Resume = False
-    force: o.Force = False
-
-    def part(self, kind: type[T]) -> T:
-        """The fields that the dataclass ``kind`` has too."""
-        names = {field.name for field in fields(kind)} & {field.name for field in fields(self)}  # type: ignore[arg-type]
-        return kind(**{name: getattr(self, name) for name in names})
-
-    def images(self, dense: bool) -> DataArguments:
-        """Where the images are and how they are prepared, for a pixel task or for classification."""
-        return replace(self.part(DataArguments), batch_size=self.batch_size or (8 if dense else 64))
-
-    @property
-    def tasks(self) -> TaskArguments:
-        """The task and its options."""
-        return self.part(TaskArguments)
-
-    @property
-    def runtime(self) -> Runtime:
-        """Device and precision."""
-        return self.part(Runtime)
-
-    def settings(self, model: nn.Module) -> dict[str, Any]:
-        """What the figures of ``model`` depend on, apart from the variants and what is timed."""
-        dense = isinstance(model, PixelModel)
-        data = asdict(self.images(dense))
-        del data["workers"]
-        names = ("model", "pretrained", "checkpoint", "num_classes", "in_chans")
-        runtime = asdict(self.runtime) | {"dtype": self.runtime.dtype}
-        settings = {name: getattr(self, name) for name in names} | data | runtime
-        if isinstance(model, PixelModel):
-            settings |= {"task": model.task.to_dict(), "head": model.head.name}
-            settings |= {"slide": self.slide, "stride": self.stride}
-        return settings
-
-
-def measure(request: Request, *, batches: Sequence[int] = (), rounds: int = 0, cuda_graph: bool = False) -> Results:
-    """Carry the request out, with progress bars; Ctrl-C returns what is done, and ``stopped`` is set.
+def measure(options: EvalOptions, *, batches: Sequence[int] = (), rounds: int = 0) -> Results:
+    """Measure what is asked for, with progress bars; Ctrl-C returns what is done, and ``stopped`` is set.
 
     Args:
-        request: what to measure.
+        options: what to measure.
         batches: batch sizes to time; none for accuracy alone.
         rounds: timings of each model.
-        cuda_graph: whether to time replays of a CUDA graph.
     """
-    processes = join(request.device)
-    specs = request.method or []
-    compositions = [variant for spec in specs if spec != ALL for variant in sweep(spec)]
-    others, left_out = measuring.everyone() if ALL in specs else ([], {})
-    runtime = replace(request.runtime, cuda_graph=cuda_graph, device=processes.device(request.device))
-    _check(request, runtime)
-    dense, variants = _models(request)
-    settings = request.settings(dense) | {"rounds": rounds, "cuda_graph": cuda_graph}
-    results = Results(settings)
-    if processes.main:
-        results = open_results(
-            request.results_file,
-            settings,
-            shlex.join(["tokensieve", *sys.argv[1:]]),
-            resume=request.resume,
-            force=request.force,
-        )
-        results.environment = environment(runtime.device)
-    results.rows = processes.from_main(lambda: results.rows)
+    processes = join(options.device)
+    compositions = swept(options.method)
+    others, left_out = measuring.everyone() if ALL in options.method else ([], {})
+    runtime = Runtime(**values_of(options, RuntimeOptions) | {"device": processes.device(options.device)})
+    _check(options, runtime)
+    dense, variants = _models(options)
+    results = _results(options, _settings(options, dense) | {"rounds": rounds}, runtime, processes)
     results.left_out |= left_out
-    images, judge = _images(request, dense)
+    images, judge = _images(options, dense)
     for line in images.notes:
         note(line)
-    with progress_bars() as bars:
-        try:
-            wanted = processes.from_main(lambda: _at_macs(request, dense, compositions, images, bars))
-            possible, reasons = processes.from_main(lambda: _possible(request, dense, others, images, bars))
-            results.left_out |= reasons
-            variants |= {spell(methods): measuring.reduce(dense, methods) for methods in (*wanted, *possible)}
-            measuring.bench(
-                dense,
-                variants,
-                images,
-                results,
-                runtime=runtime,
-                batches=batches,
-                rounds=rounds,
-                progress=bars,
-                processes=processes,
-                judge=judge,
-            )
-        except KeyboardInterrupt:
-            if not results.rows:
-                raise
-            results.stopped = True
-            note("stopped; what is done is kept" + (", go on with --resume" if results.file else ""))
+    with _stoppable(results), progress_bars() as bars:
+        wanted = processes.from_main(lambda: _at_macs(options, dense, compositions, images, bars))
+        possible, reasons = processes.from_main(lambda: _possible(options, dense, others, images, bars))
+        results.left_out |= reasons
+        variants |= {spell(methods): measuring.reduce(dense, methods) for methods in (*wanted, *possible)}
+        measuring.bench(
+            dense,
+            variants,
+            images,
+            results,
+            runtime=runtime,
+            batches=batches,
+            rounds=rounds,
+            progress=bars,
+            processes=processes,
+            judge=judge,
+        )
+    _tell(results, dense)
+    if not processes.main:
+        raise typer.Exit()
+    return results
+
+
+def _results(options: EvalOptions, settings: dict[str, Any], runtime: Runtime, processes: Processes) -> Results:
+    """The rows that are there already; those of the main process, which alone has the file, on every one."""
+    results = Results(settings)
+    if processes.main:
+        command = shlex.join(["tokensieve", *sys.argv[1:]])
+        results = open_results(options.results_file, settings, command, resume=options.resume, force=options.force)
+        results.environment = environment(runtime.device)
+    results.rows = processes.from_main(lambda: results.rows)
+    return results
+
+
+@contextmanager
+def _stoppable(results: Results) -> Iterator[None]:
+    """Ctrl-C ends the block and keeps the rows that are done, where there are some."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not results.rows:
+            raise
+        results.stopped = True
+        note("stopped; what is done is kept" + (", go on with --resume" if results.file else ""))
+
+
+def _tell(results: Results, dense: nn.Module) -> None:
+    """Say what was not measured, and why."""
     if results.skipped:
         names = ", ".join(results.skipped[:5]) + (", …" if len(results.skipped) > 5 else "")
         note(f"{len(results.skipped)} image files cannot be read and were left out: {names}")
@@ -179,9 +119,25 @@ def measure(request: Request, *, batches: Sequence[int] = (), rounds: int = 0, c
         note(f"no target has a pixel that counts, so all are compared with the dense model alone: {dense.task.counts}")
     for name, reason in results.left_out.items():
         note(f"left out: {name}: {reason}")
-    if not processes.main:
-        raise typer.Exit()
-    return results
+
+
+def _settings(options: EvalOptions, model: nn.Module) -> dict[str, Any]:
+    """What the figures of ``model`` depend on, apart from the variants and what is timed."""
+    data = asdict(DataOptions(**values_of(_sized(options, model), DataOptions)))
+    del data["workers"]
+    runtime = Runtime(**values_of(options, RuntimeOptions))
+    names = ("model", "pretrained", "checkpoint", "num_classes", "in_chans")
+    settings = {name: getattr(options, name) for name in names} | data | asdict(runtime) | {"dtype": runtime.dtype}
+    if isinstance(model, PixelModel):
+        settings |= {"task": model.task.to_dict(), "head": model.head.name}
+        settings |= {"slide": options.slide, "stride": options.stride}
+    return settings
+
+
+def _sized(options: EvalOptions, model: nn.Module) -> EvalOptions:
+    """The options with the number of images at a time."""
+    own = PIXELS_BATCH_SIZE if isinstance(model, PixelModel) else BATCH_SIZE
+    return replace(options, batch_size=options.batch_size or own)
 
 
 def finish(results: Results) -> None:
@@ -190,50 +146,43 @@ def finish(results: Results) -> None:
         raise typer.Exit(130)
 
 
-def _check(request: Request, runtime: Runtime) -> None:
+def _check(options: EvalOptions, runtime: Runtime) -> None:
     """Refuse what needs no model and no image to be refused."""
-    if request.macs and not request.method:
+    if options.macs and not options.method:
         raise TokensieveError("--macs says what methods may cost, and there is none: give at least one --method")
-    for share in request.macs or ():
+    for share in options.macs:
         check_share(share)
-    request.tasks.check()
+    options.check_task()
     runtime.check()
 
 
-def _images(request: Request, dense: nn.Module) -> tuple[ImageStream, Judge]:
+def _images(options: EvalOptions, dense: nn.Module) -> tuple[ImageStream, Judge]:
     """What to measure on, and how answers are compared."""
+    sized = _sized(options, dense)
     if not isinstance(dense, PixelModel):
-        return open_images(request.images(False), dense), judge_of(dense)
-    if request.stride is not None and request.slide is None:
+        return open_images(sized, dense), judge_of(dense)
+    if options.stride is not None and options.slide is None:
         raise TokensieveError("--stride is between sliding windows: give --slide N, the images' short side")
-    images = open_pairs(request.images(True), dense, slide=request.slide)
+    images = open_pairs(sized, dense, slide=options.slide)
     if images.window is None:
         return images, dense.judge()
-    window, batch = images.window, request.images(True).batch_size
-    stride = None if request.stride is None else (request.stride, request.stride)
+    window, batch = images.window, sized.batch_size or PIXELS_BATCH_SIZE
+    stride = None if options.stride is None else (options.stride, options.stride)
     return images, PixelJudge(dense.task, lambda model: sliding(model, window, stride, batch))
 
 
-def _models(request: Request) -> tuple[nn.Module, dict[str, nn.Module]]:
+def _models(options: EvalOptions) -> tuple[nn.Module, dict[str, nn.Module]]:
     """The dense model, and the saved reduced one where the model is a folder written by ``ts.save``; a trained one is
     compared with the dense model that it was trained from, where that can be had."""
-    model = create_model(
-        request.model,
-        request.tasks,
-        pretrained=request.pretrained,
-        checkpoint=request.checkpoint,
-        num_classes=request.num_classes,
-        in_chans=request.in_chans,
-        img_size=request.img_size,
-    )
-    saved = is_applied(model)
-    if not has_weights(request.model, request.pretrained, request.checkpoint):
+    model = create_model(options, options)
+    saved = source_of(options.model).kind == "saved"
+    if not has_weights(options):
         note("the weights are random: give --pretrained or --checkpoint FILE; speed and MACs hold, accuracy does not")
-    elif isinstance(model, PixelModel) and request.task not in (None, CLASSIFICATION) and not is_saved(request.model):
+    elif isinstance(model, PixelModel) and options.task not in (None, CLASSIFICATION) and not saved:
         note("the head is random: give a folder that tokensieve train wrote; speed and MACs hold, the figures do not")
-    if not saved:
+    if not is_applied(model):
         return model, {}
-    origin, said = dense_origin(request.model)
+    origin, said = dense_origin(options.model)
     if said:
         note(said)
     if origin is not None:
@@ -242,27 +191,27 @@ def _models(request: Request) -> tuple[nn.Module, dict[str, nn.Module]]:
 
 
 def _at_macs(
-    request: Request,
+    options: EvalOptions,
     dense: nn.Module,
     compositions: Sequence[tuple[Method, ...]],
     images: ImageStream,
     bars: Bars,
 ) -> list[tuple[Method, ...]]:
     """The compositions that are asked for, at the asked MACs where there are any."""
-    if not (request.macs and compositions):
+    if not (options.macs and compositions):
         return list(compositions)
     sample = _sample(images, compositions)
-    bars.start("finding methods of equal MACs", len(request.macs) * len(compositions))
+    bars.start("finding methods of equal MACs", len(options.macs) * len(compositions))
     wanted = []
     for composition in compositions:
-        for share in request.macs:
+        for share in options.macs:
             wanted.append(solve(dense, composition, share, sample))
             bars.advance()
     return wanted
 
 
 def _possible(
-    request: Request,
+    options: EvalOptions,
     dense: nn.Module,
     compositions: Sequence[tuple[Method, ...]],
     images: ImageStream,
@@ -272,9 +221,9 @@ def _possible(
     found: list[tuple[Method, ...]] = []
     left_out: dict[str, str] = {}
     for composition in compositions:
-        shares: list[float | None] = [*request.macs] if request.macs else [None]
+        shares: list[float | None] = [*options.macs] if options.macs else [None]
         for share in shares:
-            one = replace(request, macs=None if share is None else [share])
+            one = replace(options, macs=() if share is None else (share,))
             name = composition[0].name if share is None else f"{composition[0].name} at {share}"
             try:
                 (wanted,) = _at_macs(one, dense, [composition], images, bars)
@@ -295,8 +244,3 @@ def _sample(images: ImageStream, compositions: Sequence[tuple[Method, ...]]) -> 
     """Images to count MACs on: several where images keep different numbers of tokens."""
     ragged = any(method.ragged for methods in compositions for method in methods)
     return images.first(measuring.COUNTED_IMAGES if ragged else 1)
-
-
-def default_results_file(model: str) -> str:
-    """A name in the current folder after the model."""
-    return f"tokensieve-{Path(model.replace(':', '-').rstrip('/')).name}.json"

@@ -5,7 +5,8 @@ from tokensieve.utils.lazy import Face as _Face
 _face = _Face(
     __name__,
     {
-        "tokensieve.data.images": ["DataArguments", "open_images"],
+        "tokensieve.data.images": ["open_images"],
+        "tokensieve.data.options": ["DataOptions", "TransformOptions"],
         "tokensieve.data.stream": ["NO_LABEL", "ImageStream"],
         "tokensieve.data.transforms": ["data_config"],
     },

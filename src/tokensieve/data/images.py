@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from timm.data import ImageNetInfo, create_dataset, create_loader, infer_imagene
 from torch import nn
 from torch.utils.data import IterableDataset
 
+from tokensieve.data.options import BATCH_SIZE, DataOptions
 from tokensieve.data.stream import ImageStream, ReadableImages, collate, evenly
 from tokensieve.data.transforms import data_config
 from tokensieve.errors import TokensieveError
@@ -24,82 +24,43 @@ MODES = {1: "L", 3: "RGB"}
 SOURCES = ("", "folder", "digits", "hfds", "hfids", "wds", "tfds", "torch")
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataArguments:
-    """Where the images are and how they are prepared, named as in timm; None means what the model was trained with.
-
-    Attributes:
-        data: folder of images, one sub-folder a class, or the root of another kind of data set.
-        dataset: timm's data set name, such as ``hfds/owner/name``, ``wds/name`` or ``torch/cifar10``; "" for a folder.
-        split: name of the split; "" for the folder itself, whatever it holds.
-        class_map: file that lists the class names in the order of the model's answers.
-        img_size, crop_pct, interpolation, mean, std: the transform.
-        batch_size, workers: the loader.
-        limit: use this many images, spread evenly over the data set.
-    """
-
-    data: str | None
-    dataset: str = ""
-    split: str = "validation"
-    class_map: str | None = None
-    img_size: int | tuple[int, int] | None = None
-    crop_pct: float | None = None
-    interpolation: str | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    batch_size: int = 64
-    workers: int = 4
-    limit: int | None = None
-
-    def config(self, model: nn.Module) -> dict[str, Any]:
-        """The transform for ``model``, as ``measure.transform.data_config`` gives it."""
-        return data_config(
-            model,
-            img_size=self.img_size,
-            crop_pct=self.crop_pct,
-            interpolation=self.interpolation,
-            mean=self.mean,
-            std=self.std,
-        )
-
-
-def open_images(arguments: DataArguments, model: nn.Module) -> ImageStream:
-    """The images that ``arguments`` name, prepared for ``model``.
+def open_images(options: DataOptions, model: nn.Module) -> ImageStream:
+    """The images that ``options`` name, prepared for ``model``.
 
     Raises:
         TokensieveError: no such folder or data set, no image in it, or classes that are not the model's.
     """
-    config = arguments.config(model)
+    config = data_config(model, options)
     mode = image_mode(config)
     notes: list[str] = []
-    images = labelled_images(arguments, model, mode, notes)
-    limit, total = arguments.limit, len(images) or None
+    images = labelled_images(options, model, mode, notes)
+    limit, total = options.limit, len(images) or None
     if isinstance(images, IterableDataset):
         total = total if limit is None else min(limit, total or limit)
-        return ImageStream(_loader(images, config, arguments), total, limit, tuple(notes))
+        return ImageStream(_loader(images, config, options), total, limit, tuple(notes))
     indices = evenly(len(images), limit)
 
     def divide(processes: Processes) -> tuple[Any, int]:
-        size = arguments.batch_size
+        size = options.batch_size or BATCH_SIZE
         starts = range(processes.index * size, len(indices), processes.count * size)
         own = [index for start in starts for index in indices[start : start + size]]
-        return _loader(ReadableImages(images, own, mode), config, arguments), len(own)
+        return _loader(ReadableImages(images, own, mode), config, options), len(own)
 
     return ImageStream(divide(Processes())[0], len(indices), None, tuple(notes), divide)
 
 
-def _loader(images: Any, config: dict[str, Any], arguments: DataArguments) -> Any:
+def _loader(images: Any, config: dict[str, Any], options: DataOptions) -> Any:
     """timm's loader of ``images``, in their order."""
     return create_loader(
         images,
         input_size=config["input_size"],
-        batch_size=arguments.batch_size,
+        batch_size=options.batch_size or BATCH_SIZE,
         interpolation=config["interpolation"],
         mean=config["mean"],
         std=config["std"],
         crop_pct=config["crop_pct"],
         crop_mode=config["crop_mode"],
-        num_workers=arguments.workers,
+        num_workers=options.workers,
         device=torch.device("cpu"),
         use_prefetcher=False,
         collate_fn=collate,
@@ -122,18 +83,18 @@ def image_mode(config: dict[str, Any]) -> str:
     return mode
 
 
-def labelled_images(arguments: DataArguments, model: nn.Module, mode: str, notes: list[str]) -> Any:
-    """The data set that ``arguments`` name, its classes numbered as the model's answers are."""
-    kind = _check_source(arguments)
+def labelled_images(options: DataOptions, model: nn.Module, mode: str, notes: list[str]) -> Any:
+    """The data set that ``options`` name, its classes numbered as the model's answers are."""
+    kind = _check_source(options)
     if kind in ("", "folder"):
-        return _labelled(arguments, model, mode, notes)
-    return _create(arguments, arguments.class_map, mode)
+        return _labelled(options, model, mode, notes)
+    return _create(options, options.class_map, mode)
 
 
-def unlabelled_images(arguments: DataArguments, mode: str) -> Any:
-    """The data set that ``arguments`` name, whatever its classes are; a folder may hold images directly."""
-    _check_source(arguments)
-    return _create(arguments, None, mode)
+def unlabelled_images(options: DataOptions, mode: str) -> Any:
+    """The data set that ``options`` name, whatever its classes are; a folder may hold images directly."""
+    _check_source(options)
+    return _create(options, None, mode)
 
 
 def _seed_of(worker: Any) -> int:
@@ -142,38 +103,38 @@ def _seed_of(worker: Any) -> int:
     return int(worker.seed)
 
 
-def _check_source(arguments: DataArguments) -> str:
+def _check_source(options: DataOptions) -> str:
     """The kind of the source, checked."""
-    kind = arguments.dataset.partition("/")[0].lower()
+    kind = options.dataset.partition("/")[0].lower()
     if kind not in SOURCES:
         raise TokensieveError(
-            f"unknown data set {arguments.dataset!r}{nearest(kind, SOURCES)}: give digits, hfds/…, hfids/…, wds/…, "
+            f"unknown data set {options.dataset!r}{nearest(kind, SOURCES)}: give digits, hfds/…, hfids/…, wds/…, "
             "tfds/… or torch/…, or leave it out for a folder"
         )
-    if kind in ("", "folder") and arguments.data is None:
+    if kind in ("", "folder") and options.data is None:
         raise TokensieveError("no images are given: name a folder with --data, or a data set with --dataset")
-    if kind in ("torch", "wds") and arguments.data is None:
-        raise TokensieveError(f"the data set {arguments.dataset!r} needs its folder: name it with --data")
-    if kind in ("", "folder") and not Path(arguments.data or "").is_dir():
-        wrong = "is not a folder" if Path(arguments.data or "").exists() else "does not exist"
+    if kind in ("torch", "wds") and options.data is None:
+        raise TokensieveError(f"the data set {options.dataset!r} needs its folder: name it with --data")
+    if kind in ("", "folder") and not Path(options.data or "").is_dir():
+        wrong = "is not a folder" if Path(options.data or "").exists() else "does not exist"
         raise TokensieveError(
-            f"the image folder {arguments.data!r} {wrong}: give --data FOLDER with one sub-folder for each class"
+            f"the image folder {options.data!r} {wrong}: give --data FOLDER with one sub-folder for each class"
         )
     return kind
 
 
-def _create(arguments: DataArguments, class_map: Any, mode: str) -> Any:
-    source = arguments.dataset or arguments.data
+def _create(options: DataOptions, class_map: Any, mode: str) -> Any:
+    source = options.dataset or options.data
     try:
-        if arguments.dataset == "digits":
-            return above("data set digits").open_split(arguments.split)  # of the demo extra
+        if options.dataset == "digits":
+            return above("data set digits").open_split(options.split)  # of the demo extra
         return create_dataset(
-            arguments.dataset,
-            root=arguments.data,
-            split=arguments.split,
+            options.dataset,
+            root=options.data,
+            split=options.split,
             class_map=class_map or "",  # type: ignore[arg-type]  # timm takes a file name as well
-            batch_size=arguments.batch_size,
-            num_samples=arguments.limit,
+            batch_size=options.batch_size or BATCH_SIZE,
+            num_samples=options.limit,
             input_img_mode=mode,
         )
     except ModuleNotFoundError as error:
@@ -186,14 +147,14 @@ def _create(arguments: DataArguments, class_map: Any, mode: str) -> Any:
         raise TokensieveError(f"cannot read images from {source!r}: {reason}") from error
 
 
-def _labelled(arguments: DataArguments, model: nn.Module, mode: str, notes: list[str]) -> Any:
+def _labelled(options: DataOptions, model: nn.Module, mode: str, notes: list[str]) -> Any:
     """The images of a folder, their classes numbered as the model's answers are."""
-    class_map: str | dict[str, int] | None = _class_map(arguments, notes)
-    images = _create(arguments, class_map, mode)
-    root, asked = Path(images.reader.root), Path(arguments.data or "")
-    if root == asked and arguments.split not in ("", DataArguments.split):
+    class_map: str | dict[str, int] | None = _class_map(options, notes)
+    images = _create(options, class_map, mode)
+    root, asked = Path(images.reader.root), Path(options.data or "")
+    if root == asked and options.split not in ("", DataOptions.split):
         raise TokensieveError(
-            f"{arguments.data!r} has no split {arguments.split!r}: expected a sub-folder of that name, or no --split"
+            f"{options.data!r} has no split {options.split!r}: expected a sub-folder of that name, or no --split"
         )
     subset = infer_imagenet_subset(model)
     if class_map is None and subset is not None:
@@ -201,18 +162,18 @@ def _labelled(arguments: DataArguments, model: nn.Module, mode: str, notes: list
         if set(images.reader.class_to_idx) <= set(order):
             notes.append(f"folders are named by WordNet identifiers: classes are numbered as in {subset}")
             class_map = {name: number for number, name in enumerate(order)}
-            images = _create(arguments, class_map, mode)
-    _check_classes(images, arguments, model, class_map, notes)
+            images = _create(options, class_map, mode)
+    _check_classes(images, options, model, class_map, notes)
     return images
 
 
-def _class_map(arguments: DataArguments, notes: list[str]) -> str | None:
+def _class_map(options: DataOptions, notes: list[str]) -> str | None:
     """The class map given, or one beside the images."""
-    root = Path(arguments.data or "")
-    if arguments.class_map is not None:
-        if not Path(arguments.class_map).is_file() and not (root / arguments.class_map).is_file():
-            raise TokensieveError(f"the class map {arguments.class_map!r} is not a file")
-        return arguments.class_map
+    root = Path(options.data or "")
+    if options.class_map is not None:
+        if not Path(options.class_map).is_file() and not (root / options.class_map).is_file():
+            raise TokensieveError(f"the class map {options.class_map!r} is not a file")
+        return options.class_map
     for place in (root, root.resolve().parent):
         if (place / CLASS_MAP).is_file():
             notes.append(f"classes are numbered by {place / CLASS_MAP}")
@@ -220,18 +181,18 @@ def _class_map(arguments: DataArguments, notes: list[str]) -> str | None:
     return None
 
 
-def _check_classes(images: Any, arguments: DataArguments, model: Any, class_map: Any, notes: list[str]) -> None:
+def _check_classes(images: Any, options: DataOptions, model: Any, class_map: Any, notes: list[str]) -> None:
     classes = getattr(model, "num_classes", None)
     numbered: dict[str, int] | None = getattr(images.reader, "class_to_idx", None)
     if not classes or not numbered:
         return
     if not class_map and not any(entry.is_dir() for entry in os.scandir(images.reader.root)):
         raise TokensieveError(
-            f"{arguments.data!r} has its images directly in it: expected one sub-folder of images for each class"
+            f"{options.data!r} has its images directly in it: expected one sub-folder of images for each class"
         )
     if not class_map and len(numbered) != classes:
         raise TokensieveError(
-            f"{arguments.data!r} has {len(numbered)} class folders and the model {classes} classes: give --class-map "
+            f"{options.data!r} has {len(numbered)} class folders and the model {classes} classes: give --class-map "
             "FILE, the class names in the order of the model's answers, or --num-classes"
         )
     if class_map and max(numbered.values()) >= classes:

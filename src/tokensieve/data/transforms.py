@@ -8,33 +8,25 @@ from typing import Any
 from timm.data import resolve_data_config
 from torch import nn
 
+from tokensieve.data.options import TransformOptions
 from tokensieve.errors import TokensieveError
 from tokensieve.utils.names import nearest
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 
-def data_config(
-    model: nn.Module,
-    *,
-    img_size: int | tuple[int, int] | None = None,
-    crop_pct: float | None = None,
-    interpolation: str | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> dict[str, Any]:
+def data_config(model: nn.Module, options: TransformOptions | None = None) -> dict[str, Any]:
     """timm's data config for ``model``: its own channels and input size, and what it was trained with for the rest.
 
     Args:
         model: the model.
-        img_size: height and width of the input, or one number for both; default the size that the model was built for.
-        crop_pct: share of the image that the crop takes, in (0, 1].
-        interpolation: resampling, in timm's words.
-        mean, std: normalisation, one number for all channels or one for each.
+        options: what is asked for instead; ``img_size`` is by default the size that the model was built for.
 
     Raises:
         TokensieveError: a value that cannot be one of those.
     """
+    options = TransformOptions() if options is None else options
+    crop_pct, interpolation, mean, std = options.crop_pct, options.interpolation, options.mean, options.std
     if crop_pct is not None and not 0 < crop_pct <= 1:
         raise TokensieveError(f"crop_pct is the share of the image that the crop takes, in (0, 1], got {crop_pct}")
     if interpolation is not None and interpolation not in INTERPOLATIONS:
@@ -45,7 +37,8 @@ def data_config(
     if std is not None and min(std) <= 0:
         raise TokensieveError(f"std must be above 0, got {min(std)}")
     embed = getattr(model, "patch_embed", None)
-    asked_size = (img_size, img_size) if isinstance(img_size, int) else img_size
+    size = options.img_size
+    asked_size = (size, size) if isinstance(size, int) else size
     own = getattr(embed, "img_size", None) if asked_size is None else asked_size
     asked = {"crop_pct": crop_pct, "interpolation": interpolation}
     config: dict[str, Any] = resolve_data_config(asked, model=model)

@@ -26,6 +26,7 @@ from tokensieve.measure.timing import Progress
 from tokensieve.methods._method import Method
 from tokensieve.methods._spec import parse, spell
 from tokensieve.models.load import create
+from tokensieve.models.options import ModelOptions
 from tokensieve.show.run import show_rows
 from tokensieve.show.write import write_rows
 
@@ -71,7 +72,7 @@ def photographs(name: str) -> Subject:
     from sklearn.datasets import load_sample_images
     from timm.data import create_transform
 
-    model = create(name, pretrained=True).eval()
+    model = create(ModelOptions(name, pretrained=True)).eval()
     config: dict[str, Any] = data_config(model)
     transform = create_transform(**config, is_training=False)
     sample = load_sample_images()

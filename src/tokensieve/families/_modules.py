@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from timm.layers import LayerNorm
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 from tokensieve.ops.norm import Norm
+
+TIMMS = "timm.layers.norm.LayerNorm"  # by name: families are listed without timm
 
 
 def listened(module: nn.Module) -> bool:
@@ -32,9 +33,13 @@ def through(x: Tensor, *modules: nn.Module) -> Tensor:
 
 def norm_of(module: nn.Module | None) -> Norm | None:
     """What ``module`` does, where it is a plain LayerNorm over the channels that nobody listens to; else None."""
-    if not isinstance(module, nn.LayerNorm) or type(module) not in (nn.LayerNorm, LayerNorm):
+    if not isinstance(module, nn.LayerNorm) or not _plain(type(module)):
         return None
     if listened(module) or len(module.normalized_shape) != 1:
         return None
     weight: Tensor | None = module.weight
     return None if weight is None else Norm(weight, module.bias, module.eps)
+
+
+def _plain(kind: type[nn.LayerNorm]) -> bool:
+    return kind is nn.LayerNorm or f"{kind.__module__}.{kind.__qualname__}" == TIMMS

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+from functools import cached_property
 from typing import Any
 
-from timm.models.eva import EvaBlock, EvaBlockPostNorm
 from torch import Tensor, nn
 
 from tokensieve.families._family import BlockMacs, Family, linear_macs
@@ -19,7 +20,13 @@ class TimmEva(Family):
 
     name = "timm-eva"
     description = "timm eva: EVA, EVA-02, DINOv3, Perception Encoder, rotary ViTs"
-    block_types = (EvaBlock, EvaBlockPostNorm)
+    block_types = ("timm.models.eva.EvaBlock", "timm.models.eva.EvaBlockPostNorm")
+
+    @cached_property
+    def post_norm(self) -> type[Any]:
+        """Imported when the first model of this family is there, so that families are listed without timm."""
+        kind: type[Any] = importlib.import_module("timm.models.eva").EvaBlockPostNorm
+        return kind
 
     def layout(self, owner: nn.Module) -> Layout:
         model: Any = owner
@@ -34,7 +41,7 @@ class TimmEva(Family):
 
     def attention(self, block: Any, x: Tensor, **kwargs: Any) -> Tensor:
         rope = kwargs.get("rope")
-        if isinstance(block, EvaBlockPostNorm):
+        if isinstance(block, self.post_norm):
             return x + block.drop_path1(block.norm1(block.attn(x, rope=rope)))  # type: ignore[no-any-return]
         update = block.attn(block.norm1(x), rope=rope)
         if block.gamma_1 is not None:
@@ -42,12 +49,12 @@ class TimmEva(Family):
         return x + through(update, block.drop_path1)
 
     def mlp(self, block: Any, x: Tensor) -> Tensor:
-        if isinstance(block, EvaBlockPostNorm):
+        if isinstance(block, self.post_norm):
             return x + block.drop_path2(block.norm2(block.mlp(x)))  # type: ignore[no-any-return]
         return self.mlp_behind_norm(block, x, block.norm2(x))
 
     def mlp_norm(self, block: Any) -> Norm | None:
-        return None if isinstance(block, EvaBlockPostNorm) else norm_of(block.norm2)
+        return None if isinstance(block, self.post_norm) else norm_of(block.norm2)
 
     def mlp_behind_norm(self, block: Any, x: Tensor, normed: Tensor) -> Tensor:
         update = block.mlp(normed)

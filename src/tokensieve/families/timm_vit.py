@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
-from timm.layers.attention import Attention
-from timm.layers.diff_attention import DiffAttention
-from timm.models.vision_transformer import (
-    Block,
-    DiffParallelScalingBlock,
-    ParallelScalingBlock,
-    ParallelThingsBlock,
-    ResPostBlock,
-)
 from torch import Tensor, nn
 
 from tokensieve.attention.tap import Tap
@@ -22,12 +15,26 @@ from tokensieve.families._layout import Layout
 from tokensieve.families._modules import norm_of, through
 from tokensieve.ops.norm import Norm
 
+BLOCKS = "timm.models.vision_transformer"
+
 
 def grid_of(owner: nn.Module) -> tuple[int, int]:
     """(rows, columns) of the patch grid at the model's input size."""
     embed: Any = owner.patch_embed
     rows, columns = embed.grid_size
     return int(rows), int(columns)
+
+
+class Kinds(NamedTuple):
+    """timm's classes of blocks and of their attention, which differ in how a half is run."""
+
+    plain: type[Any]
+    res_post: type[Any]
+    parallel_things: type[Any]
+    parallel_scaling: type[Any]
+    diff_parallel_scaling: type[Any]
+    attention: type[Any]
+    diff_attention: type[Any]
 
 
 class TimmViT(Family):
@@ -40,73 +47,85 @@ class TimmViT(Family):
 
     name = "timm-vit"
     description = "timm vision_transformer: ViT, DeiT, CLIP, SigLIP, DINOv2, register and parallel variants"
-    block_types = (Block, ResPostBlock, ParallelThingsBlock, ParallelScalingBlock, DiffParallelScalingBlock)
+    block_types = (
+        f"{BLOCKS}.Block",
+        f"{BLOCKS}.ResPostBlock",
+        f"{BLOCKS}.ParallelThingsBlock",
+        f"{BLOCKS}.ParallelScalingBlock",
+        f"{BLOCKS}.DiffParallelScalingBlock",
+    )
+
+    @cached_property
+    def kinds(self) -> Kinds:
+        """Imported when the first model of this family is there, so that families are listed without timm."""
+        names = (*self.block_types, "timm.layers.attention.Attention", "timm.layers.diff_attention.DiffAttention")
+        places = (name.rpartition(".") for name in names)
+        return Kinds._make(getattr(importlib.import_module(module), own) for module, _, own in places)
 
     def refuse(self, owner: nn.Module) -> str | None:
         for module in owner.modules():
-            if isinstance(module, (DiffAttention, DiffParallelScalingBlock)):
+            if isinstance(module, (self.kinds.diff_attention, self.kinds.diff_parallel_scaling)):
                 return "differential attention subtracts two maps, so no row of it is a distribution over tokens"
         return None
 
     def layout(self, owner: nn.Module) -> Layout:
         model: Any = owner
         block = model.blocks[0]
-        heads = _first_attention(block).num_heads * (len(block.attns) if isinstance(block, ParallelThingsBlock) else 1)
+        side_by_side = len(block.attns) if isinstance(block, self.kinds.parallel_things) else 1
         return Layout(
             depth=len(model.blocks),
             dim=model.embed_dim,
-            heads=heads,
+            heads=self._first_attention(block).num_heads * side_by_side,
             prefix=model.num_prefix_tokens,
             class_token=getattr(model, "cls_token", None) is not None,
             grid=grid_of(owner),
         )
 
     def attention(self, block: Any, x: Tensor, **kwargs: Any) -> Tensor:
-        if isinstance(block, ResPostBlock):
+        if isinstance(block, self.kinds.res_post):
             return x + block.drop_path1(block.norm1(block.attn(x)))  # type: ignore[no-any-return]
-        if isinstance(block, ParallelThingsBlock):
+        if isinstance(block, self.kinds.parallel_things):
             return x + torch.stack([attn(x) for attn in block.attns]).sum(dim=0)
-        if isinstance(block, ParallelScalingBlock):
+        if isinstance(block, self.kinds.parallel_scaling):
             # Not block(x): a block with sites is a subclass whose forward is the engine's.
-            return ParallelScalingBlock.forward(block, x)
+            return self.kinds.parallel_scaling.forward(block, x)  # type: ignore[no-any-return]
         return x + through(block.attn(block.norm1(x)), block.ls1, block.drop_path1)
 
     def tapped(self, block: Any, x: Tensor, tap: Tap, **kwargs: Any) -> Tensor:
         # This attention does nothing with its mask but hand it to the fused kernel.
-        if isinstance(block, Block) and tap.by_mask:
+        if isinstance(block, self.kinds.plain) and tap.by_mask:
             attention = block.attn
-            if type(attention) is Attention and attention.fused_attn:
+            if type(attention) is self.kinds.attention and attention.fused_attn:
                 update = attention(block.norm1(x), attn_mask=tap.mask)
                 return x + through(update, block.ls1, block.drop_path1)
         return super().tapped(block, x, tap, **kwargs)
 
     def mlp(self, block: Any, x: Tensor) -> Tensor:
-        if isinstance(block, Block):
+        if isinstance(block, self.kinds.plain):
             return self.mlp_behind_norm(block, x, block.norm2(x))
-        if isinstance(block, ResPostBlock):
+        if isinstance(block, self.kinds.res_post):
             return x + block.drop_path2(block.norm2(block.mlp(x)))  # type: ignore[no-any-return]
-        if isinstance(block, ParallelThingsBlock):
+        if isinstance(block, self.kinds.parallel_things):
             return x + torch.stack([ffn(x) for ffn in block.ffns]).sum(dim=0)
         return x  # of a ParallelScalingBlock
 
     def mlp_norm(self, block: Any) -> Norm | None:
-        return norm_of(block.norm2) if isinstance(block, Block) else None
+        return norm_of(block.norm2) if isinstance(block, self.kinds.plain) else None
 
     def mlp_behind_norm(self, block: Any, x: Tensor, normed: Tensor) -> Tensor:
         return x + through(block.mlp(normed), block.ls2, block.drop_path2)
 
     def macs(self, block: Any) -> BlockMacs:
-        if isinstance(block, ParallelScalingBlock):
+        if isinstance(block, self.kinds.parallel_scaling):
             projections = (block.in_proj, block.out_proj, block.attn_out_proj, block.mlp_out_proj)
             linear = sum(linear_macs(layer) for layer in projections if layer is not None)
             return BlockMacs(linear, 0, block.num_heads * block.head_dim)
-        if isinstance(block, ParallelThingsBlock):
+        if isinstance(block, self.kinds.parallel_things):
             width = sum(attn.attn.attn_dim for attn in block.attns)  # type: ignore[union-attr, misc]
             return BlockMacs(linear_macs(block.attns), linear_macs(block.ffns), int(width))
         return BlockMacs(linear_macs(block.attn), linear_macs(block.mlp), block.attn.num_heads * block.attn.head_dim)
 
-
-def _first_attention(block: Any) -> Any:
-    if isinstance(block, ParallelThingsBlock):
-        return next(module for module in block.modules() if isinstance(module, Attention))
-    return getattr(block, "attn", block)
+    def _first_attention(self, block: Any) -> Any:
+        if isinstance(block, self.kinds.parallel_things):
+            return next(module for module in block.modules() if isinstance(module, self.kinds.attention))
+        return getattr(block, "attn", block)

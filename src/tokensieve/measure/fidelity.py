@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy
 
 from tokensieve.data.stream import NO_LABEL
 from tokensieve.errors import TokensieveError
@@ -93,6 +92,10 @@ class ClassMeters:
     """
 
     def __init__(self, classes: int) -> None:
+        from torchmetrics.classification import (
+            MulticlassAccuracy,  # takes as long as timm: not before there is an answer
+        )
+
         self.images = 0
         self.labelled = 0
         alone: dict[str, Any] = {

@@ -7,9 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from tokensieve.measure.results import DENSE, Row
 from tokensieve.methods._registry import list_methods
 from tokensieve.utils.files import replacing
@@ -29,6 +26,9 @@ def pareto(rows: Sequence[Row], file: Path, title: str = "", batch: int | None =
         title: a line above the panels.
         batch: batch size of the speed panel; default the largest measured.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # takes a second: not before there is something to draw
+    from matplotlib.figure import Figure
+
     labelled = any(row.top1 is not None for row in rows)
     metric = next((name for row in rows for name in row.metrics), None)  # the first leads
     batches = sorted({speed.batch for row in rows for speed in row.speed})

@@ -7,6 +7,7 @@ _face = _Face(
     {
         "tokensieve.models.checkpoint": ["SievedModel", "from_pretrained", "push_to_hub", "save"],
         "tokensieve.models.load": ["create", "has_weights", "load_weights", "share_weights"],
+        "tokensieve.models.options": ["ModelOptions"],
         "tokensieve.models.runtime": ["Runtime"],
         "tokensieve.models.transformers": ["HuggingFaceModel", "predict_depth"],
     },

@@ -7,12 +7,14 @@ from tokensieve.models.load import create as create
 from tokensieve.models.load import has_weights as has_weights
 from tokensieve.models.load import load_weights as load_weights
 from tokensieve.models.load import share_weights as share_weights
+from tokensieve.models.options import ModelOptions as ModelOptions
 from tokensieve.models.runtime import Runtime as Runtime
 from tokensieve.models.transformers import HuggingFaceModel as HuggingFaceModel
 from tokensieve.models.transformers import predict_depth as predict_depth
 
 __all__ = [
     "HuggingFaceModel",
+    "ModelOptions",
     "Runtime",
     "SievedModel",
     "create",

@@ -27,11 +27,11 @@ from tokensieve.methods._method import Method
 from tokensieve.methods._registry import method_class
 from tokensieve.models.built import BuiltModel
 from tokensieve.models.registered import is_model
+from tokensieve.models.source import CONFIG_NAME
 from tokensieve.models.transformers import PREFIX, HuggingFaceModel, describe, is_transformers, rebuild
 from tokensieve.utils.above import above
 from tokensieve.utils.names import nearest
 
-CONFIG_NAME = "tokensieve.json"
 WEIGHTS_NAME = "model.safetensors"
 FORMAT = 1
 KINDS = ("dense",)  # of built models, as their classes say in ``saved_as``

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,8 @@ import torch
 from timm.models import load_state_dict
 
 from tokensieve.errors import TokensieveError, TokensieveWarning
+from tokensieve.models.options import ModelOptions
+from tokensieve.models.source import Source
 from tokensieve.models.transformers import HuggingFaceModel, need_transformers
 from tokensieve.utils.names import nearest
 
@@ -21,77 +21,22 @@ RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box",
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a model of transformers is.
-
-    Attributes:
-        place: a folder, or ``owner/name`` on the hub.
-        revision: branch, tag or commit on the hub; None for the default.
-        local: whether ``place`` is a folder.
-        random: whether only the config is wanted, with random weights.
-    """
-
-    place: str
-    revision: str | None
-    local: bool
-    random: bool
-
-
-def source_of(name: str) -> Source | None:
-    """What ``name`` says, or None where it names no model of transformers.
-
-    ``hf:owner/name`` and ``hf:owner/name@revision`` are on the hub; ``hf:FOLDER``, or FOLDER where its ``config.json``
-    is one of transformers', is a folder. ``hf-config:`` instead of ``hf:`` takes the config and draws random weights.
-    """
-    prefix, _, rest = name.partition(":")
-    if prefix not in ("hf", "hf-config"):
-        return Source(name, None, True, False) if _is_folder(name) else None
-    if not rest:
-        raise TokensieveError(f"{name!r} names no model: give {prefix}:owner/name, or {prefix}:FOLDER with config.json")
-    random = prefix == "hf-config"
-    if Path(rest).is_dir():
-        if not _is_folder(rest):
-            raise TokensieveError(
-                f"{rest} has no config.json of transformers: expected a folder that save_pretrained wrote"
-            )
-        return Source(rest, None, True, random)
-    place, _, revision = rest.partition("@")
-    if rest.startswith((".", "/", "~")) or place.count("/") > 1:
-        raise TokensieveError(f"{rest!r} is not a folder; on the hub names are owner/name")
-    return Source(place, revision or None, False, random)
-
-
-def _is_folder(place: str) -> bool:
-    """Whether ``place`` is a folder with a config of transformers; timm's configs say ``architecture``."""
-    try:
-        config = json.loads((Path(place) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and ("model_type" in config or "architectures" in config)
-
-
-def load(
-    source: Source,
-    *,
-    checkpoint: str | None = None,
-    num_classes: int | None = None,
-    img_size: int | tuple[int, int] | None = None,
-) -> HuggingFaceModel:
+def load(source: Source, options: ModelOptions) -> HuggingFaceModel:
     """The model at ``source``, in float32, prepared for the images that its image processor makes.
 
     Args:
         source: where it is.
-        checkpoint: file to load weights from instead: safetensors, or a state dict saved with ``torch.save``; its names
-            may be those of the hub or those of the model.
-        num_classes: of the classifier; another number than the weights have gives a fresh classifier.
-        img_size: size of the images, or (height, width).
+        options: ``checkpoint`` is a file to load weights from instead: safetensors, or a state dict saved with
+            ``torch.save``; its names may be those of the hub or those of the model. ``num_classes`` is of the
+            classifier; another number than the weights have gives a fresh classifier. ``img_size`` is that of the
+            images, or (height, width).
 
     Raises:
         TokensieveError: transformers is not installed, there is no such model, it has no weights, they are not its own,
             or a class that transformers does not have.
         RefusedError: no family matches the model.
     """
+    checkpoint, num_classes, img_size = options.checkpoint, options.num_classes, options.img_size
     transformers = need_transformers(source.place)
     if source.local and not source.random and checkpoint is None and not _has_weights(source.place):
         raise TokensieveError(

@@ -17,55 +17,42 @@ from torch import nn
 
 from tokensieve.errors import TokensieveError
 from tokensieve.models import hub as hugging_face
-from tokensieve.models.checkpoint import CONFIG_NAME, load
-from tokensieve.models.registered import is_model
+from tokensieve.models.checkpoint import load
+from tokensieve.models.options import ModelOptions
+from tokensieve.models.source import Source, source_of
 from tokensieve.models.transformers import HuggingFaceModel, is_transformers
-from tokensieve.utils.names import nearest
 
-ImgSize = int | tuple[int, int] | None  # of a square, or (height, width)
 HUB_TIMEOUT = 10.0  # seconds in which a hub must answer
 
 
-def create(
-    name: str,
-    *,
-    pretrained: bool = False,
-    checkpoint: str | None = None,
-    num_classes: int | None = None,
-    in_chans: int | None = None,
-    img_size: ImgSize = None,
-) -> nn.Module:
-    """The model called ``name``, in evaluation mode.
+def create(options: ModelOptions) -> nn.Module:
+    """The model that ``options`` name, in evaluation mode.
 
     Args:
-        name: a timm model name, ``hf-hub:owner/model`` (or ``local-dir:folder``), a model of transformers as
-            ``measure.hugging_face.source_of`` reads it, or a folder of ``ts.save``, whose methods are then applied.
-        pretrained: load timm's weights for the name. Those of transformers have theirs.
-        checkpoint: file to load weights from, strictly; safetensors, or what ``torch.load(weights_only=True)`` reads.
-        num_classes, in_chans, img_size: passed to timm where given; the size is a side or (height, width).
+        options: its name, see ``models.source.source_of``; a folder of ``ts.save`` comes with its methods applied.
+            ``pretrained`` loads timm's weights for the name, those of transformers have theirs; ``checkpoint`` is
+            loaded strictly, from safetensors or what ``torch.load(weights_only=True)`` reads. ``num_classes``,
+            ``in_chans`` and ``img_size`` are passed to timm where given.
 
     Raises:
         TokensieveError: unknown name, or weights that cannot be loaded into this model.
     """
-    if pretrained and checkpoint is not None:
+    if options.pretrained and options.checkpoint is not None:
         raise TokensieveError("weights come from --pretrained or from --checkpoint, and both are given: leave one out")
-    if checkpoint is not None:
-        _check_file(checkpoint)
-    saved = is_saved(name)
-    source = None if saved else hugging_face.source_of(name)
-    if saved:
-        _refuse_arguments(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, img_size=img_size)
-        model = load(name)
-        if is_transformers(model):
-            model = HuggingFaceModel(model)
-    elif source is not None:
-        model = _from_transformers(name, source, checkpoint, pretrained, num_classes, in_chans, img_size)
+    if options.checkpoint is not None:
+        _check_file(options.checkpoint)
+    source = source_of(options.model)
+    if source.kind == "saved":
+        model = _saved(options)
+    elif source.kind == "transformers":
+        model = _from_transformers(source, options)
     else:
-        model = _create(name, pretrained, num_classes=num_classes, in_chans=in_chans, img_size=img_size)
-    if img_size is not None:
-        _check_size(model, name, img_size if isinstance(img_size, tuple) else (img_size, img_size))
-    if checkpoint is not None and source is None:
-        load_weights(model, checkpoint, resample=img_size is not None)
+        model = _from_timm(source, options)
+    size = options.img_size
+    if size is not None:
+        _check_size(model, options.model, size if isinstance(size, tuple) else (size, size))
+    if options.checkpoint is not None and source.kind != "transformers":
+        load_weights(model, options.checkpoint, resample=size is not None)
     return model.eval()
 
 
@@ -86,76 +73,52 @@ def _check_size(model: nn.Module, name: str, img_size: tuple[int, int]) -> None:
             )
 
 
-def has_weights(name: str, pretrained: bool, checkpoint: str | None) -> bool:
+def has_weights(options: ModelOptions) -> bool:
     """Whether ``create`` gives a model with weights, and not with random numbers."""
-    if pretrained or checkpoint is not None or is_saved(name) or _hub_name(name) is not None:
-        return True
-    source = hugging_face.source_of(name)
-    return source is not None and not source.random
+    return source_of(options.model).weighted(options.pretrained, options.checkpoint)
 
 
-def is_saved(name: str) -> bool:
-    """Whether ``name`` is meant as a folder written by ``ts.save``; one called like a model of timm must be one."""
-    if not name or not Path(name).is_dir():
-        return False
-    return (Path(name) / CONFIG_NAME).exists() or not (is_model(name) or hugging_face.source_of(name))
+def _saved(options: ModelOptions) -> nn.Module:
+    """The model in a folder of ``ts.save``, which has everything but a checkpoint of its own."""
+    for name in ("pretrained", "num_classes", "in_chans", "img_size"):
+        if getattr(options, name):
+            raise TokensieveError(
+                f"{options.model} is a saved model and has its own {name}: leave --{name.replace('_', '-')} out"
+            )
+    model = load(options.model)
+    return HuggingFaceModel(model) if is_transformers(model) else model
 
 
-def _hub_name(name: str) -> str | None:
-    """What follows ``hf-hub:`` or ``local-dir:``, or None for other names."""
-    source, colon, rest = name.partition(":")
-    return rest if colon and source in ("hf-hub", "hf_hub", "local-dir") else None
-
-
-def _refuse_arguments(name: str, **arguments: Any) -> None:
-    given = [key for key, value in arguments.items() if value]
-    if given:
-        raise TokensieveError(
-            f"{name} is a saved model and has its own {given[0]}: leave --{given[0].replace('_', '-')} out"
-        )
-
-
-def _create(name: str, pretrained: bool, **arguments: Any) -> nn.Module:
-    remote = _hub_name(name)
-    if remote is None and not is_model(name):
-        raise TokensieveError(
-            f"unknown model {name!r}{nearest(name, timm.list_models())}; give a timm model name "
-            "(timm.list_models()), hf-hub:owner/model, hf:owner/model for one of transformers, or a folder written by "
-            "ts.save or save_pretrained"
-        )
-    given = {key: value for key, value in arguments.items() if value is not None}
+def _from_timm(source: Source, options: ModelOptions) -> nn.Module:
+    source.check()
+    shape = {"num_classes": options.num_classes, "in_chans": options.in_chans, "img_size": options.img_size}
+    given: dict[str, Any] = {key: value for key, value in shape.items() if value is not None}
     try:
-        if name.startswith("hf"):
-            _check_hub(name, remote)
-        elif pretrained:
-            _check_hub(name, getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None))
-        return timm.create_model(name, pretrained=pretrained or remote is not None, **given)
+        if not source.local:
+            _check_hub(source.name, source.place)
+        elif options.pretrained and source.kind == "timm":
+            _check_hub(source.name, getattr(timm.get_pretrained_cfg(source.name), "hf_hub_id", None))
+        pretrained = options.pretrained or source.kind == "timm-hub"
+        return timm.create_model(source.name, pretrained=pretrained, **given)
     except TokensieveError:
         raise
     except TypeError as error:
-        raise TokensieveError(f"model {name!r} does not take these arguments: {given} ({error})") from error
+        raise TokensieveError(f"model {source.name!r} does not take these arguments: {given} ({error})") from error
     except Exception as error:  # a hub can fail in as many ways as its client has exceptions
-        raise TokensieveError(f"cannot create model {name!r}: {_first_sentence(error)}") from error
+        raise TokensieveError(f"cannot create model {source.name!r}: {_first_sentence(error)}") from error
 
 
-def _from_transformers(
-    name: str,
-    source: hugging_face.Source,
-    checkpoint: str | None,
-    pretrained: bool,
-    num_classes: int | None,
-    in_chans: int | None,
-    img_size: ImgSize,
-) -> nn.Module:
-    if in_chans is not None:
+def _from_transformers(source: Source, options: ModelOptions) -> nn.Module:
+    name, checkpoint = source.name, options.checkpoint
+    if options.in_chans is not None:
         raise TokensieveError(f"{name} is a model of transformers, whose channels are fixed: leave --in-chans out")
-    if pretrained and source.random:
+    if options.pretrained and source.random:
         raise TokensieveError(f"{name} asks for random weights and --pretrained for trained ones: leave one out")
     if not source.local:
         repository = source.place if source.revision is None else f"{source.place}@{source.revision}"
         _check_hub(name, repository, "try again with a network, or give a folder that save_pretrained wrote")
     try:
-        return hugging_face.load(source, checkpoint=checkpoint, num_classes=num_classes, img_size=img_size)
+        return hugging_face.load(source, options)
     except TokensieveError:
         raise
     except Exception as error:

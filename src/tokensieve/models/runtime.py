@@ -13,29 +13,13 @@ from torch import Tensor, nn
 
 from tokensieve.errors import TokensieveError
 from tokensieve.models.graphs import Graphed
+from tokensieve.models.options import RuntimeOptions
 from tokensieve.utils.names import nearest
 
 
 @dataclass(frozen=True, kw_only=True)
-class Runtime:
-    """How models run.
-
-    Attributes:
-        device: a torch device.
-        amp, amp_dtype: autocast, and to what ("float16" or "bfloat16").
-        model_dtype: what weights and images are cast to ("bfloat16", …); None leaves them as they are.
-        channels_last: memory format of images and convolutions.
-        torchcompile: a torch.compile backend, or None for eager.
-        cuda_graph: capture every model in a CUDA graph, once per input shape, and replay that.
-    """
-
-    device: str = "cpu"
-    amp: bool = False
-    amp_dtype: str = "bfloat16"
-    model_dtype: str | None = None
-    channels_last: bool = False
-    torchcompile: str | None = None
-    cuda_graph: bool = False
+class Runtime(RuntimeOptions):
+    """How models run; a CUDA graph is captured for each model and input shape."""
 
     @property
     def dtype(self) -> str:

@@ -12,12 +12,13 @@ from tokensieve.utils.lazy import Face as _Face
 _face = _Face(
     __name__,
     {
-        "tokensieve.pixels.arguments": ["TaskArguments"],
+        "tokensieve.pixels.create": ["create_model"],
         "tokensieve.pixels.data": ["Pairs", "open_pairs"],
         "tokensieve.pixels.depth": ["Depth"],
         "tokensieve.pixels.heads": ["Head"],
         "tokensieve.pixels.meters": ["DepthMeters", "SegmentationMeters", "depth_errors"],
         "tokensieve.pixels.model": ["PixelModel", "pixel_model"],
+        "tokensieve.pixels.options": ["TaskOptions"],
         "tokensieve.pixels.segmentation": ["Segmentation"],
         "tokensieve.pixels.task": ["Task"],
     },

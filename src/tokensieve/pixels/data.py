@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tokensieve.data.images import DataArguments
+from tokensieve.data.options import PIXELS_BATCH_SIZE, DataOptions
 from tokensieve.data.stream import ImageStream, evenly
+from tokensieve.data.transforms import data_config
 from tokensieve.errors import TokensieveError
 from tokensieve.pixels.model import PixelModel
 from tokensieve.pixels.sliding import filling
@@ -76,57 +77,57 @@ class PairStream(ImageStream):
         return images[torch.arange(count) % len(images)]
 
 
-def open_pairs(arguments: DataArguments, model: PixelModel, *, slide: int | None = None) -> PairStream:
-    """The images and targets that ``arguments`` name, prepared for ``model``; targets stay as large as they are.
+def open_pairs(options: DataOptions, model: PixelModel, *, slide: int | None = None) -> PairStream:
+    """The images and targets that ``options`` name, prepared for ``model``; targets stay as large as they are.
 
     Args:
-        arguments: where they are; ``crop_pct`` and ``class_map`` are for classifiers.
+        options: where they are; ``crop_pct`` and ``class_map`` are for classifiers.
         model: whose input size and normalisation count.
         slide: pixels of the short side of images that windows slide over; None resizes to the model's size.
 
     Raises:
         TokensieveError: no such folder or data set, or no image with a target in it.
     """
-    source, notes = open_source(arguments, model.task)
-    config = arguments.config(model)
+    source, notes = open_source(options, model.task)
+    config = data_config(model, options)
     transform = Whole(config, slide)
-    indices = evenly(len(source), arguments.limit)
-    size = 1 if slide is not None else arguments.batch_size
+    indices = evenly(len(source), options.limit)
+    size = 1 if slide is not None else options.batch_size or PIXELS_BATCH_SIZE
 
     def divide(processes: Processes) -> tuple[Any, int]:
         firsts = range(processes.index * size, len(indices), processes.count * size)
         own = [index for first in firsts for index in indices[first : first + size]]
-        return _loader(Pairs(source, own, model.task, transform), size, arguments.workers), len(own)
+        return _loader(Pairs(source, own, model.task, transform), size, options.workers), len(own)
 
     stream = PairStream(divide(Processes())[0], len(indices), None, notes, divide)
     stream.window = None if slide is None else tuple(config["input_size"][1:])  # type: ignore[assignment]
     return stream
 
 
-def open_source(arguments: DataArguments, task: Task) -> tuple[Source, tuple[str, ...]]:
-    """The source that ``arguments`` name, and notes on how it was found.
+def open_source(options: DataOptions, task: Task) -> tuple[Source, tuple[str, ...]]:
+    """The source that ``options`` name, and notes on how it was found.
 
     Raises:
         TokensieveError: an option that is for classifiers, no source, or one that cannot be opened.
     """
     for option in ("crop_pct", "class_map"):
-        if getattr(arguments, option) is not None:
+        if getattr(options, option) is not None:
             raise TokensieveError(f"--{option.replace('_', '-')} is for classification: leave it out for {task.name}")
-    if arguments.dataset:
+    if options.dataset:
         from tokensieve.pixels.hub import open_hub
 
-        return open_hub(arguments.dataset, arguments.split, task), ()
-    if arguments.data is None:
+        return open_hub(options.dataset, options.split, task), ()
+    if options.data is None:
         raise TokensieveError(f"no images are given: name a folder of images and {task.folders[0]} with --data")
-    if arguments.data.lower().endswith(".mat"):
+    if options.data.lower().endswith(".mat"):
         from tokensieve.pixels.nyu import open_nyu
 
-        return open_nyu(arguments.data, arguments.split, task)
-    return find_pairs(arguments.data, arguments.split, task)
+        return open_nyu(options.data, options.split, task)
+    return find_pairs(options.data, options.split, task)
 
 
 def training_pairs(
-    arguments: DataArguments,
+    options: DataOptions,
     model: PixelModel,
     *,
     scale: tuple[float, float] | None,
@@ -136,16 +137,16 @@ def training_pairs(
     """Augmented images and targets (H, W) of the model's size, and notes on how they were found.
 
     Args:
-        arguments: where they are.
+        options: where they are.
         model: whose input size and normalisation count.
         scale: share of the image that crops take, None for whole images; depth, which a crop would change, is whole.
         hflip, color_jitter: see ``Augmented``.
     """
-    source, notes = open_source(arguments, model.task)
-    indices = evenly(len(source), arguments.limit)
+    source, notes = open_source(options, model.task)
+    indices = evenly(len(source), options.limit)
     refuse_empty(source, [indices[place] for place in evenly(len(indices), LOOKED_AT)], model.task)
     crops = scale if model.task.crops else None
-    transform = Augmented(arguments.config(model), crops, hflip, color_jitter)
+    transform = Augmented(data_config(model, options), crops, hflip, color_jitter)
     return Pairs(source, indices, model.task, transform), notes
 
 

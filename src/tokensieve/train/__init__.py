@@ -1,4 +1,4 @@
-"""Training what a method learns: ``train(TrainArguments(...))``, and what ``tokensieve train`` is a thin layer over.
+"""Training what a method learns: ``train(TrainOptions(...))``, and what ``tokensieve train`` is a thin layer over.
 
 Needs the train extra: ``pip install 'tokensieve[train]'``.
 """
@@ -8,13 +8,12 @@ from tokensieve.utils.lazy import Face as _Face
 _face = _Face(
     __name__,
     {
-        "tokensieve.train.arguments": ["TrainArguments"],
+        "tokensieve.train.options": ["STAGES", "TrainOptions"],
         "tokensieve.train.auxiliary": ["added_losses", "recording"],
         "tokensieve.train.losses": ["Outputs", "Step", "Term"],
         "tokensieve.train.objective": ["Objective"],
         "tokensieve.train.recipe": ["Recipe", "load_recipe", "recipe_names"],
         "tokensieve.train.run": ["train"],
-        "tokensieve.train.stages": ["STAGES"],
     },
 )
 __getattr__, __dir__ = _face.get, _face.listed

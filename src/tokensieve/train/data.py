@@ -20,11 +20,12 @@ from timm.data import Mixup, create_transform
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Sampler
 
-from tokensieve.data.images import DataArguments, image_mode, labelled_images, unlabelled_images
+from tokensieve.data.images import image_mode, labelled_images, unlabelled_images
+from tokensieve.data.options import DataOptions, TransformOptions
 from tokensieve.data.stream import NO_LABEL, ImageStream, ReadableImages, collate, evenly
 from tokensieve.data.transforms import data_config
 from tokensieve.errors import TokensieveError
-from tokensieve.models.load import ImgSize
+from tokensieve.models.options import ImgSize
 from tokensieve.pixels.data import Pairs, open_source, plain_pairs, training_pairs
 from tokensieve.pixels.model import PixelModel
 from tokensieve.train.recipe import Recipe
@@ -122,12 +123,12 @@ class Places(Sampler[list[Place]]):
 
 
 def open_training_images(
-    arguments: DataArguments, folders: tuple[str, ...], model: nn.Module, recipe: Recipe, labelled: bool, seed: int
+    options: DataOptions, folders: tuple[str, ...], model: nn.Module, recipe: Recipe, labelled: bool, seed: int
 ) -> tuple[TrainingImages, tuple[str, ...]]:
-    """The images that ``arguments`` name, augmented as the recipe says, and notes on how they were found.
+    """The images that ``options`` name, augmented as the recipe says, and notes on how they were found.
 
     Args:
-        arguments: the source, apart from ``data``.
+        options: the source, apart from ``data``.
         folders: what to read; several only without labels. Empty for data sets that need no folder.
         model: whose input size and normalisation count.
         recipe: the augmentation.
@@ -139,19 +140,19 @@ def open_training_images(
     """
     if labelled and len(folders) > 1:
         raise TokensieveError("several folders can be given without labels only (selectors, recover): give one --data")
-    config = arguments.config(model)
+    config = data_config(model, options)
     mode = image_mode(config)
     notes: list[str] = []
     parts = []
     for folder in folders or (None,):
-        asked = dataclasses.replace(arguments, data=folder, split=_split(arguments, folder))
+        asked = dataclasses.replace(options, data=folder, split=_split(options, folder))
         images = labelled_images(asked, model, mode, notes) if labelled else _any_images(asked, mode)
         if isinstance(images, IterableDataset):
             raise TokensieveError(
-                f"{arguments.dataset!r} is a stream, and training wants images in any order: give a folder, hfds/… or "
+                f"{options.dataset!r} is a stream, and training wants images in any order: give a folder, hfds/… or "
                 "torch/…"
             )
-        readable = ReadableImages(images, evenly(len(images), arguments.limit), mode)
+        readable = ReadableImages(images, evenly(len(images), options.limit), mode)
         readable.transform = augmentation(recipe, config)
         parts.append(readable)
     joined: Dataset[Any] = parts[0] if len(parts) == 1 else ConcatDataset(parts)
@@ -159,45 +160,45 @@ def open_training_images(
 
 
 def open_training_pairs(
-    arguments: DataArguments, folders: tuple[str, ...], model: PixelModel, recipe: Recipe, labelled: bool, seed: int
+    options: DataOptions, folders: tuple[str, ...], model: PixelModel, recipe: Recipe, labelled: bool, seed: int
 ) -> tuple[TrainingImages, tuple[str, ...]]:
     """Images for a dense model, with targets (H, W) where they are learned from; else as ``open_training_images``.
 
     Raises:
         TokensieveError: no such folder, no image with a target, or several folders with targets.
     """
-    if not labelled and not (arguments.dataset or any(_has_targets(folder, arguments, model) for folder in folders)):
-        return open_training_images(arguments, folders, model, recipe, labelled, seed)
+    if not labelled and not (options.dataset or any(_has_targets(folder, options, model) for folder in folders)):
+        return open_training_images(options, folders, model, recipe, labelled, seed)
     if len(folders) > 1:
         raise TokensieveError("several folders of images and targets cannot be joined: give one --data")
-    asked = dataclasses.replace(arguments, data=folders[0] if folders else None)
+    asked = dataclasses.replace(options, data=folders[0] if folders else None)
     scale = (recipe.scale[0], recipe.scale[1])
-    options: dict[str, Any] = {"scale": scale, "hflip": recipe.hflip, "color_jitter": recipe.color_jitter}
+    augmented: dict[str, Any] = {"scale": scale, "hflip": recipe.hflip, "color_jitter": recipe.color_jitter}
     if recipe.no_aug:
-        options = {"scale": None, "hflip": 0.0, "color_jitter": 0.0}
-    pairs, notes = training_pairs(asked, model, **options)
+        augmented = {"scale": None, "hflip": 0.0, "color_jitter": 0.0}
+    pairs, notes = training_pairs(asked, model, **augmented)
     return TrainingImages(pairs, seed), notes
 
 
-def _has_targets(folder: str, arguments: DataArguments, model: PixelModel) -> bool:
+def _has_targets(folder: str, options: DataOptions, model: PixelModel) -> bool:
     try:
-        open_source(dataclasses.replace(arguments, data=folder), model.task)
+        open_source(dataclasses.replace(options, data=folder), model.task)
     except TokensieveError:
         return False
     return True
 
 
-def _any_images(asked: DataArguments, mode: str) -> Any:
+def _any_images(asked: DataOptions, mode: str) -> Any:
     try:
         return unlabelled_images(asked, mode)
     except TokensieveError as error:  # which says what labels would need
         raise TokensieveError(str(error).removesuffix("; expected one sub-folder of images for each class")) from error
 
 
-def _split(arguments: DataArguments, folder: str | None) -> str:
+def _split(options: DataOptions, folder: str | None) -> str:
     """The split to read: the folder itself where it has no sub-folder ``train`` and no other split is asked for."""
-    if folder is None or arguments.dataset or arguments.split != "train" or (Path(folder) / "train").is_dir():
-        return arguments.split
+    if folder is None or options.dataset or options.split != "train" or (Path(folder) / "train").is_dir():
+        return options.split
     return ""
 
 
@@ -253,7 +254,7 @@ def loader(images: TrainingImages, places: Places, workers: int) -> DataLoader[A
 
 def plain_sample(images: TrainingImages, model: nn.Module, img_size: ImgSize, count: int) -> ImageStream:
     """``count`` of the training images, evenly spread, prepared as for evaluation; classifiers get no labels."""
-    config = data_config(model, img_size=img_size)
+    config = data_config(model, TransformOptions(img_size=img_size))
     joined: Any = images.images
     if isinstance(joined, Pairs):
         return plain_pairs(joined, config, count)

@@ -11,21 +11,22 @@ from torch import nn
 from tokensieve.engine.apply import remove
 from tokensieve.errors import TokensieveError
 from tokensieve.models.load import create, has_weights
-from tokensieve.train.arguments import TrainArguments
+from tokensieve.models.options import ModelOptions
+from tokensieve.train.options import TrainOptions
 
 FACTS = "train.json"
 _MODEL = ("model", "pretrained", "checkpoint", "num_classes", "in_chans", "img_size")
 
 
-def written_down(arguments: TrainArguments) -> dict[str, Any] | None:
+def written_down(options: TrainOptions) -> dict[str, Any] | None:
     """What ``dense_origin`` needs to make the dense model again; None from scratch, where there was none."""
-    if arguments.stage == "scratch":
+    if options.stage == "scratch":
         return None
-    found = {name: getattr(arguments, name) for name in _MODEL}
-    if Path(arguments.model).is_dir():
-        found["model"] = str(Path(arguments.model).resolve())
-    if arguments.checkpoint is not None:
-        found["checkpoint"] = str(Path(arguments.checkpoint).resolve())
+    found = {name: getattr(options, name) for name in _MODEL}
+    if Path(options.model).is_dir():
+        found["model"] = str(Path(options.model).resolve())
+    if options.checkpoint is not None:
+        found["checkpoint"] = str(Path(options.checkpoint).resolve())
     return found
 
 
@@ -46,10 +47,10 @@ def dense_origin(folder: str) -> tuple[nn.Module | None, str]:
     name, checkpoint = origin["model"], origin["checkpoint"]
     said = name if checkpoint is None else f"{name} with {checkpoint}"
     try:
-        if not has_weights(name, origin["pretrained"], checkpoint):
+        options = ModelOptions(**{key: origin[key] for key in _MODEL})
+        if not has_weights(options):
             raise TokensieveError("its weights were random")
-        options = {key: origin[key] for key in _MODEL[1:]}
-        dense = remove(create(name, **options)).eval()
+        dense = remove(create(options)).eval()
     except TokensieveError as error:
         reason = str(error).partition(":")[0]
         return (

@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
-from tokensieve.data.images import DataArguments, open_images
+from tokensieve.data.images import open_images
+from tokensieve.data.options import BATCH_SIZE, PIXELS_BATCH_SIZE, DataOptions, SourceOptions
 from tokensieve.data.stream import ImageStream
 from tokensieve.engine.apply import applied, apply, is_applied, multiple_of, remove, sites
 from tokensieve.engine.probe import probe_input
@@ -19,16 +20,17 @@ from tokensieve.errors import TokensieveError
 from tokensieve.measure.macs import count
 from tokensieve.methods._method import Method
 from tokensieve.methods._spec import parse, spell
-from tokensieve.pixels.arguments import create_model
+from tokensieve.pixels.create import create_model
 from tokensieve.pixels.data import open_pairs
 from tokensieve.pixels.model import PixelModel
-from tokensieve.train.arguments import TrainArguments
 from tokensieve.train.data import TrainingImages, folders_of, open_training_images, open_training_pairs
 from tokensieve.train.devices import accelerator_for
 from tokensieve.train.loop import Plan, make_optimizer, make_scheduler
 from tokensieve.train.losses import Term
+from tokensieve.train.options import TrainOptions, stage_called
 from tokensieve.train.recipe import Recipe, load_recipe
-from tokensieve.train.stages import Job, build, check_stage, default_recipe
+from tokensieve.train.stages import Job, build, default_recipe
+from tokensieve.utils.options import values_of
 
 
 @dataclass(frozen=True)
@@ -92,43 +94,35 @@ def _counted(count: int, name: str, plural: str) -> str:
     return f"{count} {name}{'' if count == 1 else plural}"
 
 
-def prepare(arguments: TrainArguments, terms: Sequence[Term] = ()) -> Prepared:
+def prepare(options: TrainOptions, terms: Sequence[Term] = ()) -> Prepared:
     """Everything up to the first update; refuses what cannot be trained.
 
     Raises:
         TokensieveError: wrong input of any kind.
     """
-    stage = check_stage(arguments.stage)
-    if arguments.resume not in (None, "auto"):
-        raise TokensieveError(f"--resume must be auto, got {arguments.resume!r}")
-    if arguments.device not in ("auto", "cpu"):
-        raise TokensieveError(f"--device must be auto or cpu, got {arguments.device!r}: accelerate chooses the GPUs")
-    if arguments.patience and not arguments.metric:
+    stage = stage_called(options.stage)
+    if options.resume not in (None, "auto"):
+        raise TokensieveError(f"--resume must be auto, got {options.resume!r}")
+    if options.device not in ("auto", "cpu"):
+        raise TokensieveError(f"--device must be auto or cpu, got {options.device!r}: accelerate chooses the GPUs")
+    if options.patience and not options.metric:
         raise TokensieveError("--patience counts evaluations of a metric: give --metric top1 or --metric agreement")
-    folders_of(arguments.data, "--data")
-    if arguments.val_data is not None and not arguments.dataset:
-        folders_of((arguments.val_data,), "--val-data")
-    methods = parse(arguments.method) if arguments.method else ()
-    set_seed(arguments.seed)
-    model = create_model(
-        arguments.model,
-        arguments,
-        pretrained=arguments.pretrained,
-        checkpoint=arguments.checkpoint,
-        num_classes=arguments.num_classes,
-        in_chans=arguments.in_chans,
-        img_size=arguments.img_size,
-    )
-    _check_metric(arguments.metric, model)
-    recipe = load_recipe(arguments.recipe or default_recipe(stage, methods or applied(model))).with_changes(
-        arguments.changes
+    folders_of(options.data, "--data")
+    if options.val_data is not None and not options.dataset:
+        folders_of((options.val_data,), "--val-data")
+    methods = parse(options.method) if options.method else ()
+    set_seed(options.seed)
+    model = create_model(options, options)
+    _check_metric(options.metric, model)
+    recipe = load_recipe(options.recipe or default_recipe(stage, methods or applied(model))).with_changes(
+        options.changes
     )
     accelerator = accelerator_for(
-        device=arguments.device,
-        amp_dtype=arguments.amp_dtype if arguments.amp else None,
+        device=options.device,
+        amp_dtype=options.amp_dtype if options.amp else None,
         grad_accum_steps=recipe.grad_accum_steps,
-        trackers=arguments.log_with,
-        folder=arguments.output,
+        trackers=options.log_with,
+        folder=options.output,
     )
     if is_applied(model):
         if methods and methods != applied(model):
@@ -136,32 +130,23 @@ def prepare(arguments: TrainArguments, terms: Sequence[Term] = ()) -> Prepared:
     elif methods or (recipe.method and stage != "scratch") or recipe.eased:
         apply(model, methods or parse(recipe.method))
     reduced = copy.deepcopy(model).eval()
-    job = build(stage, model, recipe, second_pass=arguments.second_pass, terms=terms)
-    source = DataArguments(
+    job = build(stage, model, recipe, second_pass=options.second_pass, terms=terms)
+    source = DataOptions(
         data=None,
-        dataset=arguments.dataset,
-        split=arguments.split,
-        class_map=arguments.class_map,
-        img_size=arguments.img_size,
-        crop_pct=arguments.crop_pct,
-        interpolation=arguments.interpolation,
-        mean=arguments.mean,
-        std=arguments.std,
-        batch_size=8 if isinstance(job.dense, PixelModel) else 64,
-        workers=arguments.workers,
-        limit=arguments.limit,
+        batch_size=PIXELS_BATCH_SIZE if isinstance(job.dense, PixelModel) else BATCH_SIZE,
+        **values_of(options, SourceOptions),
     )
     if recipe.mixes and recipe.batch_size % 2:
         raise TokensieveError(f"mixup pairs images up: --batch-size must be even, got {recipe.batch_size}")
-    given = (recipe, job.labelled, arguments.seed)
+    given = (recipe, job.labelled, options.seed)
     if isinstance(job.dense, PixelModel):
-        images, notes = open_training_pairs(source, arguments.data, job.dense, *given)
+        images, notes = open_training_pairs(source, options.data, job.dense, *given)
     else:
-        images, notes = open_training_images(source, arguments.data, job.dense, *given)
-    evaluation = _evaluation_images(arguments, source, job.dense)
-    if arguments.metric and evaluation is None:
+        images, notes = open_training_images(source, options.data, job.dense, *given)
+    evaluation = _evaluation_images(options, source, job.dense)
+    if options.metric and evaluation is None:
         raise TokensieveError("--metric needs images to evaluate on: give --val-data FOLDER")
-    plan = _plan(arguments, recipe, len(images), accelerator.num_processes, job, evaluation is not None)
+    plan = _plan(options, recipe, len(images), accelerator.num_processes, job, evaluation is not None)
     # Refused before anything is written.
     optimizer = make_optimizer(job.objective, recipe, recipe.batch_size)
     make_scheduler(optimizer, recipe, recipe.batch_size, plan.steps, plan.steps_per_epoch)
@@ -186,30 +171,30 @@ def replace_methods(model: nn.Module, methods: tuple[Method, ...]) -> None:
     model.load_state_dict({name: weights.get(name, value) for name, value in own.items()})
 
 
-def _plan(arguments: TrainArguments, recipe: Recipe, images: int, processes: int, job: Job, evaluates: bool) -> Plan:
+def _plan(options: TrainOptions, recipe: Recipe, images: int, processes: int, job: Job, evaluates: bool) -> Plan:
     batch = recipe.batch_size * processes * recipe.grad_accum_steps
     per_epoch = images // batch
     if not per_epoch:
         raise TokensieveError(f"there are {images} images and one update takes {batch}: give a smaller --batch-size")
-    steps = arguments.steps if arguments.steps is not None else recipe.epochs * per_epoch
-    every = arguments.evaluate_every
+    steps = options.steps if options.steps is not None else recipe.epochs * per_epoch
+    every = options.evaluate_every
     return Plan(
         steps=steps,
         steps_per_epoch=per_epoch,
-        checkpoint_every=arguments.checkpoint_every or per_epoch,
-        log_every=arguments.log_every or max(1, steps // 100),
+        checkpoint_every=options.checkpoint_every or per_epoch,
+        log_every=options.log_every or max(1, steps // 100),
         evaluate_every=(per_epoch if every is None else every) if evaluates else 0,
-        metric=f"val/{arguments.metric}" if arguments.metric else "",
-        patience=arguments.patience,
-        seed=arguments.seed,
-        workers=arguments.workers,
+        metric=f"val/{options.metric}" if options.metric else "",
+        patience=options.patience,
+        seed=options.seed,
+        workers=options.workers,
         labelled=job.labelled,
         classes=int(getattr(job.dense, "num_classes", 0)),
     )
 
 
-def _evaluation_images(arguments: TrainArguments, source: DataArguments, model: nn.Module) -> ImageStream | None:
-    if arguments.val_data is None and not arguments.dataset:
+def _evaluation_images(options: TrainOptions, source: DataOptions, model: nn.Module) -> ImageStream | None:
+    if options.val_data is None and not options.dataset:
         return None
-    asked = dataclasses.replace(source, data=arguments.val_data, split=arguments.val_split, limit=arguments.val_limit)
+    asked = dataclasses.replace(source, data=options.val_data, split=options.val_split, limit=options.val_limit)
     return open_pairs(asked, model) if isinstance(model, PixelModel) else open_images(asked, model)

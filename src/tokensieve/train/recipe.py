@@ -6,13 +6,19 @@ import dataclasses
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from tokensieve.errors import TokensieveError
 from tokensieve.methods import _options as option
 from tokensieve.utils.names import nearest
+from tokensieve.utils.options import Option
 
 FOLDER = "recipes"
+
+
+def _option(help: str, **more: Any) -> Option:
+    """A field that the command line changes; the others are for recipes alone."""
+    return Option(help, panel="Changes to the recipe", **more)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,48 +61,50 @@ class Recipe:
 
     source: str = ""
     method: str = ""
-    epochs: int = 10
-    batch_size: int = 64
-    grad_accum_steps: int = 1
-    opt: str = "adamw"
+    epochs: Annotated[int, _option("Passes over the images.", min=1)] = 10
+    batch_size: Annotated[int, _option("Images of one process at a time.", min=1)] = 64
+    grad_accum_steps: Annotated[int, _option("Passes an update adds up.", min=1)] = 1
+    opt: Annotated[str, _option("timm's optimizer.")] = "adamw"
     momentum: float = 0.9
     opt_betas: tuple[float, ...] | None = None
     opt_eps: float | None = None
-    weight_decay: float = 0.05
-    layer_decay: float | None = None
+    weight_decay: Annotated[float, _option("Weight decay.")] = 0.05
+    layer_decay: Annotated[float | None, _option("Factor of the rate from layer to layer.")] = None
     opt_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
-    lr: float | None = None
+    lr: Annotated[float | None, _option("Learning rate as it is, not scaled by the batch.")] = None
     lr_base: float = 5e-4
     lr_base_size: int = 1024
-    sched: str = "cosine"
-    min_lr: float = 0.0
+    sched: Annotated[str, _option("timm's scheduler.")] = "cosine"
+    min_lr: Annotated[float, _option("Learning rate at the end.")] = 0.0
     warmup_lr: float = 1e-6
-    warmup_epochs: float = 0.0
-    clip_grad: float | None = None
+    warmup_epochs: Annotated[float, _option("Epochs of rising rate.")] = 0.0
+    clip_grad: Annotated[float | None, _option("Largest norm of the gradients.")] = None
     shuffle: bool = True
-    no_aug: bool = False
+    no_aug: Annotated[bool, _option("Train on images as they are evaluated.", names=("--no-aug/--aug",))] = False
     scale: tuple[float, ...] = (0.08, 1.0)
-    hflip: float = 0.5
+    hflip: Annotated[float, _option("Share of images mirrored.")] = 0.5
     color_jitter: float = 0.4
-    aa: str | None = None
-    reprob: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
+    aa: Annotated[str | None, _option("timm's AutoAugment or RandAugment policy.")] = None
+    reprob: Annotated[float, _option("Share of images with a part erased.")] = 0.0
+    mixup: Annotated[float, _option("timm's mixup alpha.")] = 0.0
+    cutmix: Annotated[float, _option("timm's CutMix alpha.")] = 0.0
     mixup_prob: float = 1.0
     mixup_switch_prob: float = 0.5
-    smoothing: float = 0.0
-    drop_path: float = 0.0
-    model_ema: bool = False
-    model_ema_decay: float = 0.9998
-    ease_start: float = 0.0
-    ease_epochs: float = 0.0
-    task: float = 0.0
-    distill_logits: float = 0.0
-    distill_features: float = 0.0
+    smoothing: Annotated[float, _option("Label smoothing.")] = 0.0
+    drop_path: Annotated[float, _option("Stochastic depth of the last block.")] = 0.0
+    model_ema: Annotated[bool, _option("Average the weights.", names=("--model-ema/--no-model-ema",))] = False
+    model_ema_decay: Annotated[float, _option("Decay of that average.")] = 0.9998
+    ease_start: Annotated[float, _option("Epoch at which methods set in.")] = 0.0
+    ease_epochs: Annotated[float, _option("Epochs until they act in full.")] = 0.0
+    task: Annotated[float, _option("Weight of the task loss.", names=("--task-loss",))] = 0.0
+    distill_logits: Annotated[float, _option("Weight of the dense model's answers.")] = 0.0
+    distill_features: Annotated[float, _option("Weight of the dense model's features of every restored token.")] = 0.0
     token_labels: float = 0.0
     patch_drop_rate: tuple[float, ...] = ()
     temperature: float = 1.0
-    train_only: tuple[str, ...] = ()
+    train_only: Annotated[
+        tuple[str, ...], _option("Train parameters of this name only, *.norm?.* say; repeatable.")
+    ] = ()
     rows: int = 0
     points: int = 16
     dense: float = 0.5

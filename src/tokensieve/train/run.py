@@ -19,14 +19,15 @@ from tokensieve.measure.fidelity import judge_of
 from tokensieve.measure.judge import answers_of, compare
 from tokensieve.measure.results import Results
 from tokensieve.measure.timing import Progress
-from tokensieve.models.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_weights, save
+from tokensieve.models.checkpoint import WEIGHTS_NAME, load_weights, save
+from tokensieve.models.source import CONFIG_NAME
 from tokensieve.pixels.model import PixelModel
 from tokensieve.train import report
-from tokensieve.train.arguments import TrainArguments
 from tokensieve.train.data import plain_sample
 from tokensieve.train.keep import Easing
 from tokensieve.train.loop import Evaluate, Told, fit
 from tokensieve.train.losses import Term
+from tokensieve.train.options import TrainOptions
 from tokensieve.train.origin import FACTS, written_down
 from tokensieve.train.pixels import FitHead
 from tokensieve.train.prepare import Prepared, prepare
@@ -39,7 +40,7 @@ REPORTED_IMAGES = 200  # of the training images, where there are no others
 
 
 def train(
-    arguments: TrainArguments,
+    options: TrainOptions,
     *,
     terms: Sequence[Term] = (),
     on_step: Callable[[Told], None] | None = None,
@@ -48,7 +49,7 @@ def train(
     """Train a model and leave a folder that ``tokensieve.load`` reads.
 
     Args:
-        arguments: what is asked for.
+        options: what is asked for.
         terms: further summands of the loss.
         on_step: told after every update, on the main process.
         progress: of the measurements at the end.
@@ -59,12 +60,12 @@ def train(
     Raises:
         TokensieveError: wrong input, a loss that is not finite, a full disk, or a folder that another run holds.
     """
-    prepared = prepare(arguments, terms)
+    prepared = prepare(options, terms)
     accelerator = prepared.accelerator
-    folder = Path(arguments.output)
-    run = _open_run(folder, arguments, prepared) if accelerator.is_main_process else None
+    folder = Path(options.output)
+    run = _open_run(folder, options, prepared) if accelerator.is_main_process else None
     try:
-        if arguments.log_with:
+        if options.log_with:
             accelerator.init_trackers(folder.name)
         objective = prepared.job.objective
         weights, records = fit(
@@ -80,9 +81,9 @@ def train(
         )
         results = None
         if run is not None:
-            results = _finish(folder, arguments, prepared, weights, records, progress)
+            results = _finish(folder, options, prepared, weights, records, progress)
         accelerator.wait_for_everyone()
-        if arguments.log_with:
+        if options.log_with:
             accelerator.end_training()
         return results
     finally:
@@ -90,7 +91,7 @@ def train(
             run.release()
 
 
-def _open_run(folder: Path, arguments: TrainArguments, prepared: Prepared) -> Run:
+def _open_run(folder: Path, options: TrainOptions, prepared: Prepared) -> Run:
     """The run's folder, with its settings written down; refuses one that holds another run."""
     if folder.exists() and not folder.is_dir():
         raise TokensieveError(f"cannot write to {str(folder)!r}: it is a file; give the name of a folder")
@@ -100,9 +101,9 @@ def _open_run(folder: Path, arguments: TrainArguments, prepared: Prepared) -> Ru
     run = Run(folder)
     try:
         recipe = dataclasses.asdict(prepared.recipe)
-        settings = json.loads(json.dumps(arguments.settings() | {"recipe": recipe, "steps": prepared.plan.steps}))
-        if facts.exists() and not arguments.force:
-            if arguments.resume is None:
+        settings = json.loads(json.dumps(options.settings() | {"recipe": recipe, "steps": prepared.plan.steps}))
+        if facts.exists() and not options.force:
+            if options.resume is None:
                 raise TokensieveError(
                     f"{str(folder)!r} holds a run: go on with --resume auto, start anew with --force, or give another "
                     "--output"
@@ -110,7 +111,7 @@ def _open_run(folder: Path, arguments: TrainArguments, prepared: Prepared) -> Ru
             _check_same(facts, settings)
             return run
         run.clear()
-        content = {"command": _command(), "settings": settings, "origin": written_down(arguments)}
+        content = {"command": _command(), "settings": settings, "origin": written_down(options)}
         with replacing(facts) as beside:
             beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         return run
@@ -166,7 +167,7 @@ def _evaluate(images: ImageStream, job: Job) -> Evaluate:
 
 def _finish(
     folder: Path,
-    arguments: TrainArguments,
+    options: TrainOptions,
     prepared: Prepared,
     weights: dict[str, Tensor],
     records: list[dict[str, Any]],
@@ -180,19 +181,19 @@ def _finish(
     _write_model(after.eval(), folder)
     images, note = prepared.evaluation, ""
     if images is None:
-        images = plain_sample(prepared.images, prepared.job.dense, arguments.img_size, REPORTED_IMAGES)
+        images = plain_sample(prepared.images, prepared.job.dense, options.img_size, REPORTED_IMAGES)
         note = " that it was trained on (no --val-data)"
-    settings = arguments.settings() | {"dtype": "float32"}
+    settings = options.settings() | {"dtype": "float32"}
     if isinstance(prepared.job.objective, FitHead):
-        results = report.measure(after, None, None, images, folder, settings, _command(), arguments.rounds, progress)
+        results = report.measure(after, None, None, images, folder, settings, _command(), options.rounds, progress)
     else:
         results = report.measure(
-            prepared.job.dense, before, after, images, folder, settings, _command(), arguments.rounds, progress
+            prepared.job.dense, before, after, images, folder, settings, _command(), options.rounds, progress
         )
     if records:
         report.draw_curves(records, folder / "curves.png")
     facts = {"command": f"`{_command()}`", **prepared.summary()}
-    report.write_page(folder / "report.md", f"{arguments.model}: {arguments.stage}", results, facts, note)
+    report.write_page(folder / "report.md", f"{options.model}: {options.stage}", results, facts, note)
     return results
 
 

@@ -6,7 +6,7 @@ import copy
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 from timm.layers import DropPath
 from torch import nn
@@ -19,13 +19,11 @@ from tokensieve.methods._method import Method
 from tokensieve.pixels.model import PixelModel
 from tokensieve.train.losses import Added, Term, TokenLabels, terms_of
 from tokensieve.train.objective import FineTune, Objective
+from tokensieve.train.options import Stage
 from tokensieve.train.pixels import FitHead, RecoverMaps
 from tokensieve.train.recipe import Recipe, recipe_names
 from tokensieve.train.selectors import FitSelectors, selectors_of
 from tokensieve.utils.above import above
-
-Stage = Literal["head", "selectors", "finetune", "recover", "scratch", "pretrain"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
 @dataclass(frozen=True)
@@ -44,13 +42,6 @@ class Job:
     dense: nn.Module
     terms: dict[str, float]
     labelled: bool
-
-
-def check_stage(stage: str) -> Stage:
-    """``stage`` itself, or an error that lists the stages."""
-    if stage not in STAGES:
-        raise TokensieveError(f"unknown stage {stage!r}: give {', '.join(STAGES[:-1])} or {STAGES[-1]}")
-    return stage  # type: ignore[return-value]
 
 
 def default_recipe(stage: Stage, methods: Sequence[Method]) -> str:

@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TextIO, TypeVar
 
-import torch
-import torch.distributed as dist
-
 from tokensieve.errors import TokensieveError
 
 T = TypeVar("T")
@@ -133,7 +130,11 @@ def spokesman() -> TextIO | None:
 
     Of connected processes the first to ask speaks: the error may be its own, and the others only lost it.
     """
-    if launched().count > 1 and dist.is_available() and dist.is_initialized():
-        store = torch.distributed.distributed_c10d._get_default_store()
-        return sys.__stderr__ if store.add("tokensieve: failed", 1) == 1 else None
-    return sys.stderr
+    if launched().count == 1:
+        return sys.stderr
+    import torch.distributed as dist  # a process that is alone need not wait for it
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return sys.stderr
+    store = dist.distributed_c10d._get_default_store()
+    return sys.__stderr__ if store.add("tokensieve: failed", 1) == 1 else None

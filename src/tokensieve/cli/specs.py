@@ -1,0 +1,19 @@
+"""Specs are read before a model is built: this needs torch, and nothing that takes longer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokensieve.methods._method import Method
+from tokensieve.methods._spec import sweep
+
+ALL = "all"  # as a spec: every method that needs no training
+
+
+def swept(specs: Sequence[str]) -> list[tuple[Method, ...]]:
+    """The variants that ``specs`` name, those of "all" apart.
+
+    Raises:
+        TokensieveError: no such method, no such option, or a value that it cannot have.
+    """
+    return [variant for spec in specs if spec != ALL for variant in sweep(spec)]
