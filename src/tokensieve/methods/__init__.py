@@ -1,4 +1,7 @@
-"""One file a method; found by walking this folder, listed nowhere."""
+"""One file a method; found by walking this folder, listed nowhere.
+
+A method of another package takes what it is written with from here: ``from tokensieve.methods import Method, View``.
+"""
 
 from tokensieve.utils.lazy import Face as _Face
 
@@ -31,6 +34,7 @@ _face = _Face(
             "ragged",
             "ragged_merge",
         ],
+        "tokensieve.tokens.rider": ["Moment", "Rider"],
         "tokensieve.tokens.soft": ["Blend", "Mixing", "SoftAssignment"],
         "tokensieve.tokens.table": ["Extra"],
     },

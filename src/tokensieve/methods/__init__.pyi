@@ -27,6 +27,8 @@ from tokensieve.tokens.decision import Until as Until
 from tokensieve.tokens.decision import keep_only as keep_only
 from tokensieve.tokens.decision import ragged as ragged
 from tokensieve.tokens.decision import ragged_merge as ragged_merge
+from tokensieve.tokens.rider import Moment as Moment
+from tokensieve.tokens.rider import Rider as Rider
 from tokensieve.tokens.soft import Blend as Blend
 from tokensieve.tokens.soft import Mixing as Mixing
 from tokensieve.tokens.soft import SoftAssignment as SoftAssignment
@@ -41,8 +43,10 @@ __all__ = [
     "Layout",
     "Method",
     "Mixing",
+    "Moment",
     "Point",
     "Pruning",
+    "Rider",
     "Signal",
     "SoftAssignment",
     "Threshold",
