@@ -50,7 +50,7 @@ def stub(face: Face) -> str:
 
 
 def _of_this_package(cls: type) -> bool:
-    """Whether a method is ours: those of other packages, installed here, are not everybody's."""
+    """Whether a method is ours: methods of other packages are not installed everywhere."""
     return cls.__module__.partition(".")[0] == "tokensieve"
 
 
@@ -110,7 +110,7 @@ def declaration(name: str, value: object) -> str:
 
 
 def parameters_of(signature: inspect.Signature) -> list[str]:
-    """Each parameter as it is written, with the marks of those that are positional or by keyword only."""
+    """Each parameter as it is written, with the marks of positional and of keyword-only ones."""
     written: list[str] = []
     starred = False
     for parameter in signature.parameters.values():

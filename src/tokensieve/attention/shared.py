@@ -1,4 +1,4 @@
-"""Attention maps shared between neighbouring blocks: the second one computes values and the projection and no more.
+"""Attention maps that two neighbouring blocks use: the second one computes values and the projection and no more.
 
 The map itself is never stored. What travels to the next block are the queries and keys it was made from; the fused
 kernel makes it again, and the block's own query and key projections are left out where they can be told from the rest.

@@ -21,7 +21,7 @@ class Attended:
         scale: factor of the logits, 1 / sqrt(D) unless the model says otherwise.
         bias: (B, 1, 1, L) added to the logits of every key, or None.
         class_row: (B, L) what ``cls_row`` gives, where the kernel of the attention had it on its way; or None.
-        outputs: (B, H, L, D) what every head gave, A·V, or None where nobody asked for it.
+        outputs: (B, H, L, D) what every head gave, A·V, or None where no method asked for it.
     """
 
     queries: Tensor

@@ -24,7 +24,7 @@ def evenly(count: int, limit: int | None) -> list[int]:
     return [number * count // used for number in range(used)]
 
 
-NO_LABEL = -1  # of an image whose class nobody knows
+NO_LABEL = -1  # of an image whose class is not known
 
 
 class ReadableImages(Dataset[tuple[Any, Any]]):
@@ -164,7 +164,7 @@ class Share:
 
     Attributes:
         total: number of images, or None where the source does not say.
-        processes: those that share the images.
+        processes: the processes that divide the images.
     """
 
     def __init__(self, stream: ImageStream, total: int | None, processes: Processes) -> None:

@@ -44,7 +44,7 @@ class Scene(NamedTuple):
 
 
 class ClutteredDigits(Dataset[tuple[Tensor, int]]):
-    """`size` images of one digit each in clutter; the two splits share no source digit.
+    """`size` images of one digit each in clutter; the two splits have no source digit in common.
 
     Args:
         split: "train" (four fifths of the scans of each class) or "val" (the other fifth).
@@ -87,7 +87,7 @@ class ClutteredDigits(Dataset[tuple[Tensor, int]]):
         """
         if not 0 <= index < self.size:
             raise IndexError(f"index {index} out of range for {self.size} images")
-        # The split is part of the key: the two splits shall not share layouts either.
+        # The split is part of the key: the two splits shall have no layout in common either.
         rng = np.random.default_rng((self.seed, index, int(self.split == "val")))
         n = self.image_size
         source = int(rng.integers(len(self.labels)))

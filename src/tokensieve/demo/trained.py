@@ -1,6 +1,6 @@
 """What ``tokensieve train`` learned for the demo model: ToSA's selectors, and a fine-tuned BAT and ToSA.
 
-``scripts/pack_demo.py`` names the commands and writes the files. The fine-tuned models share the dense one's matrices:
+``scripts/pack_demo.py`` names the commands and writes the files. The fine-tuned models have the dense one's matrices:
 only their norms and biases were trained, so a file holds just these.
 """
 

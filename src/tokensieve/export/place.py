@@ -40,7 +40,7 @@ def placing(path: Path) -> Iterator[Path]:
     try:
         folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.stem}-"))
         yield folder / path.name
-        # The file itself comes last: whoever waits for it finds the others.
+        # The file itself comes last: a process that waits for it then finds the others.
         for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
             file.replace(path.with_name(file.name))
     except OSError as error:

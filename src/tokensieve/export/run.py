@@ -65,7 +65,7 @@ def export_model(
     on rounding.
 
     Args:
-        model: with methods applied, or dense; float32. It is traced in evaluation mode and left as it is.
+        model: with methods applied, or dense; float32. It is traced in evaluation mode and left unchanged.
         path: the file: ``.pt2``, ``.onnx`` or ``.xml``.
         format: "torch" (``torch.export``), "onnx", "openvino" (weights in a ``.bin`` beside) or "aotinductor"; default
             by the ending, "torch" for ``.pt2``.

@@ -57,7 +57,7 @@ class Family(ABC):
         name: what tables and errors call it.
         description: one line for ``tokensieve families``.
         block_types: the block classes it can run in halves. Those of a package that may not be installed are given by
-            their full names, so that nothing is imported before somebody has such a model.
+            their full names, so that nothing is imported before such a model exists.
         arguments: names of what a block gets by position behind its tokens.
         images: the first argument of the owner's forward where it takes images, whose size then tells the patch grid;
             None where ``forward_features`` and ``forward_intermediates`` do, as in timm.
@@ -144,8 +144,8 @@ class Family(ABC):
         """``x`` (B, L, C) after the MLP half of the block, residual included."""
 
     def mlp_norm(self, block: nn.Module) -> Norm | None:
-        """The LayerNorm that the MLP half begins with, where it is a plain one that nobody listens to
-        (``families.modules.norm_of``) and ``mlp_behind_norm`` goes on behind it. Default: None."""
+        """The LayerNorm that the MLP half begins with, where it is a plain one without hooks
+        (``families._modules.norm_of``) and ``mlp_behind_norm`` goes on behind it. Default: None."""
         return None
 
     def mlp_behind_norm(self, block: nn.Module, x: Tensor, normed: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def irreducible(model: nn.Module) -> nn.Module | None:
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The blocks of ``model`` in the order they run; of one that cannot be reduced those that it names itself.
+    """The blocks of ``model`` in the order they run; of a model that cannot be reduced the blocks that it names itself.
 
     Raises:
         RefusedError: no family knows the blocks; says why.

@@ -1,4 +1,4 @@
-"""Modules that need no call: plain norms, which an operator may run in their place, and those that do nothing."""
+"""Modules that need no call: plain norms, which an operator may run in their place, and modules that do nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def listened(module: nn.Module) -> bool:
 
 
 def through(x: Tensor, *modules: nn.Module) -> Tensor:
-    """``x`` behind ``modules``, one after the other, without a call of those that hand it on as it is."""
+    """``x`` behind ``modules``, one after the other, without a call of modules that hand it on unchanged."""
     for module in modules:
         if type(module) is not nn.Identity or listened(module):
             x = module(x)
@@ -32,7 +32,7 @@ def through(x: Tensor, *modules: nn.Module) -> Tensor:
 
 
 def norm_of(module: nn.Module | None) -> Norm | None:
-    """What ``module`` does, where it is a plain LayerNorm over the channels that nobody listens to; else None."""
+    """What ``module`` does, where it is a plain LayerNorm over the channels without hooks; else None."""
     if not isinstance(module, nn.LayerNorm) or not _plain(type(module)):
         return None
     if listened(module) or len(module.normalized_shape) != 1:

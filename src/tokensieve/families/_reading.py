@@ -1,4 +1,4 @@
-"""Where a model hands out hidden states, and who reads them."""
+"""Where a model hands out hidden states, and what reads them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 
 class Reader(ABC):
-    """Whoever reads hidden states from the output of a module inside it."""
+    """A module that reads hidden states from the output of a module inside it."""
 
     @abstractmethod
     def reads(self) -> Collection[int]:
@@ -23,7 +23,7 @@ class Reading:
 
     Attributes:
         module: the module.
-        reader: who reads some of them; the others stay as they are for a module further out. None: all are read.
+        reader: what reads some of them; the others stay unchanged for a module further out. None: all are read.
     """
 
     module: nn.Module

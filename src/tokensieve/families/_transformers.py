@@ -1,4 +1,4 @@
-"""What the families of Hugging Face's transformers share. Nothing imports transformers; blocks go by names."""
+"""What the families of Hugging Face's transformers have in common. Nothing imports transformers; blocks go by names."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class TransformersFamily(Family):
     def keywords(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         given = super().keywords(args, kwargs)
         if torch.compiler.is_exporting():
-            # There transformers makes a mask of ones, because it cannot ask whether one is needed. A mask that somebody
-            # gives is refused before the blocks.
+            # There transformers makes a mask of ones, because it cannot ask whether one is needed. A mask that a
+            # caller gives is refused before the blocks.
             given.pop("attention_mask", None)
         return given
 

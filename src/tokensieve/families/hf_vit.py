@@ -14,7 +14,7 @@ from tokensieve.ops.norm import Norm
 
 
 class HfViT(TransformersFamily):
-    """The blocks of transformers' ViT and of the models that share its code."""
+    """The blocks of transformers' ViT and of the models with its code."""
 
     name = "hf-vit"
     description = "transformers ViT, DeiT, ViT-MSN, I-JEPA"

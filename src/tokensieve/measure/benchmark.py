@@ -27,7 +27,7 @@ COUNTED_IMAGES = 16  # images that MACs are averaged over; only ragged methods n
 
 
 def reduce(dense: nn.Module, methods: Sequence[Method]) -> nn.Module:
-    """A copy of ``dense`` with ``methods`` applied, sharing its weights."""
+    """A copy of ``dense`` with ``methods`` applied, with the same weights."""
     model = share_weights(dense)
     apply(model, tuple(methods))
     return model.eval()
@@ -72,8 +72,8 @@ def bench(
         batches: batch sizes to time; empty for accuracy alone.
         rounds: timings of each model.
         progress: is told how far it got.
-        processes: those that call this together, each with its share of the images; they must all have the same rows to
-            begin with. The main one alone counts, writes and times; the others are done when they have answered.
+        processes: the processes that call this together, each with its share of the images; all must have the same rows
+            to begin with. The main one alone counts, writes and times; the others are done when they have answered.
         judge: how answers are compared; default as the dense model says, see ``judge_of``.
     """
     judge = judge_of(dense) if judge is None else judge

@@ -65,7 +65,7 @@ def compare(
         model: images (B, C, H, W) to logits (B, K).
         dense: the dense model, or an iterator over the logits it gave for the same batches.
         batches: images and labels (B,), -1 where an image has none.
-        processes: those that have a share of the batches each; default this one has all of them.
+        processes: the processes that have a share of the batches each; default this one has all of them.
     """
     found: Fidelity = judging.compare(model, dense, batches, processes, judge=Classification())
     return found

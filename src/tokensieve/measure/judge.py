@@ -58,7 +58,7 @@ def compare(
         model: images (B, C, H, W) to logits (B, K), or to what ``judge`` expects.
         dense: the dense model, or an iterator over the answers it gave for the same batches.
         batches: images and labels (B,), -1 where an image has none; or what ``judge`` expects.
-        processes: those that have a share of the batches each; default this one has all of them.
+        processes: the processes that have a share of the batches each; default this one has all of them.
         judge: how answers are compared.
     """
     meters: Meters | None = None
@@ -93,7 +93,7 @@ def joined(meters: Meters | None, processes: Processes | None = None) -> Any:
 
     Args:
         meters: what this process has seen, None for nothing.
-        processes: those that share the images; default this one alone.
+        processes: the processes that divide the images; default this one alone.
 
     Raises:
         TokensieveError: none of them has seen an image.

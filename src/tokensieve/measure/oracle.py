@@ -28,7 +28,7 @@ class OracleBlock(nn.Module):
         prefix: tokens in front that have no position on the grid.
         reduced: whether tokens are gone by the end of it: from there on a reduced model may use an attention of ours,
             and so does its oracle.
-        whole: tokens of a block that a head reads: what is cut off comes back as zeros; None where nobody reads.
+        whole: tokens of a block that a head reads: what is cut off returns as zeros; None where no head reads.
     """
 
     def __init__(
@@ -81,9 +81,9 @@ class OracleBlock(nn.Module):
 def oracle(model: nn.Module, report: MacReport) -> nn.Module:
     """The dense ``model`` on the token counts of ``report``, selecting ``x[:, :n]``: what any method could reach.
 
-    A copy that shares the weights of ``model`` and uses no engine. Its answers mean nothing; only its time does.
-    Tokens that come back later (a skipped block) wait beside it and are concatenated again. Where a pixel head reads a
-    block (``model.taps``), what is gone comes back as zeros.
+    A copy with the weights of ``model`` and no engine. Its answers mean nothing; only its time does.
+    Tokens that return later (a skipped block) wait beside it and are concatenated again. Where a pixel head reads a
+    block (``model.taps``), what is gone returns as zeros.
 
     Args:
         model: the dense model, with no method applied.
@@ -113,7 +113,7 @@ def oracle(model: nn.Module, report: MacReport) -> nn.Module:
             reduced=number >= first_cut,
             whole=whole if number in taps else None,
         )
-        # Whoever listens to the block listens to what stands in its place: transformers collects hidden states so.
+        # Hooks of the block move to what stands in its place: transformers collects hidden states by them.
         places[number]._forward_hooks.update(blocks[number]._forward_hooks)
         blocks[number]._forward_hooks.clear()
         left = max(left, attended, processed)

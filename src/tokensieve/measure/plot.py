@@ -21,7 +21,7 @@ def pareto(rows: Sequence[Row], file: Path, title: str = "", batch: int | None =
     Where nothing was timed there is no panel of images/s.
 
     Args:
-        rows: the measured variants; those that differ only in a knob are joined by a line.
+        rows: the measured variants; variants that differ only in a knob are joined by a line.
         file: the PNG to write.
         title: a line above the panels.
         batch: batch size of the speed panel; default the largest measured.

@@ -257,7 +257,7 @@ def _commit() -> str | None:
     try:
         git(
             "ls-files", "--error-unmatch", Path(__file__).name
-        )  # a package inside somebody else's checkout has no commit
+        )  # a package inside another project's checkout has no commit
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -36,7 +36,7 @@ def solve(model: nn.Module, methods: Sequence[Method], share: float, x: Tensor) 
         knob = Knob.of(methods)
     except TokensieveError as error:
         raise TokensieveError(f"{error}; leave --macs out") from error
-    family_of(model)  # whom no token can leave says so here
+    family_of(model)  # a model that no token can leave is refused here
     dense = count(model, x)
     target = share * dense.total
     settings = knob.settings(round(dense.blocks[0].attended))

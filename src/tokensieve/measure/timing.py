@@ -24,7 +24,7 @@ class Variant:
 
     Attributes:
         name: the spec of its methods.
-        model: shares its weights with the dense model.
+        model: has the weights of the dense model.
         report: its MACs, and where its tokens went.
     """
 

@@ -1,7 +1,7 @@
 """The types that options of methods have: what fits one, how it is read from text, how it is said to a user.
 
 An option is a number, a whole number, true or false, a text, one of several words, a list of such, or none, alone or
-joined by ``|``. Its annotation is all that anybody writes down.
+joined by ``|``. Its annotation is all that is written down.
 """
 
 from __future__ import annotations

@@ -24,13 +24,13 @@ class ALGM(Method):
     reaches ``threshold``. In the middle of block 4 tokens alternate between two sides, and each of one side merges into
     its most similar one of the other where their cosine reaches the image's own bar: the mean of these best cosines
     plus a fifth of their standard deviation. Both compare the tokens themselves and merge means weighted by size. Made
-    for segmentation, where all tokens come back behind the decoder: ADE20K S 45.3 to 46.4 mIoU at 134 to 192 images/s,
+    for segmentation, where all tokens return behind the decoder: ADE20K S 45.3 to 46.4 mIoU at 134 to 192 images/s,
     trained with it [authors]. Works without training.
 
     Our choice: windows that the grid cuts off do not merge; the deviation is the unbiased one. Images keep different
     numbers of tokens and an image's answer does not depend on its batch (the authors' code takes the fewest merges in
     a batch): short images are padded and the padding masked out. Where an image has another size than the model's and
-    nobody knows its grid, a window is four tokens in a row.
+    its grid is not known, a window is four tokens in a row.
 
     Options:
         threshold: mean cosine from which on a window merges; 0.88 to 0.95 in the paper, above 1 merges none.
@@ -109,7 +109,7 @@ class ALGM(Method):
 
 
 def bar(best: Tensor, present: Tensor | None) -> Tensor:
-    """(B, 1): the mean of (B, I) values plus a fifth of their unbiased deviation, over those that are ``present``."""
+    """(B, 1): the mean of (B, I) values plus a fifth of their unbiased deviation, over values that are ``present``."""
     counted = torch.ones_like(best) if present is None else present.to(best.dtype)
     values = best.masked_fill(counted == 0, 0)
     number = counted.sum(dim=1, keepdim=True)

@@ -79,7 +79,7 @@ class ATSShare(ATS):
         keep: samples at each site as a share of those before, or one share per site; int(N · keep^i) of the N patch
             tokens of the model's input size. 1 removes nothing.
         sites: 0-based blocks; default 3, 6, 9 of 12, scaled to the depth.
-        samples: levels at each site in place of those that ``keep`` gives, or one number per site.
+        samples: levels at each site in place of the number that ``keep`` gives, or one number per site.
     """
 
     keep: float | tuple[float, ...] = 0.7

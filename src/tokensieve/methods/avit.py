@@ -33,11 +33,11 @@ class AViT(Method):
     halted is removed (the authors mask it, which saves nothing). The model must be trained for it. Its authors report
     DeiT-T at 62 % and DeiT-S at 38 % more throughput for 0.3 points of top-1 [abstract].
 
-    Without that training no token halts, be the weights random or DeiT-Tiny's as they are: at the default ``shift`` its
-    first channel must reach about 3, most are near 0, and the sigmoid has next to no slope there. By the recipe
-    ``recover`` at a rate of 1e-4, 24 updates of 32 images at the published ``ponder`` and 36 at 0.5 change nothing of
-    this; 36 at 1000 bring the blocks run, with the remainder, from 13 to 6, at the cost of the answers. So expect to
-    train long, as the authors do, or lower ``shift``.
+    Without that training no token halts, be the weights random or the published ones of DeiT-Tiny: at the default
+    ``shift`` its first channel must reach about 3, most are near 0, and the sigmoid has next to no slope there. By the
+    recipe ``recover`` at a rate of 1e-4, 24 updates of 32 images at the published ``ponder`` and 36 at 0.5 change
+    nothing of this; 36 at 1000 bring the blocks run, with the remainder, from 13 to 6, at the cost of the answers. So
+    expect to train long, as the authors do, or lower ``shift``.
 
     Losses: "ponder", ``ponder`` · the mean over tokens of the blocks run plus the remainder; "prior", ``prior`` · KL of
     the mean weights of the blocks, which sum to one, to a Gaussian over the blocks. While training tokens that have
@@ -102,7 +102,7 @@ class AViT(Method):
         total = total + weight.unsqueeze(2) * x
         if training:
             tokens = add(tokens, self._losses(before, weight, halts | last, block, layout))
-        # Who leaves now, leaves with what it gives.
+        # A token that halts here leaves with what it gives: the weighted mean of its states.
         leaves = F.pad(~self._stays(spent[:, tokens.prefix :], present(tokens)), (tokens.prefix, 0), value=False) | last
         x = torch.where(leaves.unsqueeze(2), total.to(x.dtype), x)
         carried = torch.cat([total, spent.unsqueeze(2)], dim=2)

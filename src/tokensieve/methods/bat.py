@@ -25,8 +25,8 @@ class BAT(Method):
     the rest inattentive. Of the attentive ones the m most similar disjoint pairs merge; the inattentive ones are
     clustered around c density peaks, and each cluster becomes one token. K − m + c tokens remain. No parameters.
 
-    These defaults are for pretrained models as they are: more and gentler sites than published, merges weighted by
-    token size, log-size attention; found by a search with DeiT-Tiny on 500 photographs (benchmarks/search_bat.py),
+    These defaults are for pretrained models without fine-tuning: more and gentler sites than published, merges weighted
+    by token size, log-size attention; found by a search with DeiT-Tiny on 500 photographs (benchmarks/search_bat.py),
     some of the 1000 of the README's table. The published setting, for fine-tuning, is the method ``bat-paper``.
 
     Our choice where the paper is silent, each an option: head mean of class attention, ceil, pairs measured by the

@@ -19,7 +19,7 @@ class Cropr(Method):
     """Drop the tokens that a learned query of each block cares least about, and let all return for the last block.
 
     Behind every block but the last two a token's score is its product with q, the sum of the block's learned queries,
-    and the r tokens of the lowest score leave. Before the last block they come back with the value they left with
+    and the r tokens of the lowest score leave. Before the last block they return with the value they left with
     (last-layer fusion), so that every token passes through it. While training each site has an auxiliary head as well:
     the queries attend to the tokens, an MLP and a linear layer turn what they gather into classes, and the task's loss
     on that answer teaches the queries what matters. No gradient reaches the tokens from there. Afterwards only q is
@@ -27,7 +27,7 @@ class Cropr(Method):
     89.9 top-1 and 2.1 times the speed, ADE20K at twice the speed for 0.1 mIoU less, ViT-L with r = 8 [authors].
 
     The loss is called "cropr": ``weight`` · the cross-entropy of the auxiliary heads, summed over the sites. Our
-    choice: the queries read the tokens as they are, scaled by C^-½; several queries' answers are averaged; heads tell
+    choice: the queries read the tokens themselves, scaled by C^-½; several queries' answers are averaged; heads tell
     whole images apart also where the model's own task is a dense one; never fewer than one token is left.
 
     Options:
@@ -63,7 +63,7 @@ class Cropr(Method):
         require(self.weight >= 0, self, "weight", "0 or more")
 
     def blocks(self, depth: int) -> tuple[int, ...]:
-        # Who leaves behind the last block but one would be back before anything has run without it.
+        # A token that left behind the last block but one would return before any block has run without it.
         every = tuple(range(max(depth - 2, 1)))
         return every if self.sites is None else checked_sites(self.sites, (), depth, self.name)
 

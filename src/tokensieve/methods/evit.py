@@ -43,7 +43,7 @@ class EViT(Pruning):
 
     def remaining(self, patches: int, site: int, layout: Layout) -> int:
         left = kept(patches, per_site(self.keep, site))
-        # One dropped token alone has nobody to be fused with: fusing it would only rescale it, so it counts as kept.
+        # One dropped token alone has no other to be fused with: fusing it would only rescale it, so it counts as kept.
         return min(left + 1, patches) if self.fuse else left
 
     def assign(self, view: View) -> Assignment:

@@ -28,7 +28,7 @@ class GTP(Method):
 
     Our choice: G is drawn anew at each block from the tokens present, as no state is kept between blocks (the paper
     draws it once, from the embeddings); a pair is joined where either names the other; sizes do not propagate, so there
-    is no log-size attention; what left comes back with its last value; attention is not sparsified.
+    is no log-size attention; a token that left returns with its last value; attention is not sparsified.
 
     Options:
         r: tokens that leave in each block.
@@ -78,7 +78,7 @@ class GTP(Method):
 
     def _graph(self, view: View) -> Tensor:
         """(B, M, M) bool: which tokens are joined."""
-        # Where nobody knows the grid, patches are taken to be in a row.
+        # Where the grid is not known, patches are taken to be in a row.
         columns = view.tokens.originals if view.plane is None else view.plane[1]
         near = grid_neighbours(view.rep, columns)
         if self.graph == "spatial":

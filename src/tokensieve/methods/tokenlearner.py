@@ -29,7 +29,7 @@ class TokenLearner(Method):
     trained with the model, in the paper from scratch. No number of it is claimed here: those published are for other
     models and data.
 
-    Our choice: a fresh fuser adds nothing, so that every patch comes back as it was; the gates' MLP has 64 channels as
+    Our choice: a fresh fuser adds nothing, so that every patch returns as it was; the gates' MLP has 64 channels as
     well; the convolutions have no bias and GELU between them. Where tokens are gone or merged before, version 1.0 reads
     zeros or the merged token in their places; it refuses inputs of another size than the model's, whose grid is not
     known here. Where counts are rounded up, the further tokens are means of equal stretches of the sequence.

@@ -24,26 +24,26 @@ from tokensieve.tokens.decision import Assignment, Until
 
 @dataclass(frozen=True, kw_only=True)
 class ToSA(Method):
-    """Token Selective Attention: tokens that matter little skip a layer and come back.
+    """Token Selective Attention: tokens that matter little skip a block and return.
 
-    Layers come in pairs. After a standard layer a selector reads that layer's attention logits, predicts the attention
+    Blocks come in pairs. After a standard block a selector reads that block's attention logits, predicts the attention
     map of the next one, and scores every token by the attention it will receive: from the class token, where there is
     one, else from all tokens, its column sum. The top round(keep · M) patch tokens and all prefix tokens go through the
-    next layer, the ToSA layer; the others bypass it unchanged and take their places again, so every layer's output is
-    complete and dense prediction works.
+    next block, the ToSA block (a layer in the paper); the others skip it unchanged and return to their places, so every
+    block's output is complete and pixel tasks work.
 
-    The selectors must be trained (KL to the next layer's map, no labels). A fresh selector predicts this layer's own
+    The selectors must be trained (KL to the next block's map, no labels). A fresh selector predicts this block's own
     map, and says so once: untrained ToSA keeps the tokens that its control keeps, ``score=class`` or, of all tokens,
     ``score=own``. No accuracy table of the paper is public.
 
-    Our choice where the public text is silent, each an option: every second layer from 1 on, kernel-1 convolutions
-    H → 4H → H, softmax over the keys, head mean, sums of probabilities, bypassing the whole layer.
+    Our choice where the public text is silent, each an option: every second block from 1 on, kernel-1 convolutions
+    H → 4H → H, softmax over the keys, head mean, sums of probabilities, skipping the whole block.
 
     Options:
-        keep: share of the patch tokens that goes through each ToSA layer, or one share per layer.
-        sites: 0-based ToSA layers, no two of them neighbours, not 0; default 1, 3, 5, …
-        score: "selector"; or a control: "own" (column sums of the standard layer's own attention), "class" (its class
-            attention), "random" (one order per layer from ``seed``, the same for every image).
+        keep: share of the patch tokens that goes through each ToSA block, or one share per block.
+        sites: 0-based ToSA blocks, no two of them neighbours, not 0; default 1, 3, 5, …
+        score: "selector"; or a control: "own" (column sums of the standard block's own attention), "class" (its class
+            attention), "random" (one order per block from ``seed``, the same for every image).
         bypass: "layer", attention and MLP, or "attention" alone.
         queries: whose attention in the predicted map is the score: "class", the class token's row alone, or "all", the
             column sums; none is "class" where the model has a class token.

@@ -1,4 +1,4 @@
-"""Which names timm can build: its own, and those of this package that it learns of when somebody asks for one."""
+"""Which names timm can build: its own, and those of this package that it learns of when one is asked for."""
 
 from __future__ import annotations
 

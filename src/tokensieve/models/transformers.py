@@ -1,6 +1,6 @@
 """Models of Hugging Face's transformers called as timm's are: images in, one tensor out.
 
-``ts.apply`` takes models of transformers as they are. What measures, trains and draws wants to call every model alike
+``ts.apply`` takes models of transformers unchanged. What measures, trains and draws wants to call every model alike
 and to know what images it is for; ``HuggingFaceModel`` is for that. Nothing here imports transformers.
 """
 

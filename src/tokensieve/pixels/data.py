@@ -78,7 +78,7 @@ class PairStream(ImageStream):
 
 
 def open_pairs(options: DataOptions, model: PixelModel, *, slide: int | None = None) -> PairStream:
-    """The images and targets that ``options`` name, prepared for ``model``; targets stay as large as they are.
+    """The images and targets that ``options`` name, prepared for ``model``; targets keep their size.
 
     Args:
         options: where they are; ``crop_pct`` and ``class_map`` are for classifiers.
@@ -154,7 +154,7 @@ def refuse_empty(source: Source, indices: list[int], task: Task) -> None:
     """Refuse to learn from targets of which none has a pixel that counts, as far as a few of them tell.
 
     Raises:
-        TokensieveError: none of those that can be read has one.
+        TokensieveError: no image that can be read has one.
     """
     read = 0
     for index in indices:

@@ -73,7 +73,7 @@ class SpeedPlan:
         Args:
             model: the dense model that was planned for.
             if_slower: what becomes of a plan that was measured slower than the dense model: "keep" applies it all the
-                same, "dense" leaves the model as it is.
+                same, "dense" leaves the model unchanged.
         """
         if if_slower not in ("keep", "dense"):
             raise TokensieveError(f"if_slower must be 'keep' or 'dense', got {if_slower!r}")
@@ -116,7 +116,7 @@ def make_plan(
     Args:
         model: the dense model, in any mode; it is timed in evaluation mode.
         methods: a method, a composition or its spec. The knob (``keep`` or ``r``) of its last method is turned.
-        target_speedup: dense time over the schedule's time, more than 1; None measures the methods as they are.
+        target_speedup: dense time over the schedule's time, more than 1; None measures the methods as given.
         batch_size: images at a time. A plan holds for its batch size: small batches gain less.
         example: (B, C, H, W) images on the model's device, repeated up to ``batch_size``; default a random image of the
             model's size.
@@ -124,7 +124,7 @@ def make_plan(
         fewer_sites: also consider acting at every second, third or fourth of the method's sites in larger steps. Fewer
             sites cost less, but it is no longer the schedule that was published: look at the accuracy.
         rounds: timings of each variant where six are timed together; of fewer, more.
-        wrap: makes a model run as it will later, ``Runtime(...).callable`` for example; default the model as it is.
+        wrap: makes a model run as it will later, ``Runtime(...).callable`` for example; default the model itself.
         timer: names and callables to timings; default the clock (``measure.speed.measure``).
 
     Returns:

@@ -3,7 +3,8 @@
 A student learns to say of one view what its teacher, a moving average of itself, says of the other (DINO, arXiv
 2104.14294): by the class token, and by reference tokens, which stand at the same points of both views. A reference
 token starts as the position embedding of its point, interpolated from those of the patches; it reads the class token
-and the patches and nobody reads it. So the model that is saved is the plain ViT, and answers as if they had not been.
+and the patches, and no token reads it. So the model that is saved is the plain ViT, and answers as if they had not
+been.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def read_points(model: nn.Module, images: Tensor, points: Tensor) -> Tensor:
         return (x, *args[1:]), kwargs
 
     length = vit.num_prefix_tokens + vit.patch_embed.num_patches + count
-    # One row for all queries: everybody reads the class token and the patches, nobody a reference token.
+    # One row for all queries: every token reads the class token and the patches, none reads a reference token.
     seen = torch.arange(length, device=images.device).view(1, 1, 1, length) < length - count
     handle = vit.blocks[0].register_forward_pre_hook(append, with_kwargs=True)
     try:

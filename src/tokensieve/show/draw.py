@@ -42,7 +42,7 @@ def fit(picture: Pixels, grid: tuple[int, int]) -> Pixels:
 def site_panel(picture: Pixels, site: SiteMap) -> Pixels:
     """The image with its patches drawn by state.
 
-    Attending patches stay as they are; those that share a token are filled with their mean colour and outlined in the
+    Attending patches are unchanged; patches of one token are filled with their mean colour and outlined in the
     colour of their group; skipped ones are dimmed and hatched; pruned ones are dark with a cross.
 
     Args:

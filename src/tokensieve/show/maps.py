@@ -16,7 +16,7 @@ MOST_SITES = 6
 
 
 class State(IntEnum):
-    """What a patch does after a site. A merged one attends too, as part of a token it shares with others."""
+    """What a patch does after a site. A merged one attends too, as part of a token that stands for several."""
 
     ATTENDS = 0
     MERGED = 1
@@ -29,10 +29,10 @@ class SiteMap:
     """One site seen from the image.
 
     Attributes:
-        block, point, method: where it happened, and the name or spec of who decided.
+        block, point, method: where it happened, and the name or spec of the method that decided.
         before, after: patch tokens present before and after it.
         state: (rows, columns) uint8 of ``State``, or None after a soft assignment, which has no patch by patch map.
-        group: (rows, columns) int64, the first of the patches that share a token, also while they skip; None as
+        group: (rows, columns) int64, the first of the patches of one token, also while they skip; None as
             for ``state``.
     """
 
@@ -137,7 +137,7 @@ def site_maps(events: Sequence[Event], grid: tuple[int, int], image: int = 0) ->
             if event.before != event.after:
                 maps.append(SiteMap(event.block, event.point, event.method, event.before, event.after))
             continue
-        # A return leaves no event: more tokens before this event than after the last mean that parked ones came back.
+        # A return leaves no event: more tokens before this event than after the last mean that parked ones returned.
         while parked and slots < event.before:
             back = parked.pop()
             out[back.patches] = State.ATTENDS

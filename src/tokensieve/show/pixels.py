@@ -17,7 +17,7 @@ APART = 0.25  # relative difference of depth that is drawn in the last colour
 
 
 def prediction_panels(task: Task, dense: Tensor, reduced: Tensor) -> tuple[Panel, ...]:
-    """The dense prediction, the reduced one, and the difference, in colours that are the same for both.
+    """The dense model's prediction, the reduced one's, and the difference, in colours that are the same for both.
 
     Args:
         task: whose predictions these are.

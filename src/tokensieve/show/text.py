@@ -11,13 +11,13 @@ from tokensieve.show.maps import Row, SiteMap, State
 LEGEND: tuple[tuple[State, str], ...] = (
     (State.ATTENDS, "attends alone"),
     (State.MERGED, "merged: mean colour, one outline colour a group"),
-    (State.SKIPPED, "skipped, comes back later"),
-    (State.PRUNED, "pruned, does not come back"),
+    (State.SKIPPED, "skipped, returns later"),
+    (State.PRUNED, "pruned, does not return"),
 )
 
 
 def site_title(row: Row, site: SiteMap) -> str:
-    """Where, and by whom where several methods act: "block 3", "after block 2 · tosa"."""
+    """Where, and by which method where several act: "block 3", "after block 2 · tosa"."""
     where = "" if site.point == "middle" else f"{site.point} "
     name = f" · {site.method.partition(':')[0]}" if "+" in row.method else ""
     return f"{where}block {site.block}{name}"

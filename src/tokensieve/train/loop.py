@@ -257,7 +257,7 @@ def _result(objective: Objective, ema: ModelEmaV3 | None) -> dict[str, Tensor]:
 def _evaluated(
     evaluate: Evaluate, accelerator: Accelerator, objective: Objective, ema: ModelEmaV3 | None, plain: nn.Module | None
 ) -> dict[str, float]:
-    """The figures of the model as it is; where it is sharded, those that the main process finds for ``plain``."""
+    """The figures of the model as it is; where it is sharded, the figures that the main process finds for ``plain``."""
     if plain is None:
         return evaluate((objective.model if ema is None else ema.module).eval())
     weights = _result(objective, None)  # whole on the main process alone

@@ -68,7 +68,7 @@ class FineTune(Objective):
     Args:
         model: the reduced model.
         teacher: the dense one; None where no term reads it.
-        terms: the summands of the loss. Those that are modules have parameters of their own and are trained too.
+        terms: the summands of the loss. Terms that are modules have parameters of their own and are trained too.
         patch_drop_rate: the share of the patches that the model does not read, see ``Recipe``; of dense models only.
 
     Targets may be (B, 1 + N): the label of the image and those of its patches.

@@ -38,7 +38,7 @@ class Recipe:
         lr_base, lr_base_size: the published rate and the batch it was published for.
         sched, min_lr, warmup_lr, warmup_epochs: the schedule, see timm's ``create_scheduler_v2``; stepped every update.
         clip_grad: largest norm of the gradients, None for none.
-        shuffle: a new order every epoch; false reads the images as they come, for those that get harder.
+        shuffle: a new order every epoch; false reads the images as they come, for data sets that get harder.
         no_aug, scale, hflip, color_jitter, aa, reprob: augmentation, see timm's ``create_transform``.
         mixup, cutmix, mixup_prob, mixup_switch_prob, smoothing: see timm's ``Mixup``; ``smoothing`` also without.
         drop_path: stochastic depth at the last block, rising linearly from 0.
@@ -175,7 +175,7 @@ def load_recipe(name: str) -> Recipe:
     Raises:
         TokensieveError: no such recipe, or a file that is none; says which field is wrong.
     """
-    import yaml  # of the train extra, which whoever only reads selectors need not have
+    import yaml  # of the train extra, which is not needed to read selectors
 
     if name.endswith((".yaml", ".yml")):
         if not Path(name).is_file():

@@ -67,7 +67,7 @@ class Run:
         self.checkpoints = folder / "checkpoints"
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            # The kernel lets go of it when the process ends, however it ends.
+            # The kernel releases it when the process ends, however it ends.
             self._lock = filelock.FileLock(folder / ".lock")
             self._lock.acquire(timeout=0)
         except filelock.Timeout as error:

@@ -3,8 +3,8 @@
 Mixup and CutMix make one image of two and one label of two labels. How much of each is still to be seen in the class
 token changes with every attention, and with every token that is merged, dropped or skipped. One scalar a token says it:
 its share r of the first label. In every block r becomes (A·r + r) / 2, with A the mean of the heads' attention maps;
-where tokens merge, r is their mean by the weights of the merge; where they leave, it leaves with them; where they come
-back, it comes back as it was. The target is r·y_a + (1 − r)·y_b with the r of the class token::
+where tokens merge, r is their mean by the weights of the merge; where they leave, it leaves with them; where they
+return, it returns as it was. The target is r·y_a + (1 − r)·y_b with the r of the class token::
 
     mixed = mix(mixup, images, labels, model)
     with tl_align(model, mixed.shares) as tracker:

@@ -1,4 +1,4 @@
-"""Faces: the public names of a package, each imported when somebody asks for it.
+"""Faces: the public names of a package, each imported when it is first asked for.
 
 A face is a table in the package's ``__init__.py``. Python reads the table; type checkers and editors read the
 ``__init__.pyi`` beside it, which ``scripts/generate_faces.py`` writes from the same table.

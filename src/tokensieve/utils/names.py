@@ -1,17 +1,17 @@
-"""Names that somebody may have meant."""
+"""Names that may have been meant."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-NEAR = 0.6  # likeness from which a name may be what somebody meant
+NEAR = 0.6  # likeness from which a name may be the one meant
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`, did you mean 'x'?` for error messages, or nothing when no name is near; case does not matter.
 
-    A name is near as a whole, or by its beginning: who types the start of a long one means it. Of equals the shortest.
+    A name is near as a whole, or by its beginning: the start of a long name means that name. Of equals the shortest.
     """
     given = name.lower()
 

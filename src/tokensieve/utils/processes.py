@@ -1,4 +1,4 @@
-"""The processes that ``accelerate launch`` or torchrun starts together: who speaks, who writes, how work is shared."""
+"""The processes that ``accelerate launch`` or torchrun starts together: which one speaks, and how work is divided."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, TextIO, TypeVar
 from tokensieve.errors import TokensieveError
 
 T = TypeVar("T")
-STARTS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}  # what a launcher puts into the environment, or nobody
+STARTS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}  # what a launcher sets; one process alone has the defaults
 LIMIT = timedelta(days=1)  # for which processes wait for each other
 PATIENCE = 10.0  # seconds in which the process that speaks says why all of them end
 

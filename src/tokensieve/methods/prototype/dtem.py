@@ -38,7 +38,7 @@ class DTEM(Method):
         width: channels of the embedding.
         temperature: of the relaxation.
         relaxed: whether the matching is relaxed while training; without, the model trains on the merges that are made
-            and the embeddings stay as they are.
+            and the embeddings do not change.
         proportional: log-size attention in later blocks.
     """
 

@@ -17,7 +17,7 @@ from tokensieve.tokens.decision import Assignment
 
 @dataclass(frozen=True, kw_only=True)
 class ImagePiece(Pruning):
-    """Join inattentive tokens in pairs, look at them again next time, drop them if they still are (reconstruction).
+    """Join inattentive tokens in pairs, look at them again next time, drop them if they still are.
 
     In the middle of blocks 3, 6, 9 of 12 the patch tokens of the lowest class attention are inattentive, twice as many
     as are to leave. Those among them that were joined before have had their chance and are dropped, the least attentive
@@ -59,7 +59,7 @@ class ImagePiece(Pruning):
         seen_before = view.size > 1
         if view.alive is not None:
             seen_before = seen_before | ~view.alive  # padding leaves before any token
-        # Those that may still join stand first, so that pairs made of what is left over are theirs as well.
+        # Tokens that may still join stand first, so that pairs made of what is left over are theirs as well.
         inattentive = rank_descending(score)[:, length - 2 * leaving :].sort(dim=1).values
         order = seen_before.gather(1, inattentive).int().sort(dim=1, stable=True).indices
         inattentive = inattentive.gather(1, order)

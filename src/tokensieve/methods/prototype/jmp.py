@@ -14,7 +14,7 @@ from tokensieve.tokens.decision import Assignment
 
 @dataclass(frozen=True, kw_only=True)
 class JMP(Pruning):
-    """Joint Merging and Pruning (reconstruction): per image, merge the uncritical tokens or drop them.
+    """Joint Merging and Pruning: per image, merge the uncritical tokens or drop them.
 
     In the middle of blocks 3, 6, 9 of 12 the patch tokens of the highest class attention are critical. Where the others
     are like them, they merge into their most similar critical token, weighted by size; where they are not, they are

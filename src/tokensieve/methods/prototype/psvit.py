@@ -15,23 +15,23 @@ from tokensieve.tokens.decision import Assignment
 
 @dataclass(frozen=True, kw_only=True)
 class PSViT(Pruning):
-    """Pool tokens between stages, and let neighbouring blocks share one attention map.
+    """Pool tokens between stages, and let neighbouring blocks reuse one attention map.
 
     Before blocks 4 and 8 of 12 equal stretches of the sequence, neighbours in the image, become one token each, their
     mean. Behind the first site every second block attends by the map of the block before it and computes values only,
     which saves its query and key projections. Both are meant for training, from scratch in the paper, which searches
-    where to pool and to share.
+    where to pool and where to reuse a map.
 
     A reconstruction: there is no public code, and no number is claimed. Our choice: means weighted by size, of tokens
-    next to one another in the rows of the image; sites and sharing blocks at fixed places. Where another method moves
-    tokens between two blocks that would share, and where their heads differ, the second one computes its own map. The
+    next to one another in the rows of the image; sites and the blocks that reuse a map at fixed places. Where another
+    method moves tokens between two such blocks, and where their heads differ, the second one computes its own map. The
     map is made again from queries and keys, which costs less than to store it. In models whose query and key
     projections are not layers of their own they are computed in vain.
 
     Options:
         keep: tokens behind each pooling as a share of those before, or one share per site; round(keep · M).
         sites: 0-based blocks before which tokens are pooled; default 4, 8 of 12, scaled to the depth.
-        share: 0-based blocks that share the map of the block before, behind the first site; default every second one.
+        share: 0-based blocks that reuse the map of the block before, behind the first site; default every second one.
     """
 
     keep: float | tuple[float, ...] = 0.5

@@ -17,15 +17,15 @@ from tokensieve.tokens.decision import Assignment
 
 @dataclass(frozen=True, kw_only=True)
 class VoteMix(Pruning):
-    """Vote&Mix (reconstruction): tokens vote for what is most like them, and the most voted are mixed into the rest.
+    """Vote&Mix: tokens vote for what is most like them, and the most voted are mixed into the rest.
 
     In the middle of every block each patch token gives its cosine with its most similar token to that token, as a vote.
-    The most voted tokens are the most redundant and leave; each of them is shared out among the tokens that stay, by a
+    The most voted tokens are the most redundant and leave; each of them is spread over the tokens that stay, by a
     softmax over their similarity, and a token that stays becomes the mean of itself and its shares. Needs no training.
 
     A reconstruction from the abstract and secondary sources; no number is claimed. Our choice, all of the rest: the
     cosine of the keys (mean over heads), behind the attention instead of inside it, the temperature, the default share;
-    what left comes back with its last value, and there is no log-size attention.
+    a token that left returns with its last value, and there is no log-size attention.
 
     Options:
         keep: share of the patch tokens present that is left by each block, or one share per block; ceil(keep · M).

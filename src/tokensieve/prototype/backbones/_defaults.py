@@ -1,4 +1,4 @@
-"""What the backbones share besides their architecture: timm's default config and how linear layers start."""
+"""What the backbones have in common besides their architecture: timm's default config and how linear layers start."""
 
 from __future__ import annotations
 

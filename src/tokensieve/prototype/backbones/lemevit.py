@@ -28,7 +28,7 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tens
 
 
 class CrossAttention(nn.Module):
-    """The meta tokens gather from the image; the image tokens stay as they are."""
+    """The meta tokens gather from the image; the image tokens do not change."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ ATTENTION: dict[Mixing, type[nn.Module]] = {
 
 
 class LeMeBlock(nn.Module):
-    """A depth-wise convolution for positions, then attention and MLP; both streams share the norms and the MLP."""
+    """A depth-wise convolution for positions, then attention and MLP; both streams use the same norms and MLP."""
 
     def __init__(self, dim: int, mixing: Mixing, drop_path: float) -> None:
         super().__init__()

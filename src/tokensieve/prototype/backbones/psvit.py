@@ -1,4 +1,4 @@
-"""PSViT (arXiv 2108.03428), a reconstruction: tokens are pooled between stages, neighbouring layers share attention."""
+"""PSViT (arXiv 2108.03428), a reconstruction: tokens are pooled between stages, neighbouring layers reuse one map."""
 
 from __future__ import annotations
 
@@ -85,11 +85,11 @@ class PSStage(Stage):
 
 
 class PSViT(StagedBackbone):
-    """A ViT whose tokens are pooled between stages and whose neighbouring layers share one attention map.
+    """A ViT whose tokens are pooled between stages and whose neighbouring layers reuse one attention map.
 
     A reconstruction from the paper's idea, of which no code exists; no number is claimed. The paper searches how many
-    tokens each layer has and which layers share; here both are given. Our choice: three stages of 16, 32 and 64 pixels
-    a token, pairs of layers that share, the pooling, and all sizes, which start from DeiT's.
+    tokens each layer has and which layers reuse a map; here both are given. Our choice: three stages of 16, 32 and 64
+    pixels a token, pairs of layers with one map, the pooling, and all sizes, which start from DeiT's.
 
     Args:
         img_size: (height, width) of the images in pixels, or the side of a square.
@@ -103,7 +103,7 @@ class PSViT(StagedBackbone):
     """
 
     irreducible: ClassVar[str] = (
-        "it pools its tokens on their grid between stages and its layers share attention maps, so a token that leaves "
+        "it pools its tokens on their grid between stages and its layers reuse attention maps, so a token that leaves "
         "would be missed"
     )
     pools = ("token", "avg")
