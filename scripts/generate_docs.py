@@ -237,12 +237,8 @@ def commands_page() -> str:
     """docs/cli.md: the help of every command."""
     root: Any = typer.main.get_command(app)
     parts = [f"# Commands\n\n{NOTICE}`tokensieve COMMAND --help` says the same in the terminal.\n"]
-    for name, command in sorted(root.commands.items()):
-        if getattr(command, "hidden", False):
-            continue
-        nested = getattr(command, "commands", None)
-        for path, leaf in [(f"{name} {sub}", c) for sub, c in sorted(nested.items())] if nested else [(name, command)]:
-            parts.append(command_section(f"tokensieve {path}", leaf))
+    for name in sorted(root.list_commands(None)):
+        parts.append(command_section(f"tokensieve {name}", root.get_command(None, name)))
     return "\n".join(parts)
 
 

@@ -140,8 +140,9 @@ def test_commands_exist(page: Path) -> None:
             words = shlex.split(line, comments=True)
             if not words or words[0] != "tokensieve":
                 continue
-            assert words[1] in root.commands, f"{page.name}: no command {words[1]!r}"
-            known = {flag for param in root.commands[words[1]].params for flag in param.opts + param.secondary_opts}
+            command = root.get_command(None, words[1])
+            assert command is not None, f"{page.name}: no command {words[1]!r}"
+            known = {flag for param in command.params for flag in param.opts + param.secondary_opts}
             assert {word for word in words if word.startswith("--")} <= known, f"{page.name}: {line}"
 
 

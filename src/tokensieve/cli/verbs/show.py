@@ -22,7 +22,7 @@ def command(options: ShownModelOptions) -> None:
 
     One row for each image and method: which patches attend, are merged with which others, are skipped, are pruned,
     with token counts, and the predicted class of the dense and of the reduced model. Of a pixel task (segmentation,
-    depth): the image, the dense prediction, the reduced one, where they differ, and the patches.
+    depth): the image, the dense model's prediction, the reduced one's, where they differ, and the patches.
 
     Example: tokensieve show deit_tiny_patch16_224 cat.jpg --pretrained --method bat:keep=0.7 --method tome:r=13
     """
