@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import tokensieve as ts
+from tests.helpers.cases import one_of_each_kind
 from tests.helpers.models import COMPOSED, CONFIGS, DEFAULTS, FACTORIES, FIRST, FIRST_OF_TIMM, images, liven
 from tokensieve.tokens.decision import keep_only
 
@@ -23,27 +24,26 @@ RAGGED = {config for config, methods in CONFIGS.items() if any(method.ragged for
 # One composition of each kind is enough here: how methods meet does not depend on which ones they are.
 KINDS = {(methods[0].returns, methods[1].returns): config for config, methods in COMPOSED.items()}
 STATIC = sorted({*DEFAULTS, *KINDS.values()} - RAGGED)
-# What a whole matrix has shown once, others show again on these; `make test-slow` has them all.
 FEW = ("ailurus", "bat", "tome", "tosa")
 
 
-def slow_but(quick: bool, *values: str) -> Any:
-    """A case that only ``make test-slow`` runs, unless ``quick``."""
-    return pytest.param(*values, marks=() if quick else pytest.mark.slow)
+def case(soon: bool, *values: str) -> Any:
+    """A case that only ``make test-slow`` runs, unless ``soon``."""
+    return pytest.param(*values, marks=() if soon else pytest.mark.slow)
 
 
-every_case = pytest.mark.parametrize(
-    ("family", "name", "config"),
-    [(*first, config) for first in FIRST for config in (STATIC if first in FIRST_OF_TIMM else ("bat", "tosa"))],
-)
-every_case_slowly = pytest.mark.parametrize(
-    ("family", "name", "config"),
-    [
-        slow_but(first == FIRST[0] or config in FEW, *first, config)
-        for first in FIRST
-        for config in (STATIC if first in FIRST_OF_TIMM else ("bat", "tosa"))
-    ],
-)
+def graphs(whole: tuple[str, str] | None) -> pytest.MarkDecorator:
+    """Soon: every method on the model ``whole``, one of each kind on the others of timm, and one of two on the rest.
+
+    A method that one test compiles on one family is exported by another on another one.
+    """
+    cases = []
+    for number, first in enumerate(FIRST):
+        two = ("bat", "tosa")
+        kinds = one_of_each_kind(first, STATIC) if first in FIRST_OF_TIMM else {two[number % 2]}
+        for config in STATIC if first in FIRST_OF_TIMM else two:
+            cases.append(case(first == whole or config in kinds, *first, config))
+    return pytest.mark.parametrize(("family", "name", "config"), cases)
 
 
 def reduced(family: str, name: str, config: str) -> nn.Module:
@@ -61,7 +61,7 @@ def _fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
-@every_case_slowly
+@graphs(whole=None)
 def test_compiles_once_per_shape_into_one_graph(family: str, name: str, config: str) -> None:
     model = reduced(family, name, config)
     counter = CompileCounterWithBackend("aot_eager")
@@ -78,7 +78,7 @@ def last_images(batch: int) -> Tensor:
     return images(8, torch.float64)[-batch:].clone()
 
 
-@every_case
+@graphs(whole=FIRST[0])
 def test_compiles_once_for_every_batch(family: str, name: str, config: str) -> None:
     model = reduced(family, name, config)
     counter = CompileCounterWithBackend("eager")
@@ -91,7 +91,7 @@ def test_compiles_once_for_every_batch(family: str, name: str, config: str) -> N
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("config", [slow_but(config in FEW, config) for config in STATIC])
+@pytest.mark.parametrize("config", [case(config in FEW, config) for config in STATIC])
 @pytest.mark.parametrize(("family", "name"), FIRST[:1])
 def test_compiles_twice_at_most_when_nobody_says_that_the_batch_varies(family: str, name: str, config: str) -> None:
     model = reduced(family, name, config)
@@ -145,7 +145,7 @@ def test_inductor_gives_the_same_answers(config: str) -> None:
     assert counter.frame_count == 1
 
 
-@every_case
+@graphs(whole=FIRST_OF_TIMM[-1])
 def test_export_with_a_dynamic_batch(family: str, name: str, config: str) -> None:
     model = reduced(family, name, config)
     traced, other = images(2, torch.float64), images(8, torch.float64)[3:]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import combinations, permutations
+from functools import cache
+from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
 
 import tokensieve as ts
-from tests.helpers.models import FIRST, METHODS, PATCHES, build, images, layout_of, run
+from tests.helpers.cases import one_of_each_kind
+from tests.helpers.models import FIRST, METHODS, MODELS, PATCHES, build, images, layout_of, run
 from tokensieve.engine.composition import REFERENCE, conflict, conflicts
 from tokensieve.engine.counts import counts
 from tokensieve.engine.schedule import schedule
@@ -50,11 +53,26 @@ def test_the_table_is_what_it_should_be() -> None:
         assert "sites" in reason or "alone" in reason
 
 
-@pytest.mark.parametrize("first", METHODS)
-def test_both_orders_are_judged_alike(first: str) -> None:
-    for second in METHODS:
-        if second != first:
-            assert (conflict(first, second) is None) == (conflict(second, first) is None)
+def companions() -> list[Any]:
+    """(first, others): every method with one of each kind of decision, and slowly with all the rest."""
+    found = []
+    for number, first in enumerate(METHODS):
+        soon = one_of_each_kind(MODELS[number % len(MODELS)], METHODS) | {"tome", "tosa"}
+        found.append(pytest.param(first, sorted(soon - {first}), id=first))
+        found.append(
+            pytest.param(first, sorted({*METHODS} - soon - {first}), id=f"{first}-rest", marks=pytest.mark.slow)
+        )
+    return found
+
+
+every_companion = pytest.mark.parametrize(("first", "others"), companions())
+judged = cache(conflict)
+
+
+@every_companion
+def test_both_orders_are_judged_alike(first: str, others: list[str]) -> None:
+    for second in others:
+        assert (judged(first, second) is None) == (judged(second, first) is None)
 
 
 def test_who_wants_the_grid_of_all_patches_must_come_first() -> None:
@@ -63,13 +81,11 @@ def test_who_wants_the_grid_of_all_patches_must_come_first() -> None:
         schedule(both, REFERENCE)
 
 
-@pytest.mark.parametrize("first", METHODS)
-def test_pairs_run_or_are_refused(first: str) -> None:
+@every_companion
+def test_pairs_run_or_are_refused(first: str, others: list[str]) -> None:
     layout, x = layout_of(build(*FIRST[0])), images(2)
     ran = 0
-    for pair in permutations(METHODS, 2):
-        if pair[0] != first:
-            continue
+    for pair in ((first, other) for other in others):
         methods = tuple(KNOWN[name]() for name in pair)
         model = build(*FIRST[0])
         if conflict(*pair, layout) is not None:

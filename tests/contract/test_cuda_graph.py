@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tokensieve as ts
+from tests.helpers.cases import every_case
 from tests.helpers.models import CONFIGS, DEFAULTS, FIRST, PATCHES, build, images, run
 from tokensieve.families._layout import Layout
 from tokensieve.families._locate import family_of
@@ -98,8 +99,7 @@ def warm(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("config", [config for config in DEFAULTS if config not in RAGGED])
-@pytest.mark.parametrize(("family", "name"), FIRST)
+@every_case([config for config in DEFAULTS if config not in RAGGED], FIRST)
 def test_no_value_decides_and_nothing_comes_from_the_host(family: str, name: str, config: str) -> None:
     model = warm(ts.apply(build(family, name), CONFIGS[config]))
     x = images(2)
@@ -108,8 +108,7 @@ def test_no_value_decides_and_nothing_comes_from_the_host(family: str, name: str
     assert capturing.operators > 100
 
 
-@pytest.mark.parametrize("config", [config for config in CONFIGS if config not in RAGGED])
-@pytest.mark.parametrize(("family", "name"), FIRST)
+@every_case([config for config in CONFIGS if config not in RAGGED], FIRST)
 def test_the_same_on_a_pretended_cuda_device(family: str, name: str, config: str) -> None:
     model = ts.apply(build(family, name), CONFIGS[config])
     shape = run(model, images(2)).shape  # a run, which a graph needs before it is captured

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import tokensieve as ts
+from tests.helpers.cases import every_case
 from tests.helpers.models import (
     DEFAULTS,
     DEPTH,
@@ -40,9 +41,8 @@ def one_of_each_prefix() -> list[tuple[str, str]]:
     return list(found.values())
 
 
-every_prefix = pytest.mark.parametrize(("family", "name"), one_of_each_prefix())
-first_models = pytest.mark.parametrize(("family", "name"), FIRST)
-every_method = pytest.mark.parametrize("method", METHODS)
+every_prefix = every_case(DEFAULTS, one_of_each_prefix())
+every_on_first = every_case(DEFAULTS, FIRST)
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
@@ -69,11 +69,10 @@ def every_layer(model: nn.Module, x: Tensor) -> Tensor:
     return torch.stack(seen)
 
 
-@every_method
 @every_prefix
-def test_maps_have_the_shapes_of_the_dense_model(family: str, name: str, method: str) -> None:
+def test_maps_have_the_shapes_of_the_dense_model(family: str, name: str, config: str) -> None:
     dense, x = build(family, name), images(2)
-    model = ts.apply(build(family, name), DEFAULTS[method], fill="last")
+    model = ts.apply(build(family, name), DEFAULTS[config], fill="last")
     prefix = layout_of(dense).prefix
     options = {"output_fmt": "NCHW", "return_prefix_tokens": prefix > 0, "intermediates_only": True}
     with torch.no_grad():
@@ -90,22 +89,20 @@ def test_maps_have_the_shapes_of_the_dense_model(family: str, name: str, method:
     assert not torch.equal(read, every_layer(dense, x))
 
 
-@every_method
-@first_models
-def test_removing_nothing_is_bit_equal_at_every_layer(family: str, name: str, method: str) -> None:
-    config = nothing(registry.list_methods()[method])
-    if config is None:
-        pytest.skip(f"{method} has no option that makes it remove nothing")
+@every_on_first
+def test_removing_nothing_is_bit_equal_at_every_layer(family: str, name: str, config: str) -> None:
+    idle = nothing(registry.list_methods()[config])
+    if idle is None:
+        pytest.skip(f"{config} has no option that makes it remove nothing")
     model, x = build(family, name), images(2)
     dense = every_layer(model, x)
-    ts.apply(model, config)
+    ts.apply(model, idle)
     assert torch.equal(every_layer(model, x), dense)
 
 
-@every_method
-@first_models
-def test_maps_do_not_depend_on_the_batch(family: str, name: str, method: str) -> None:
-    model, x = ts.apply(build(family, name).double(), DEFAULTS[method]), images(3, torch.float64)
+@every_on_first
+def test_maps_do_not_depend_on_the_batch(family: str, name: str, config: str) -> None:
+    model, x = ts.apply(build(family, name).double(), DEFAULTS[config]), images(3, torch.float64)
     together = every_layer(model, x)
     alone = torch.cat([every_layer(model, image) for image in x.split(1)], dim=1)
     torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-5)
@@ -116,10 +113,9 @@ def test_maps_do_not_depend_on_the_batch(family: str, name: str, method: str) ->
 SKIPPING = [name for name in METHODS if DEFAULTS[name][0].returns == "block"]
 
 
-@pytest.mark.parametrize("method", SKIPPING)
-@every_prefix
-def test_a_skipped_token_is_bit_identical_across_the_layer(family: str, name: str, method: str) -> None:
-    model, x = ts.apply(build(family, name), DEFAULTS[method]), images(2)
+@every_case(SKIPPING, one_of_each_prefix())
+def test_a_skipped_token_is_bit_identical_across_the_layer(family: str, name: str, config: str) -> None:
+    model, x = ts.apply(build(family, name), DEFAULTS[config]), images(2)
     layers, prefix = every_layer(model, x), layout_of(model).prefix
     events = ts.trace(model, x).events
     assert events
@@ -139,10 +135,9 @@ DROPPING = [
 ]
 
 
-@pytest.mark.parametrize("method", DROPPING)
-@first_models
-def test_a_dropped_token_keeps_its_last_value(family: str, name: str, method: str) -> None:
-    model, x = ts.apply(build(family, name), DEFAULTS[method], fill="last"), images(2)
+@every_case(DROPPING, FIRST)
+def test_a_dropped_token_keeps_its_last_value(family: str, name: str, config: str) -> None:
+    model, x = ts.apply(build(family, name), DEFAULTS[config], fill="last"), images(2)
     layers, prefix = every_layer(model, x), layout_of(model).prefix
     gone = torch.zeros(2, PATCHES, dtype=torch.bool)
     by_block = {event.block: event.group for event in ts.trace(model, x).events if event.group is not None}
@@ -161,14 +156,13 @@ def test_a_dropped_token_keeps_its_last_value(family: str, name: str, method: st
                 assert len(last[image][group[image] == number].unique(dim=0)) == 1
 
 
-@every_method
-@pytest.mark.parametrize(("family", "name"), FIRST_OF_TIMM)  # models of transformers: test_hugging_face.py
-def test_images_of_other_sizes(family: str, name: str, method: str) -> None:
+@every_case(DEFAULTS, FIRST_OF_TIMM)  # models of transformers: test_hugging_face.py
+def test_images_of_other_sizes(family: str, name: str, config: str) -> None:
     """Odd sizes, other aspects, one row, one column, one patch: each works, and knows its grid."""
     model = liven(FACTORIES[family][name](depth=2, dynamic_img_size=True, dynamic_img_pad=True)).eval()
     sizes = {(70, 90): (5, 6), (80, 64): (5, 4), (16, 112): (1, 7), (112, 16): (7, 1), (16, 16): (1, 1)}
     wanted = [every_layer(model, torch.randn(2, 3, *size)).shape for size in sizes]
-    ts.apply(model, DEFAULTS[method])
+    ts.apply(model, DEFAULTS[config])
     for (size, grid), shape in zip(sizes.items(), wanted, strict=True):
         x = torch.randn(2, 3, *size)
         found = every_layer(model, x)
@@ -251,13 +245,12 @@ class Reader(nn.Module):
         return tuple(self.model.forward_intermediates(x, intermediates_only=True))
 
 
-@every_method
-@first_models
-def test_tapped_blocks_give_plain_tensors_and_change_nothing(family: str, name: str, method: str) -> None:
+@every_on_first
+def test_tapped_blocks_give_plain_tensors_and_change_nothing(family: str, name: str, config: str) -> None:
     x = images(2)
     model, tapped = build(family, name), build(family, name)
-    ts.apply(model, DEFAULTS[method])
-    ts.apply(tapped, DEFAULTS[method], taps=[0, 2])
+    ts.apply(model, DEFAULTS[config])
+    ts.apply(tapped, DEFAULTS[config], taps=[0, 2])
     tapped.load_state_dict(model.state_dict())  # fresh learned parts are drawn
     with torch.no_grad(), read_by_hooks(model) as selves, read_by_hooks(tapped) as plain:
         assert torch.equal(model(x), tapped(x))

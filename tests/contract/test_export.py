@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import tokensieve as ts
-from tests.helpers.models import COMPOSED, CONFIGS, DEFAULTS, FACTORIES, images, liven
+from tests.helpers.cases import one_of_each_kind
+from tests.helpers.models import COMPOSED, CONFIGS, DEFAULTS, FACTORIES, FIRST, images, liven
 from tokensieve.export.check import WithTokens, settled
 from tokensieve.export.format import Format
 from tokensieve.export.onnx import Onnx
@@ -26,7 +27,15 @@ RAGGED = {config for config, methods in CONFIGS.items() if any(method.ragged for
 # One composition of each kind is enough here: how methods meet does not depend on which ones they are.
 KINDS = {(methods[0].returns, methods[1].returns): config for config, methods in COMPOSED.items()}
 STATIC = sorted({*DEFAULTS, *KINDS.values()} - RAGGED)
-every_static_config = pytest.mark.parametrize("config", STATIC)
+# The graphs that exporters read are traced for every method in test_compile.py.
+FEW = {"bat", "evit", "tome", "tosa", *one_of_each_kind(FIRST[0], STATIC), *KINDS.values()}
+
+
+def soon(few: Collection[str]) -> pytest.MarkDecorator:
+    """Every static config; those outside ``few`` only in ``make test-slow``."""
+    marked = [pytest.param(config, marks=() if config in few else pytest.mark.slow) for config in STATIC]
+    return pytest.mark.parametrize("config", marked)
+
 
 Outputs = Callable[[Tensor], list[Tensor]]
 
@@ -70,7 +79,7 @@ def same_tokens_and_answers(model: nn.Module, run: Outputs) -> None:
             assert torch.equal(theirs, ours)
 
 
-@every_static_config
+@soon(FEW)
 def test_onnx_picks_the_same_tokens_without_a_scatter(config: str, tmp_path: Path) -> None:
     model = reduced(config)
     path = written(WithTokens(model), Onnx(), tmp_path / "model.onnx", images(2))
@@ -80,10 +89,7 @@ def test_onnx_picks_the_same_tokens_without_a_scatter(config: str, tmp_path: Pat
     same_tokens_and_answers(model, onnx_outputs(path))
 
 
-@pytest.mark.parametrize(
-    "config",
-    [config if config in ("bat", "tosa") else pytest.param(config, marks=pytest.mark.slow) for config in STATIC],
-)
+@soon(("bat", "tosa"))
 def test_openvino_picks_the_same_tokens(config: str, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     model = reduced(config)

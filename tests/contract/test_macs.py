@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-import tokensieve as ts
-from tests.helpers.models import CONFIGS, MODELS, build, cases, images
+from tests.helpers.cases import every_case
+from tests.helpers.models import CONFIGS, MODELS, build, images, shared
 from tokensieve.engine.block import Site
 from tokensieve.measure.macs import count
 
@@ -67,13 +67,12 @@ def test_counted_macs_of_dense_models_are_those_run(family: str, name: str) -> N
     assert count(model, x).total == run_macs(model, x)
 
 
-@pytest.mark.parametrize(("family", "name", "config"), cases(CONFIGS))
+@every_case(CONFIGS)
 def test_counted_macs_of_reduced_models_are_those_run(family: str, name: str, config: str) -> None:
     if any(method.ragged for method in CONFIGS[config]):
         pytest.skip("a ragged method runs on padding that it does not count")
-    model, x = build(family, name), images(2)
-    dense = run_macs(model, x)
-    ts.apply(model, CONFIGS[config])
+    model, x = shared(family, name, config), images(2)
+    dense = run_macs(shared(family, name), x)
     counted = count(model, x).total
     assert counted == run_macs(model, x)
     assert counted < dense

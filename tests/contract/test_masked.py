@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 import tokensieve as ts
-from tests.helpers.models import CONFIGS, FIRST, MODELS, PATCHES, build, cases, images, layout_of, run
+from tests.helpers.cases import every_case
+from tests.helpers.models import CONFIGS, FIRST, PATCHES, build, images, layout_of, run
 from tokensieve.engine.block import SievedBlock, Site
 from tokensieve.methods._method import Method
 
@@ -27,8 +28,6 @@ QUIET: dict[str, tuple[Method, ...]] = {
 }
 STATIC = {config: methods for config, methods in QUIET.items() if not any(method.ragged for method in methods)}
 PRUNING = {"topk", "random", "grid", "dynamicvit", "evit:fuse=false"}
-every_model = pytest.mark.parametrize(("family", "name"), MODELS)
-first_models = pytest.mark.parametrize(("family", "name"), FIRST)
 
 
 def hidden(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -46,7 +45,7 @@ def hidden(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, int]:
     return answer, seen[0].hidden
 
 
-@pytest.mark.parametrize(("family", "name", "config"), cases(STATIC))
+@every_case(STATIC)
 def test_a_masked_training_forward_is_the_removal_forward(family: str, name: str, config: str) -> None:
     model = ts.apply(build(family, name).double(), STATIC[config], masked=True)
     x = images(3, torch.float64)
@@ -63,15 +62,13 @@ def test_a_masked_training_forward_is_the_removal_forward(family: str, name: str
         assert int(prunes) <= count <= PATCHES - tokens.count + skippers * PATCHES
 
 
-@pytest.mark.parametrize("config", sorted(PRUNING & STATIC.keys()))
-@every_model
+@every_case(sorted(PRUNING & STATIC.keys()))
 def test_in_float32_as_well(family: str, name: str, config: str) -> None:
     model = ts.apply(build(family, name), STATIC[config], masked=True)
     torch.testing.assert_close(hidden(model, images(2))[0], run(model, images(2)), rtol=1e-5, atol=5e-6)
 
 
-@pytest.mark.parametrize("config", sorted(PRUNING & STATIC.keys()))
-@first_models
+@every_case(sorted(PRUNING & STATIC.keys()), FIRST)
 def test_half_precision_and_checkpointing(family: str, name: str, config: str) -> None:
     model = ts.apply(build(family, name), STATIC[config], masked=True).train()
     model.set_grad_checkpointing(True)

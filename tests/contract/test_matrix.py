@@ -1,57 +1,44 @@
 """What every method promises on every family: exact when idle, N tokens in and N out, the budget, the batch.
 
-Methods come from the registry, models from ``models.FACTORIES``. Answers that must agree between two different runs are
+Which methods meet which models: tests/helpers/cases.py. Answers that must agree between two different runs are
 compared in float64, where rounding cannot turn one choice of tokens into another.
 """
 
 from __future__ import annotations
 
 import json
+from itertools import product
 
 import pytest
 import torch
 from torch import Tensor
 
 import tokensieve as ts
+from tests.helpers.cases import every_case
 from tests.helpers.models import (
     CONFIGS,
     DEFAULTS,
-    FACTORIES,
     FIRST,
     FIRST_OF_TIMM,
     METHODS,
-    MODELS,
     PATCHES,
     build,
-    cases,
     images,
     layout_of,
     learned_parts,
     nothing,
+    reduced,
     run,
-)
+    shared,
+)  # fmt: skip
 from tokensieve.families._layout import Layout
-from tokensieve.families._locate import family_of, list_families
 from tokensieve.methods import _registry as registry
 from tokensieve.methods._method import Method
 from tokensieve.models.checkpoint import method_from_dict
 from tokensieve.tokens.decision import return_point
 
-every_model = pytest.mark.parametrize(("family", "name"), MODELS)
-first_models = pytest.mark.parametrize(("family", "name"), FIRST)
-every_method = pytest.mark.parametrize("method", METHODS)
-every_config = pytest.mark.parametrize("config", CONFIGS)
-every_case = pytest.mark.parametrize(("family", "name", "config"), cases(CONFIGS))
-every_default = pytest.mark.parametrize("config", DEFAULTS)
-
-
-def test_every_registered_family_and_method_is_in_the_matrix() -> None:
-    usable = [name for name, family in list_families().items() if family.lacking() is None]
-    assert sorted(FACTORIES) == sorted(usable), "give the new family small models in contract/models.py"
-    assert all(FACTORIES.values())
-    assert sorted(DEFAULTS) == sorted(registry.list_methods())
-    for family, name in MODELS:
-        assert family_of(build(family, name)).family.name == family
+every_on_all = every_case(CONFIGS)
+every_on_first = every_case(CONFIGS, FIRST)
 
 
 def idle(method: str) -> Method:
@@ -61,18 +48,18 @@ def idle(method: str) -> Method:
     return config
 
 
-@every_method
-@every_model
-def test_removing_nothing_is_bit_equal(family: str, name: str, method: str) -> None:
+@every_case(DEFAULTS)
+def test_removing_nothing_is_bit_equal(family: str, name: str, config: str) -> None:
+    method = idle(config)
     model, x = build(family, name), images()
     dense = run(model, x)
     features = model.forward_features(x)
-    ts.apply(model, idle(method))
+    ts.apply(model, method)
     assert torch.equal(run(model, x), dense)
     assert torch.equal(model.forward_features(x), features)
 
 
-@every_case
+@every_on_all
 def test_remove_gives_the_exact_original(family: str, name: str, config: str) -> None:
     model, x = build(family, name), images(2)
     kinds = [type(module) for module in model.modules()]
@@ -89,11 +76,10 @@ def test_remove_gives_the_exact_original(family: str, name: str, config: str) ->
     assert torch.equal(run(model, x), dense)
 
 
-@every_default
-@every_model
+@every_case(DEFAULTS)
 def test_shapes_are_those_of_the_dense_model(family: str, name: str, config: str) -> None:
-    dense, x = build(family, name), images(2)
-    model = ts.apply(build(family, name), CONFIGS[config])
+    dense, x = shared(family, name), images(2)
+    model = shared(family, name, config)
     with torch.no_grad():
         for one, other in (
             (dense(x), model(x)),
@@ -115,32 +101,31 @@ def same_structure(one: object, other: object) -> None:
             same_structure(a, b)
 
 
-@every_config
-@first_models
-@pytest.mark.parametrize("norm", [False, True])
-@pytest.mark.parametrize("layout", ["NCHW", "NLC"])
-def test_forward_intermediates(family: str, name: str, config: str, layout: str, norm: bool) -> None:
-    dense, x = build(family, name), images(2)
-    model = ts.apply(build(family, name), CONFIGS[config])
-    options = {"norm": norm, "output_fmt": layout, "return_prefix_tokens": True}
+@every_on_first
+def test_forward_intermediates(family: str, name: str, config: str) -> None:
+    dense, x = shared(family, name), images(2)
+    model = shared(family, name, config)
     with torch.no_grad():
-        last, inner = model.forward_intermediates(x, **options)
-        same_structure(dense.forward_intermediates(x, **options), (last, inner))
-        assert torch.equal(last, model.forward_features(x))
-        patches, prefix = inner[-1]
-        assert torch.equal(prefix if norm else model.norm(prefix), last[:, : prefix.shape[1]])
-        if layout == "NLC" and norm:
-            assert torch.equal(patches, last[:, prefix.shape[1] :])
-        # What is read in the middle is what a model cut off there gives.
-        cut = model.forward_intermediates(x, indices=[1], stop_early=True, intermediates_only=True, **options)
-        assert torch.equal(cut[0][0], inner[1][0]) and torch.equal(cut[0][1], inner[1][1])
+        features = model.forward_features(x)
+    for layout, norm in product(("NCHW", "NLC"), (False, True)):
+        options = {"norm": norm, "output_fmt": layout, "return_prefix_tokens": True}
+        with torch.no_grad():
+            last, inner = model.forward_intermediates(x, **options)
+            same_structure(dense.forward_intermediates(x, **options), (last, inner))
+            assert torch.equal(last, features)
+            patches, prefix = inner[-1]
+            assert torch.equal(prefix if norm else model.norm(prefix), last[:, : prefix.shape[1]])
+            if layout == "NLC" and norm:
+                assert torch.equal(patches, last[:, prefix.shape[1] :])
+            # What is read in the middle is what a model cut off there gives.
+            cut = model.forward_intermediates(x, indices=[1], stop_early=True, intermediates_only=True, **options)
+            assert torch.equal(cut[0][0], inner[1][0]) and torch.equal(cut[0][1], inner[1][1])
 
 
-@every_config
-@pytest.mark.parametrize(("family", "name"), FIRST_OF_TIMM)  # transformers has backbones: test_hugging_face.py
+@every_case(CONFIGS, FIRST_OF_TIMM)  # transformers has backbones: test_hugging_face.py
 def test_intermediate_layers_and_features_only(family: str, name: str, config: str) -> None:
-    dense, x = build(family, name), images(2)
-    model = ts.apply(build(family, name), CONFIGS[config])
+    dense, x = shared(family, name), images(2)
+    model = shared(family, name, config)
     with torch.no_grad():
         if hasattr(dense, "get_intermediate_layers"):
             options = {"n": 2, "reshape": True, "return_prefix_tokens": True, "norm": True}
@@ -181,10 +166,10 @@ def expected_counts(methods: tuple[Method, ...], layout: Layout) -> list[tuple[i
     return counts
 
 
-@every_case
+@every_on_all
 def test_budget_sizes_and_prefix(family: str, name: str, config: str) -> None:
     methods, x = CONFIGS[config], images(2)
-    model = ts.apply(build(family, name), methods)
+    model = shared(family, name, config)
     layout = layout_of(model)
     trace = ts.trace(model, x)
     expected = expected_counts(methods, layout)
@@ -231,9 +216,9 @@ def test_budget_sizes_and_prefix(family: str, name: str, config: str) -> None:
                 assert torch.equal(patches[image, original], tokens.x[image, layout.prefix + slot])
 
 
-@every_case
+@every_on_all
 def test_an_answer_does_not_depend_on_the_batch(family: str, name: str, config: str) -> None:
-    model, x = ts.apply(build(family, name).double(), CONFIGS[config]), images(3, torch.float64)
+    model, x = shared(family, name, config, torch.float64), images(3, torch.float64)
     together = run(model, x)
     alone = torch.cat([run(model, image) for image in x.split(1)])
     torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-5)
@@ -242,11 +227,10 @@ def test_an_answer_does_not_depend_on_the_batch(family: str, name: str, config: 
     assert not torch.allclose(together[0], together[1], rtol=1e-3, atol=1e-3)
 
 
-@every_config
-@first_models
+@every_on_first
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(family: str, name: str, config: str, dtype: torch.dtype) -> None:
-    model = ts.apply(build(family, name).to(dtype), CONFIGS[config])
+    model = shared(family, name, config, dtype)
     out = run(model, images(2, dtype))
     assert out.dtype == dtype and out.isfinite().all()
     trace = ts.trace(model, images(2, dtype))
@@ -257,18 +241,17 @@ def test_half_precision(family: str, name: str, config: str, dtype: torch.dtype)
         assert found == [a for a, _ in expected]
 
 
-@every_config
-@first_models
+@every_on_first
 def test_autocast(family: str, name: str, config: str) -> None:
-    model = ts.apply(build(family, name), CONFIGS[config])
+    model = shared(family, name, config)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = run(model, images(2))
     assert out.isfinite().all()
 
 
-@every_case
+@every_on_all
 def test_state_dicts_load_both_ways(family: str, name: str, config: str) -> None:
-    dense, model = build(family, name), ts.apply(build(family, name), CONFIGS[config])
+    dense, model = build(family, name), reduced(family, name, config)
     weights = {key: torch.randn_like(value) if value.is_floating_point() else value
                for key, value in dense.state_dict().items()}  # fmt: skip
     model.load_state_dict(weights, strict=True)
@@ -278,7 +261,7 @@ def test_state_dicts_load_both_ways(family: str, name: str, config: str) -> None
     assert bool(own) == learned_parts(CONFIGS[config], layout_of(model))
     dense.load_state_dict({key: value for key, value in stored.items() if key not in own}, strict=True)
     assert all(torch.equal(value, weights[key]) for key, value in dense.state_dict().items())
-    again = ts.apply(build(family, name), CONFIGS[config])
+    again = reduced(family, name, config)
     again.load_state_dict(stored, strict=True)
     assert all(torch.equal(value, stored[key]) for key, value in again.state_dict().items())
 

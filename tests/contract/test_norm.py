@@ -7,11 +7,10 @@ import torch
 from torch import nn
 
 import tokensieve as ts
-from tests.helpers.models import CONFIGS, FACTORIES, build, images, run
+from tests.helpers.cases import every_case
+from tests.helpers.models import CONFIGS, build, images, run
 from tokensieve.engine.block import Site
 from tokensieve.families._modules import norm_of
-
-MODELS = [(family, name) for family, models in FACTORIES.items() for name in models]
 
 
 def on_its_way(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
@@ -27,8 +26,7 @@ def on_its_way(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return asked
 
 
-@pytest.mark.parametrize("config", ["tome", "evit", "bat"])
-@pytest.mark.parametrize(("family", "name"), MODELS)
+@every_case(["tome", "evit", "bat"])
 def test_the_same_answer(family: str, name: str, config: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = ts.apply(build(family, name), CONFIGS[config]), images(2)
     wanted = run(model, x)

@@ -13,6 +13,7 @@ from timm.layers import set_fused_attn
 from torch import Tensor, nn
 
 import tokensieve as ts
+from tests.helpers.cases import every_case
 from tests.helpers.models import DEFAULTS, PATCHES, SIZE, build, images, liven, run, small
 from tokensieve.families._layout import Layout
 from tokensieve.methods._method import Method
@@ -56,12 +57,11 @@ def test_the_models_of_that_test_have_what_it_is_about() -> None:
     assert isinstance(build("timm-vit", "qk-norm").blocks[0].attn.q_norm, nn.LayerNorm)
 
 
-@every_default
-@pytest.mark.parametrize("name", ["eva02", "dinov3", "rope-mixed", "post-norm"])
-def test_rotary_models_are_really_reduced(name: str, method: str) -> None:
-    model, x = build("timm-eva", name), images(2)
+@every_case(DEFAULTS, [("timm-eva", name) for name in ("dinov3", "eva02", "rope-mixed", "post-norm")])
+def test_rotary_models_are_really_reduced(family: str, name: str, config: str) -> None:
+    model, x = build(family, name), images(2)
     dense, before = run(model, x), kernel_lengths(model, x)
-    ts.apply(model, method)
+    ts.apply(model, config)
     after = kernel_lengths(model, x)
     assert len(after) == len(before) and sum(after) < sum(before)
     assert not torch.allclose(run(model, x), dense)

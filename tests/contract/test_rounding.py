@@ -12,6 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import tokensieve as ts
+from tests.helpers.cases import every_case
 from tests.helpers.models import (
     CONFIGS,
     FACTORIES,
@@ -32,13 +33,12 @@ from tokensieve.tokens.decision import keep_only
 
 OWN = {config for config, methods in CONFIGS.items() if any(method.ragged or method.gridded for method in methods)}
 STATIC = {config: methods for config, methods in CONFIGS.items() if config not in OWN}
-every_static = pytest.mark.parametrize("config", STATIC)
+every_static = every_case(STATIC, FIRST)
 DEIT = ts.Layout(depth=12, dim=384, heads=6, prefix=1, class_token=True, grid=(14, 14))
 
 
 @every_static
 @pytest.mark.parametrize("multiple", [None, 4, 8])
-@pytest.mark.parametrize(("family", "name"), FIRST)
 def test_announced_counts_are_what_runs(family: str, name: str, config: str, multiple: int | None) -> None:
     model = ts.apply(build(family, name), STATIC[config], multiple=multiple)
     layout = layout_of(model)
@@ -53,7 +53,6 @@ def test_announced_counts_are_what_runs(family: str, name: str, config: str, mul
 
 @every_static
 @pytest.mark.parametrize("multiple", [4, 8])
-@pytest.mark.parametrize(("family", "name"), FIRST)
 def test_what_is_left_is_a_multiple(family: str, name: str, config: str, multiple: int) -> None:
     model, x = ts.apply(build(family, name).double(), STATIC[config], multiple=multiple), images(3, torch.float64)
     layout = layout_of(model)

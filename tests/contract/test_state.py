@@ -14,16 +14,15 @@ import torch
 from torch import Tensor, nn
 
 import tokensieve as ts
-from tests.helpers.models import CONFIGS, FIRST, FIRST_OF_TIMM, build, images, run
+from tests.helpers.cases import every_case
+from tests.helpers.models import CONFIGS, FIRST, FIRST_OF_TIMM, build, images, reduced, run, shared
 from tokensieve.attention.shared import projections
 from tokensieve.families._locate import family_of
 
-first_models = pytest.mark.parametrize(("family", "name"), FIRST)
-every_config = pytest.mark.parametrize("config", CONFIGS)
+every_on_first = every_case(CONFIGS, FIRST)
 
 
-@every_config
-@first_models
+@every_on_first
 def test_deepcopy(family: str, name: str, config: str) -> None:
     model, x = ts.apply(build(family, name), CONFIGS[config]), images(2)
     answer = run(model, x)
@@ -63,10 +62,9 @@ def test_pickle_in_a_fresh_process(family: str, name: str, tmp_path: Path) -> No
     assert done.stdout.split() == [str(len(CONFIGS))]
 
 
-@every_config
-@first_models
+@every_on_first
 def test_two_threads_on_one_model(family: str, name: str, config: str) -> None:
-    model = ts.apply(build(family, name), CONFIGS[config])
+    model = shared(family, name, config)
     batches = [images(6)[first : first + 1 + first % 3] for first in range(4)] * 3
     expected = [run(model, x) for x in batches]
     with ThreadPoolExecutor(2) as pool:
@@ -84,12 +82,10 @@ def gradients(model: nn.Module, batches: list[Tensor]) -> dict[str, Tensor]:
     return {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
 
 
-@every_config
-@first_models
+@every_on_first
 @pytest.mark.parametrize("forwards", [1, 2])
 def test_checkpointed_gradients_equal_plain_ones(family: str, name: str, config: str, forwards: int) -> None:
-    model = ts.apply(build(family, name).double(), CONFIGS[config])
-    model.train()
+    model = reduced(family, name, config, torch.float64).train()
     batches = list(images(4, torch.float64).split(2))[:forwards]
     plain = gradients(model, batches)
     model.set_grad_checkpointing(True)
@@ -99,10 +95,9 @@ def test_checkpointed_gradients_equal_plain_ones(family: str, name: str, config:
         torch.testing.assert_close(checkpointed[key], gradient, msg=lambda text, key=key: f"{key}: {text}")
 
 
-@every_config
-@first_models
+@every_on_first
 def test_a_training_step_has_finite_gradients(family: str, name: str, config: str) -> None:
-    model, dense = ts.apply(build(family, name), CONFIGS[config]), build(family, name)
+    model, dense = reduced(family, name, config), build(family, name)
     before = run(model, images(2))
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
@@ -128,8 +123,7 @@ def test_a_training_step_has_finite_gradients(family: str, name: str, config: st
     assert after.isfinite().all() and not torch.equal(after, before)
 
 
-@every_config
-@first_models
+@every_on_first
 def test_determinism_from_run_to_run(family: str, name: str, config: str) -> None:
     x = images(2)
     first, second = (ts.apply(build(family, name), CONFIGS[config]) for _ in range(2))

@@ -1,12 +1,13 @@
 """The small models and the methods that the contract tests run on, found from the registry.
 
-A registered family without a line in ``FACTORIES`` fails ``test_matrix.py``; a registered method needs no line at all.
+A registered family without a line in ``FACTORIES`` fails ``test_cases.py``; a registered method needs no line at all.
+Which method is tested on which model, and how soon, says ``cases.py``.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -127,6 +128,24 @@ def build(family: str, name: str, *, features_only: bool = False) -> nn.Module:
     return copy.deepcopy(_built(family, name, features_only))
 
 
+@cache
+def shared(family: str, name: str, config: str | None = None, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A small model in eval mode, dense or with CONFIGS[config] applied, made once: for tests that only read it."""
+    model = build(family, name).to(dtype)
+    return model if config is None else ts.apply(model, CONFIGS[config])
+
+
+def reduced(family: str, name: str, config: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A copy of such a reduced model, for tests that change it."""
+    return copy.deepcopy(shared(family, name, config, dtype))
+
+
+@cache
+def dense_answer(family: str, name: str, count: int = 2) -> Tensor:
+    """What the dense model answers to ``images(count)``."""
+    return run(shared(family, name), images(count))
+
+
 def run(model: nn.Module, x: Tensor) -> Tensor:
     """The answer of a model, without gradients."""
     with torch.no_grad():
@@ -175,19 +194,6 @@ COMPOSED: dict[str, tuple[Method, ...]] = {
     ts.spell(both): both for cls in registry.list_methods().values() if (both := composition(cls)) is not None
 }
 CONFIGS: dict[str, tuple[Method, ...]] = {**DEFAULTS, **COMPOSED}
-
-
-def cases(configs: Collection[str]) -> list[tuple[str, str, str]]:
-    """(family, model, config): every method on every model, and compositions on the first model of every family.
-
-    How two methods meet depends on the model through nothing that one method alone does not meet as well.
-    """
-    return [
-        (family, name, config)
-        for family, name in MODELS
-        for config in configs
-        if config not in COMPOSED or (family, name) in FIRST
-    ]
 
 
 def layout_of(model: nn.Module) -> Layout:
