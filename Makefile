@@ -71,8 +71,8 @@ docs-check: $(READY)  ## fail when they are stale
 	$(BIN)/python scripts/generate_docs.py --check
 	$(BIN)/python scripts/generate_faces.py --check
 
-bench-smoke: $(READY)  ## two minutes of benchmarks/run.py on random weights and numbers, into demo-output/bench-smoke
-	$(BIN)/python benchmarks/run.py --preset smoke --output demo-output/bench-smoke --force
+bench-smoke: $(READY)  ## two minutes of benchmarks on random weights and numbers, into demo-output/bench-smoke
+	$(BIN)/python -m benchmarks speed --preset smoke --output demo-output/bench-smoke --force
 
 clean:  ## remove what the targets above made, .venv included
 	rm -rf $(VENV) demo-output dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

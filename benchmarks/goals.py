@@ -1,41 +1,30 @@
-"""Judge measured cells by the goals for speed, G1 to G8 and G10, and write the report again from a results file.
-
-    python benchmarks/goals.py benchmarks/results/FILE.json
+"""The goals for speed, and what a results file says of them; README.md has the table.
 
 S is the speed-up over the dense model, F what the MACs promise, O the oracle's speed-up on the same token counts.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
-from pathlib import Path
 from typing import Any, Literal
 
-from tokensieve.errors import TokensieveError
 from tokensieve.measure.results import DENSE
 
-Cells = Mapping[str, Mapping[str, Any]]
+Record = Mapping[str, Any]
+Cells = Mapping[str, Record]
 Verdict = Literal["met", "missed", "not measurable here"]
 HIGH = 1024  # tokens from which the goals for high resolution hold
 SAME_F = 0.03  # how near the promised factors of two methods lie that count as one budget
+NO_MODEL = "no whole model was timed "
 
 
 @dataclass(frozen=True)
 class Case:
-    """One figure that a goal is about.
-
-    Attributes:
-        cell: id of the cell it came from.
-        variant: spec of the method.
-        value: the figure.
-        noisy: the cell says that its rounds lie far apart.
-        note: what to read it with.
-    """
+    """One figure that a goal is about: the cell it came from, the method's spec, the value, whether its rounds lie far
+    apart, and what to read it with."""
 
     cell: str
     variant: str
@@ -49,8 +38,7 @@ class Goal:
     """A goal and the figures it is judged by.
 
     Attributes:
-        name: "G1", …
-        what: the figure in words.
+        name: what it is about.
         needed: the bound.
         at_least: whether figures must reach the bound, or must not exceed it.
         cases: every figure measured here.
@@ -58,7 +46,6 @@ class Goal:
     """
 
     name: str
-    what: str
     needed: float
     at_least: bool
     cases: tuple[Case, ...]
@@ -67,9 +54,7 @@ class Goal:
     @property
     def verdict(self) -> Verdict:
         """Met when all cases are."""
-        if not self.cases:
-            return "not measurable here"
-        return "missed" if self.missed else "met"
+        return ("missed" if self.missed else "met") if self.cases else "not measurable here"
 
     @property
     def missed(self) -> tuple[Case, ...]:
@@ -99,43 +84,36 @@ def judge(cells: Cells, *, on_cpu: bool) -> list[Goal]:
         on_cpu: whether they were measured on a CPU; batches count as large from 16 on there, from 64 on a GPU.
     """
     large = 16 if on_cpu else 64
-    return [
-        *_whole_model_goals(cells, large),
-        *_operator_goals(cells, large),
-        *_reference_goals(cells, on_cpu),
-        *_selector_goals(cells),
-        *_ragged_goals(cells),
-        *_export_goals(cells),
-        *_memory_goals(cells),
-    ]
-
-
-def _whole_model_goals(cells: Cells, large: int) -> Iterator[Goal]:
-    """G1 to G3 for eager models, and again for every other engine that was measured: each stands for itself."""
-    by_engine: dict[str, dict[str, Mapping[str, Any]]] = {"eager": {}}
+    goals = []
+    # Eager models, and again every other engine that was measured: each stands for itself.
+    by_engine: dict[str, dict[str, Record]] = {"eager": {}}
     for name, record in cells.items():
         by_engine.setdefault(record["setting"]["engine"], {})[name] = record
     for engine, own in by_engine.items():
         words = "" if engine == "eager" else f", {engine}"
-        for goals in (_oracle_goals(own, large), _promise_goals(own), _single_image_goals(own)):
-            yield from (replace(goal, what=goal.what + words) for goal in goals)
+        goals += [replace(goal, name=goal.name + words) for goal in _whole_model_goals(own, large)]
+    for goals_of in (_operator_goals, _reference_goals, _selector_goals, _export_goals):
+        goals += goals_of(cells, on_cpu)
+    ragged, memory = tuple(_ragged_cases(cells)), tuple(_memory_cases(cells))
+    beside = "no ragged method was timed beside a static one of the same MACs"
+    goals.append(Goal("S of a ragged method over that of a static one, equal mean tokens", 0.90, True, ragged, beside))
+    goals.append(Goal("peak memory over the dense model's at 1024²", 1.0, False, memory, NO_MODEL + "at 1024²"))
+    return goals
 
 
-def _rows(cells: Cells, kind: str) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+def _rows(cells: Cells, kind: str) -> Iterator[tuple[str, Record, Record]]:
     """(id, setting, row) of every reduced variant in the cells of a kind that were measured."""
     for name, record in cells.items():
         if record["kind"] == kind and "failed" not in record:
-            for row in record["rows"]:
-                if row["variant"] != DENSE:
-                    yield name, record["setting"], row
+            yield from ((name, record["setting"], row) for row in record["rows"] if row["variant"] != DENSE)
 
 
 def _cases(
     cells: Cells,
     kind: str,
-    value: Callable[[Mapping[str, Any]], float | None],
-    chosen: Callable[[Mapping[str, Any], Mapping[str, Any]], bool],
-    note: Callable[[Mapping[str, Any]], str] = lambda row: "",
+    value: Callable[[Record], float | None],
+    chosen: Callable[[Record, Record], bool] = lambda setting, row: True,
+    note: Callable[[Record], str] = lambda row: "",
 ) -> tuple[Case, ...]:
     """A case for every row of ``kind`` whose setting and row are ``chosen`` and that has the ``value``."""
     return tuple(
@@ -145,139 +123,104 @@ def _cases(
     )
 
 
-def _tokens(row: Mapping[str, Any]) -> int:
+def _tokens(row: Record) -> int:
     """Tokens that the first block attends to."""
     return int(row["attended"][0])
 
 
-def _oracle_goals(cells: Cells, large: int) -> Iterable[Goal]:
-    def low(kinds: tuple[str, ...]) -> tuple[Case, ...]:
-        return _cases(
-            cells,
-            "model",
-            lambda row: row["S_over_O"],
-            lambda s, row: s["batch"] >= large and row["kind"] in kinds and _tokens(row) < HIGH,
-        )
+def _whole_model_goals(cells: Cells, large: int) -> Iterator[Goal]:
+    def goal(name: str, needed: float, figure: str, chosen: Any, where: str, note: Any = lambda row: "") -> Goal:
+        cases = _cases(cells, "model", lambda row: row[figure], chosen, note)
+        return Goal(name, needed, True, cases, NO_MODEL + where)
 
-    lacking = f"no whole model was timed at batch {large} or more"
-    yield Goal("G1", f"S/O, pruning and skipping, batch ≥ {large}", 0.97, True, low(("pruning", "skipping")), lacking)
-    yield Goal("G1", f"S/O, merging, batch ≥ {large}", 0.95, True, low(("merging",)), lacking)
-    high = _cases(cells, "model", lambda row: row["S_over_O"], lambda s, row: _tokens(row) >= HIGH)
-    yield Goal("G1", f"S/O at N ≥ {HIGH}", 0.98, True, high, f"no whole model was timed at {HIGH} tokens or more")
+    def low(*kinds: str) -> Callable[[Record, Record], bool]:
+        return lambda s, row: s["batch"] >= large and row["kind"] in kinds and _tokens(row) < HIGH
 
-
-def _promise_goals(cells: Cells) -> Iterable[Goal]:
-    cases = _cases(
-        cells,
-        "model",
-        lambda row: row["S_over_F"],
-        lambda s, row: s["batch"] == 64 and _tokens(row) < HIGH,
-        lambda row: f"its oracle realises {row['O'] / row['F']:.3f}",
-    )
-    yield Goal("G2", "S/F at batch 64", 0.95, True, cases, "no whole model was timed at batch 64")
-
-
-def _single_image_goals(cells: Cells) -> Iterable[Goal]:
-    lacking = "no whole model was timed at batch 1"
-
-    def single(s: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    def single(s: Record, row: Record) -> bool:
         return bool(s["batch"] == 1)
 
-    yield Goal("G3", "S/O at batch 1", 0.90, True, _cases(cells, "model", lambda row: row["S_over_O"], single), lacking)
-    paying = _cases(
-        cells,
-        "model",
-        lambda row: row["S"],
-        lambda s, row: single(s, row) and row["F"] >= 1.7,
-        lambda row: f"F {row['F']:.2f}, O {row['O']:.2f}",
+    def promise(row: Record) -> str:
+        return f"F {row['F']:.2f}, O {row['O']:.2f}"
+
+    where = f"at batch {large} or more"
+    name = f"oracle share (S/O) of pruning and skipping at batch ≥ {large}"
+    yield goal(name, 0.97, "S_over_O", low("pruning", "skipping"), where)
+    yield goal(f"oracle share (S/O) of merging at batch ≥ {large}", 0.95, "S_over_O", low("merging"), where)
+    where = f"at {HIGH} tokens or more"
+    yield goal(f"oracle share (S/O) at N ≥ {HIGH}", 0.98, "S_over_O", lambda s, row: _tokens(row) >= HIGH, where)
+    yield goal(
+        "promise kept (S/F) at batch 64",
+        0.95,
+        "S_over_F",
+        lambda s, row: s["batch"] == 64 and _tokens(row) < HIGH,
+        "at batch 64",
+        lambda row: f"its oracle realises {row['O'] / row['F']:.3f}",
     )
-    yield Goal("G3", "S at batch 1 where F ≥ 1.7", 1.10, True, paying, lacking + " with F ≥ 1.7")
-    never = _cases(cells, "model", lambda row: row["S"], single, lambda row: f"F {row['F']:.2f}, O {row['O']:.2f}")
-    yield Goal("G3", "S at batch 1", 1.0, True, never, lacking)
+    where = "at batch 1"
+    yield goal("oracle share (S/O) at batch 1", 0.90, "S_over_O", single, where)
+    paying = lambda s, row: single(s, row) and row["F"] >= 1.7  # noqa: E731
+    yield goal("speed-up (S) at batch 1 where F ≥ 1.7", 1.10, "S", paying, where + " with F ≥ 1.7", promise)
+    yield goal("speed-up (S) at batch 1", 1.0, "S", single, where, promise)
 
 
-def _operator_goals(cells: Cells, large: int) -> Iterable[Goal]:
-    def of(model: str) -> Callable[[Mapping[str, Any], Mapping[str, Any]], bool]:
-        def chosen(s: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+def _operator_goals(cells: Cells, on_cpu: bool) -> Iterator[Goal]:
+    large = 16 if on_cpu else 64
+    for name, model, bound in (("ViT-B", "vit_base", 0.02), ("DeiT-S", "deit_small", 0.03)):
+
+        def chosen(s: Record, row: Record, model: str = model) -> bool:
             busy = s["batch"] >= large or row["tokens"] >= HIGH
             return bool(s["model"].startswith(model) and row["tokens"] >= 197 and busy)
 
-        return chosen
-
-    for name, model, bound in (("ViT-B", "vit_base", 0.02), ("DeiT-S", "deit_small", 0.03)):
-        cases = _cases(
-            cells,
-            "operator",
-            lambda row: row["site_share"],
-            of(model),
-            lambda row: f"middle half {row['low']:.3f} to {row['high']:.3f}",
-        )
-        yield Goal("G4", f"a site of {name} over a dense block", bound, False, cases, f"no operator cell of {name}")
+        cases = _cases(cells, "operator", lambda row: row["site_share"], chosen, _middle)
+        yield Goal(f"a site of {name} over a dense block", bound, False, cases, f"no operator cell of {name}")
 
 
-def _reference_goals(cells: Cells, on_cpu: bool) -> Iterable[Goal]:
-    script = "benchmarks/against_tome.py was not run here"
+def _middle(row: Record) -> str:
+    return f"middle half {row['low']:.3f} to {row['high']:.3f}"
 
-    def at(pixels: int, *batches: int) -> Callable[[Mapping[str, Any], Mapping[str, Any]], bool]:
-        def chosen(s: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
-            return s["dtype"] == "bfloat16" and s["img_size"] == pixels and (not batches or s["batch"] in batches)
 
-        return chosen
+def _reference_goals(cells: Cells, on_cpu: bool) -> Iterator[Goal]:
+    lacking = "python -m benchmarks tome was not run here"
+    cpu, gpu = ((224, None, 1.25), (1024, None, 5.0)), ((224, 64, 1.5), (224, 1, 3.0), (1024, None, 4.0))
+    for device, bounds in (("CPU", cpu), ("GPU", gpu)):
+        here = on_cpu == (device == "CPU")
+        for pixels, batch, bound in bounds:
 
-    bounds = (
-        ("G5", "at 224", 1.25, at(224)),
-        ("G5", "at 1024²", 5.0, at(1024)),
-        ("G6", "at 224, batch 64", 1.5, at(224, 64)),
-        ("G6", "at 224, batch 1", 3.0, at(224, 1)),
-        ("G6", "at 1024²", 4.0, at(1024)),
-    )
-    for name, where, bound, chosen in bounds:
-        here = on_cpu == (name == "G5")
-        lacking = script if here else "this is a CPU" if on_cpu else "this is not a CPU"
-        cases = _cases(
-            cells,
-            "reference",
-            lambda row: row["over_reference"],
-            chosen,
-            lambda row: f"S {row['S']:.2f}, the reference {row['reference_S']:.2f}",
-        )
-        what = f"over the reference ToMe code, bfloat16, {where}"
-        yield Goal(name, what, bound, True, cases if here else (), lacking)
+            def chosen(s: Record, row: Record, pixels: int = pixels, batch: int | None = batch) -> bool:
+                return s["dtype"] == "bfloat16" and s["img_size"] == pixels and batch in (None, s["batch"])
+
+            cases = _cases(cells, "reference", lambda row: row["over_reference"], chosen, _speeds) if here else ()
+            where = f"{pixels}²" + ("" if batch is None else f", batch {batch}")
+            name = f"over the reference ToMe code, bfloat16, {device}, {where}"
+            yield Goal(name, bound, True, cases, lacking if here else f"this is {'a' if on_cpu else 'not a'} CPU")
     same = _cases(
         cells,
         "reference",
         lambda row: row["same_groups"],
-        lambda s, row: True,
-        lambda row: f"logits differ by at most {row['largest_difference']:.1e}",
+        note=lambda row: f"logits differ by at most {row['largest_difference']:.1e}",
     )
-    name = "G5" if on_cpu else "G6"
-    yield Goal(name, "share of images whose tokens merge as the reference's, float32", 1.0, True, same, script)
+    yield Goal("share of images whose tokens merge as the reference's, float32", 1.0, True, same, lacking)
 
 
-def _selector_goals(cells: Cells) -> Iterable[Goal]:
-    lacking = "no selector cell was measured"
+def _speeds(row: Record) -> str:
+    return f"S {row['S']:.2f}, the reference {row['reference_S']:.2f}"
+
+
+def _selector_goals(cells: Cells, on_cpu: bool) -> Iterator[Goal]:
     for words, exact in (("reading every row", True), ("reading rows as by default", False)):
 
-        def chosen(s: Mapping[str, Any], row: Mapping[str, Any], exact: bool = exact) -> bool:
+        def chosen(s: Record, row: Record, exact: bool = exact) -> bool:
             return bool(row["tokens"] <= 577 and (row["stride"] == 1) == exact)
 
-        cases = _cases(
-            cells,
-            "selector",
-            lambda row: row["share"],
-            chosen,
-            lambda row: f"{row['tokens']} tokens, stride {row['stride']}",
-        )
-        what = f"ToSA's selector and column sums over a block, N ≤ 577, {words}"
-        yield Goal("G7", what, 0.05, False, cases, lacking)
-    yield Goal(
-        "G7",
-        "exponent with which the selector's memory grows with N, up to 1024²",
-        1.1,
-        False,
-        tuple(_growth(cells)),
-        "no two selector cells of one model of which one has 4097 tokens",
-    )
+        def note(row: Record) -> str:
+            return f"{row['tokens']} tokens, stride {row['stride']}"
+
+        cases = _cases(cells, "selector", lambda row: row["share"], chosen, note)
+        name = f"ToSA's selector and column sums over a block, N ≤ 577, {words}"
+        yield Goal(name, 0.05, False, cases, "no selector cell was measured")
+    lacking = "no two selector cells of one model of which one has 4097 tokens"
+    name = "exponent with which the selector's memory grows with N, up to 1024²"
+    yield Goal(name, 1.1, False, tuple(_growth(cells)), lacking)
 
 
 def _growth(cells: Cells) -> Iterator[Case]:
@@ -293,71 +236,30 @@ def _growth(cells: Cells) -> Iterator[Case]:
                 yield Case(cell, variant, exponent, note=f"from {few} to {many} tokens")
 
 
-def _ragged_goals(cells: Cells) -> Iterable[Goal]:
-    cases = []
-    for name, record in cells.items():
-        if record["kind"] != "model" or "failed" in record:
-            continue
-        rows = [row for row in record["rows"] if row["variant"] != DENSE]
-        for ragged in (row for row in rows if row["ragged"]):
-            static = [row for row in rows if not row["ragged"] and abs(row["F"] / ragged["F"] - 1) <= SAME_F]
-            for other in static:
-                note = f"beside {other['variant']}"
-                cases.append(Case(name, ragged["variant"], ragged["S"] / other["S"], ragged["noisy"], note))
-    lacking = "no ragged method was timed beside a static one of the same MACs"
-    yield Goal(
-        "G8", "S of a ragged method over that of a static one, equal mean tokens", 0.90, True, tuple(cases), lacking
-    )
-
-
-def _export_goals(cells: Cells) -> Iterable[Goal]:
-    def always(s: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
-        return True
-
-    def kept(row: Mapping[str, Any]) -> float:
-        return float(row["exported_S_over_F"] / row["S_over_F"])
-
+def _export_goals(cells: Cells, on_cpu: bool) -> Iterator[Goal]:
     lacking = "no exported model was timed"
-    yield Goal("G10", "S/F of an exported model over ours", 0.90, True, _cases(cells, "export", kept, always), lacking)
-    scatters = _cases(cells, "export", lambda row: row["scatters"], always)
-    yield Goal("G10", "Scatter nodes in an exported graph", 0, False, scatters, lacking)
-    same = _cases(cells, "export", lambda row: row["same_tokens"], always)
-    yield Goal("G10", "share of images for which an export picks our tokens", 1.0, True, same, lacking)
+    kept = _cases(cells, "export", lambda row: row["exported_S_over_F"] / row["S_over_F"])
+    yield Goal("promise kept (S/F) by an exported model over ours", 0.90, True, kept, lacking)
+    scatters = _cases(cells, "export", lambda row: row["scatters"])
+    yield Goal("Scatter nodes in an exported graph", 0, False, scatters, lacking)
+    same = _cases(cells, "export", lambda row: row["same_tokens"])
+    yield Goal("share of images for which an export picks our tokens", 1.0, True, same, lacking)
 
 
-def _memory_goals(cells: Cells) -> Iterable[Goal]:
-    cases = []
-    for name, record in cells.items():
-        if record["kind"] != "model" or "failed" in record:
-            continue
-        dense = next(row for row in record["rows"] if row["variant"] == DENSE)
-        for row in record["rows"]:
-            if row["variant"] != DENSE and _tokens(row) > 4000:
-                # To two digits: where the peak lies in a block before the first site, both are the same but for crumbs.
-                share = round(row["peak_memory"] / dense["peak_memory"], 2)
-                cases.append(Case(name, row["variant"], share, note=f"tokens {_tokens(row)} → {min(row['tokens'])}"))
-    lacking = "no whole model was timed at 1024²"
-    yield Goal("1024²", "peak memory over the dense model's", 1.0, False, tuple(cases), lacking)
+def _ragged_cases(cells: Cells) -> Iterator[Case]:
+    rows = list(_rows(cells, "model"))
+    for name, _, ragged in rows:
+        for other_name, _, other in rows:
+            near = abs(other["F"] / ragged["F"] - 1) <= SAME_F
+            if name == other_name and ragged["ragged"] and not other["ragged"] and near:
+                share = ragged["S"] / other["S"]
+                yield Case(name, ragged["variant"], share, ragged["noisy"], f"beside {other['variant']}")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code."""
-    from report import print_goals, write_report
-    from store import read_store
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.json")
-    try:
-        for path in parser.parse_args(arguments).files:
-            store = read_store(path)
-            verdicts = judge(store.cells, on_cpu=store.on_cpu)
-            write_report(store, verdicts)
-            print_goals(verdicts, path.stem)
-    except TokensieveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _memory_cases(cells: Cells) -> Iterator[Case]:
+    for name, _, row in _rows(cells, "model"):
+        if _tokens(row) > 4000:
+            dense = next(one for one in cells[name]["rows"] if one["variant"] == DENSE)
+            # To two digits: where the peak lies in a block before the first site, both are the same but for crumbs.
+            share = round(row["peak_memory"] / dense["peak_memory"], 2)
+            yield Case(name, row["variant"], share, note=f"tokens {_tokens(row)} → {min(row['tokens'])}")

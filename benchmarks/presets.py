@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cells import ENGINES, Cell, grid
+from benchmarks.cells import ENGINES, Cell, grid
 
 # About the same MACs saved by each but ToSA, which can save at most half of every second block.
 METHODS = ("bat", "tome:r=13", "evit:keep=0.6", "tosa:keep=0.5")
@@ -75,7 +75,7 @@ def gpu() -> list[Cell]:
 
 
 def operators(dtype: str, batch: int, rounds: int) -> list[Cell]:
-    """What the methods cost next to a dense block, for G4."""
+    """What the methods cost next to a dense block."""
     cells = grid(
         ["deit_small", "vit_base"], [224], [batch], [dtype], ["eager"], METHODS, kind="operator", rounds=rounds
     )
@@ -83,7 +83,7 @@ def operators(dtype: str, batch: int, rounds: int) -> list[Cell]:
 
 
 def selectors(dtype: str) -> list[Cell]:
-    """ToSA's selector at 197, 577 and 4097 tokens, for G7."""
+    """ToSA's selector at 197, 577 and 4097 tokens."""
     cells = grid(["deit_small", "vit_base"], [224, 384], [4], [dtype], ["eager"], SELECTOR, kind="selector", rounds=20)
     return cells + grid(
         ["vit_base"], [1024], [1], [dtype], ["eager"], SELECTOR[:1], kind="selector", rounds=6, warmup=1

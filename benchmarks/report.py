@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.markup import escape
 
-import tokensieve as ts
-from goals import Goal
-from store import Store
+from benchmarks.goals import Goal
+from benchmarks.store import Store
 from tokensieve.cli.output import new_table, show_table
 from tokensieve.measure.plot import MARKERS
 from tokensieve.measure.results import DENSE
+from tokensieve.methods._spec import parse
 from tokensieve.utils.files import replacing
 
 Record = Mapping[str, Any]
@@ -36,7 +36,7 @@ def write_report(store: Store, goals: Sequence[Goal]) -> None:
 def print_goals(goals: Sequence[Goal], title: str) -> None:
     """The table of goals on standard output."""
     table = new_table(title)
-    for name in ("goal", "what", "needed", "measured", "", "decided by"):
+    for name in ("goal", "needed", "measured", "", "decided by"):
         table.add_column(name, overflow="fold")
     for goal in goals:
         style = {"met": "green", "missed": "red"}.get(goal.verdict, "dim")
@@ -45,20 +45,16 @@ def print_goals(goals: Sequence[Goal], title: str) -> None:
 
 
 def goal_cells(goal: Goal) -> tuple[str, ...]:
-    """Goal, what, needed, measured, verdict, and the cell that decided."""
-    needed = f"{'≥' if goal.at_least else '≤'} {goal.needed:g}"
+    """Goal, needed, measured, verdict, and the cell that decided."""
     if goal.worst is None:
-        return goal.name, goal.what, needed, "–", goal.verdict, goal.lacking
+        return goal.name, _needed(goal), "–", goal.verdict, goal.lacking
     worst, missed = goal.worst, len(goal.missed)
     verdict = goal.verdict + (f" in {missed} of {len(goal.cases)}" if missed else f" in all {len(goal.cases)}")
-    return (
-        goal.name,
-        goal.what,
-        needed,
-        f"{worst.value:.3f}{_mark(worst.noisy)}",
-        verdict,
-        f"{worst.cell} {worst.variant}",
-    )
+    return goal.name, _needed(goal), f"{worst.value:.3f}{_mark(worst.noisy)}", verdict, f"{worst.cell} {worst.variant}"
+
+
+def _needed(goal: Goal) -> str:
+    return f"{'≥' if goal.at_least else '≤'} {goal.needed:g}"
 
 
 def markdown(store: Store, goals: Sequence[Goal]) -> str:
@@ -66,39 +62,41 @@ def markdown(store: Store, goals: Sequence[Goal]) -> str:
     return "\n".join([*_head(store), *_goals(goals), *_cells(store), *_profiles(store)]) + "\n"
 
 
+def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
+    """The lines of a table."""
+    columns = list(columns)
+    yield "| " + " | ".join(columns) + " |"
+    yield "|" + "---|" * len(columns)
+    for row in rows:
+        yield "| " + " | ".join(text.replace("|", "\\|") for text in row) + " |"
+
+
 def _head(store: Store) -> Iterator[str]:
     here = store.environment
-    yield f"# Speed on {here['device']}, {store.dtype}"
-    yield ""
     kernels = "our CPU kernels" if here["cpu_kernels"] else "without our CPU kernels"
     threads = f", {here['threads']} threads, {kernels}" if store.on_cpu else ""
     threads += ", freed memory kept" if here.get("keeps_freed_memory") else ""
+    yield from (f"# Speed on {here['device']}, {store.dtype}", "")
     yield f"torch {here['torch']}, timm {here['timm']}, Python {here['python']}{threads}."
-    yield f"Written by `benchmarks/run.py`; the figures of every round are in `{store.path.name}`. Do not edit."
+    yield f"Written by `python -m benchmarks`; the figures of every round are in `{store.path.name}`. Do not edit."
     yield from ("", WORDS)
-    for words in sorted({_told(record) for record in store.cells.values() if "failed" not in record}):
-        yield ""
-        yield words
-
-
-def _told(record: Record) -> str:
-    return f"Weights: {record['weights']}. Images: {record['images']}."
+    measured = [record for record in store.cells.values() if "failed" not in record]
+    for words in sorted({f"Weights: {one['weights']}. Images: {one['images']}." for one in measured}):
+        yield from ("", words)
 
 
 def _goals(goals: Sequence[Goal]) -> Iterator[str]:
     yield from ("", "## Goals", "")
-    yield from _table(
-        ("goal", "what", "needed", "measured, worst", "verdict", "cell"),
-        (
-            [*goal_cells(goal)[:4], _bold(goal_cells(goal)[4], goal.verdict == "missed"), goal_cells(goal)[5]]
-            for goal in goals
-        ),
-    )
+    cells = {goal.name: list(goal_cells(goal)) for goal in goals}
+    for goal in goals:
+        if goal.missed:
+            cells[goal.name][3] = f"**{cells[goal.name][3]}**"
+    yield from table(("goal", "needed", "measured, worst", "verdict", "cell"), cells.values())
     missed = [goal for goal in goals if goal.missed]
     if missed:
         yield from ("", "### Missed", "")
     for goal in missed:
-        yield f"- **{goal.name}** {goal.what} ({'≥' if goal.at_least else '≤'} {goal.needed:g}):"
+        yield f"- **{goal.name}** ({_needed(goal)}):"
         for case in goal.missed[:LISTED]:
             note = f" ({case.note})" if case.note else ""
             yield f"  - {case.value:.3f}{_mark(case.noisy)} {case.cell} `{case.variant}`{note}"
@@ -107,30 +105,17 @@ def _goals(goals: Sequence[Goal]) -> Iterator[str]:
 
 
 def _cells(store: Store) -> Iterator[str]:
-    writers = {
-        "model": _model,
-        "operator": _operator,
-        "selector": _selector,
-        "reference": _reference,
-        "export": _export,
-    }
-    titles = {
-        "model": "Whole models",
-        "operator": "What a method costs next to a dense block",
-        "selector": "ToSA's selector",
-        "reference": "Beside the reference ToMe code",
-        "export": "Exported models",
-    }
-    for kind, writer in writers.items():
+    for kind, (title, columns) in KINDS.items():
         records = {name: record for name, record in store.cells.items() if record["kind"] == kind}
         if records:
-            yield from ("", f"## {titles[kind]}")
+            yield from ("", f"## {title}")
         for name, record in records.items():
             yield from ("", f"### {name.partition('/')[2]}", "")
             if "failed" in record:
                 yield f"Not measured: {record['failed']}."
                 continue
-            yield from writer(record)
+            rows = [row for row in record["rows"] if kind == "model" or row["variant"] != DENSE]
+            yield from table(columns, ([_text(one, row) for one in columns.values()] for row in rows))
             yield from _remarks(record)
 
 
@@ -139,177 +124,128 @@ def _remarks(record: Record) -> Iterator[str]:
     discarded = max((row.get("discarded", 0) for row in record["rows"]), default=0)
     if discarded:
         parts.append(f"{discarded} set(s) of rounds were discarded because an oracle moved.")
-    for variant, reason in record.get("refused", {}).items():
-        parts.append(f"`{variant}` cannot run here: {reason}.")
+    parts += [f"`{variant}` cannot run here: {why}." for variant, why in record.get("refused", {}).items()]
     if parts:
         yield from ("", " ".join(parts))
-
-
-def _model(record: Record) -> Iterator[str]:
-    columns = ("variant", "tokens", "F", "S", "O", "S/F", "S/O", "images/s", "peak MB", "site")
-    yield from _table(columns, (_model_cells(row) for row in record["rows"]))
-
-
-def _model_cells(row: Record) -> list[str]:
-    tokens = f"{row['attended'][0]} → {min(row['tokens'])}"
-    rate = f"{row['images_per_second']:.1f}{_mark(row['noisy'])}"
-    if row["variant"] == DENSE:
-        return [DENSE, str(row["attended"][0]), "", "", "", "", "", rate, f"{row['peak_memory'] / 1e6:.1f}", ""]
-    return [
-        f"`{row['variant']}`",
-        tokens,
-        f"{row['F']:.2f}",
-        f"{row['S']:.2f} ({row['S_low']:.2f} to {row['S_high']:.2f})",
-        f"{row['O']:.2f}",
-        f"{row['S_over_F']:.2f}",
-        f"{row['S_over_O']:.3f} ({row['S_over_O_low']:.3f} to {row['S_over_O_high']:.3f})",
-        rate,
-        f"{row['peak_memory'] / 1e6:.1f}",
-        "" if row["site_share"] is None else f"{100 * row['site_share']:.1f} %",
-    ]
-
-
-def _operator(record: Record) -> Iterator[str]:
-    columns = ("method", "kind", "blocks", "tokens", "sites", "dense block", "a site costs", "middle half")
-    yield from _table(
-        columns,
-        (
-            [
-                f"`{row['variant']}`",
-                row["kind"],
-                "–".join(map(str, row["blocks"])),
-                f"{row['tokens']} → {row['left']}",
-                str(row["sites"]),
-                f"{1e3 * row['block_seconds']:.2f} ms",
-                f"{100 * row['site_share']:.1f} %{_mark(row['noisy'])}",
-                f"{100 * row['low']:.1f} to {100 * row['high']:.1f} %",
-            ]
-            for row in record["rows"]
-        ),
-    )
-
-
-def _selector(record: Record) -> Iterator[str]:
-    columns = (
-        "method",
-        "tokens",
-        "stride",
-        "dense block",
-        "selector",
-        "middle half",
-        "peak MB",
-        "one attention map, MB",
-    )
-    yield from _table(
-        columns,
-        (
-            [
-                f"`{row['variant']}`",
-                str(row["tokens"]),
-                str(row["stride"]),
-                f"{1e3 * row['block_seconds']:.2f} ms",
-                f"{100 * row['share']:.1f} %{_mark(row['noisy'])}",
-                f"{100 * row['low']:.1f} to {100 * row['high']:.1f} %",
-                f"{row['peak_memory'] / 1e6:.1f}",
-                f"{row['attention_map'] / 1e6:.1f}",
-            ]
-            for row in record["rows"]
-        ),
-    )
-
-
-def _reference(record: Record) -> Iterator[str]:
-    columns = (
-        "method",
-        "tokens",
-        "F",
-        "S",
-        "O",
-        "reference S",
-        "over the reference",
-        "same groups",
-        "logits differ by",
-    )
-    yield from _table(
-        columns,
-        (
-            [
-                f"`{row['variant']}`",
-                f"{row['attended'][0]} → {min(row['tokens'])}",
-                f"{row['F']:.2f}",
-                f"{row['S']:.2f}",
-                f"{row['O']:.2f}",
-                f"{row['reference_S']:.2f}",
-                f"{row['explicit_S']:.2f}",
-                f"{row['over_reference']:.2f} ({row['low']:.2f} to {row['high']:.2f}){_mark(row['noisy'])}",
-                f"{100 * row['same_groups']:.0f} % of {row['compared']} images",
-                f"{row['largest_difference']:.1e}",
-            ]
-            for row in record["rows"]
-            if row["variant"] != DENSE
-        ),
-    )
-
-
-def _export(record: Record) -> Iterator[str]:
-    columns = ("method", "format", "F", "S/F", "exported S/F", "Scatter", "same tokens")
-    yield from _table(
-        columns,
-        (
-            [
-                f"`{row['variant']}`",
-                row["format"],
-                f"{row['F']:.2f}",
-                f"{row['S_over_F']:.2f}",
-                f"{row['exported_S_over_F']:.2f}",
-                str(row["scatters"]),
-                f"{100 * row['same_tokens']:.0f} %",
-            ]
-            for row in record["rows"]
-        ),
-    )
-
-
-def _profiles(store: Store) -> Iterator[str]:
-    if not store.profiles:
-        return
-    yield from ("", "## Where the time goes", "")
-    yield "Milliseconds of one call under torch.profiler, the shortest of several."
-    yield "The profiler slows Python down: read the parts, not the sum."
-    for profile in store.profiles:
-        yield from ("", f"### {profile['cell'].partition('/')[2]}, {profile['variant']}", "")
-        groups = list(profile["dense"])
-        rows = []
-        for name in ("dense", "oracle", "reduced"):
-            parts = profile[name]
-            rows.append([name, *(f"{parts[group]:.2f}" for group in groups), f"{sum(parts.values()):.2f}"])
-        yield from _table(("", *groups, "sum"), rows)
-
-
-def _table(columns: Sequence[str], rows: Any) -> Iterator[str]:
-    yield "| " + " | ".join(columns) + " |"
-    yield "|" + "---|" * len(columns)
-    for row in rows:
-        yield "| " + " | ".join(text.replace("|", "\\|") for text in row) + " |"
 
 
 def _mark(noisy: bool) -> str:
     return " ~" if noisy else ""
 
 
-def _bold(text: str, yes: bool) -> str:
-    return f"**{text}**" if yes else text
+def _text(template: str, row: Record) -> str:
+    """A cell of a table; empty where the row has no such figure, as the dense model has none that compare it with
+    itself."""
+    values = dict(row)
+    if "attended" in row:
+        first, last = row["attended"][0], min(row["tokens"])
+        values["change"] = str(first) if row["variant"] == DENSE else f"{first} → {last}"
+    if row["variant"] == DENSE:
+        values |= dict.fromkeys(("F", "S", "S_over_F"))
+    values["name"] = DENSE if row["variant"] == DENSE else f"`{row['variant']}`"
+    values["noisy"] = _mark(row.get("noisy", False))
+    values["span"] = "–".join(map(str, row.get("blocks", ())))
+    values |= {f"{name}_MB": row[name] / 1e6 for name in ("peak_memory", "attention_map") if name in row}
+    values |= {"low_percent": 100 * row["low"]} if "low" in row else {}
+    values |= {"block_ms": row["block_seconds"] * 1e3} if "block_seconds" in row else {}
+    try:
+        return template.format_map(values).replace("%", " %")
+    except (KeyError, TypeError):
+        return ""
+
+
+MIDDLE, BLOCK, PEAK = "{low_percent:.1f} to {high:.1%}", "{block_ms:.2f} ms", "{peak_memory_MB:.1f}"
+KINDS: dict[str, tuple[str, dict[str, str]]] = {
+    "model": (
+        "Whole models",
+        {
+            "variant": "{name}",
+            "tokens": "{change}",
+            "F": "{F:.2f}",
+            "S": "{S:.2f} ({S_low:.2f} to {S_high:.2f})",
+            "O": "{O:.2f}",
+            "S/F": "{S_over_F:.2f}",
+            "S/O": "{S_over_O:.3f} ({S_over_O_low:.3f} to {S_over_O_high:.3f})",
+            "images/s": "{images_per_second:.1f}{noisy}",
+            "peak MB": PEAK,
+            "site": "{site_share:.1%}",
+        },
+    ),
+    "operator": (
+        "What a method costs next to a dense block",
+        {
+            "method": "{name}",
+            "kind": "{kind}",
+            "blocks": "{span}",
+            "tokens": "{tokens} → {left}",
+            "sites": "{sites}",
+            "dense block": BLOCK,
+            "a site costs": "{site_share:.1%}{noisy}",
+            "middle half": MIDDLE,
+        },
+    ),
+    "selector": (
+        "ToSA's selector",
+        {
+            "method": "{name}",
+            "tokens": "{tokens}",
+            "stride": "{stride}",
+            "dense block": BLOCK,
+            "selector": "{share:.1%}{noisy}",
+            "middle half": MIDDLE,
+            "peak MB": PEAK,
+            "one attention map, MB": "{attention_map_MB:.1f}",
+        },
+    ),
+    "reference": (
+        "Beside the reference ToMe code",
+        {
+            "method": "{name}",
+            "tokens": "{change}",
+            "F": "{F:.2f}",
+            "S": "{S:.2f}",
+            "O": "{O:.2f}",
+            "reference S": "{reference_S:.2f}",
+            "explicit S": "{explicit_S:.2f}",
+            "over the reference": "{over_reference:.2f} ({low:.2f} to {high:.2f}){noisy}",
+            "same groups": "{same_groups:.0%} of {compared} images",
+            "logits differ by": "{largest_difference:.1e}",
+        },
+    ),
+    "export": (
+        "Exported models",
+        {
+            "method": "{name}",
+            "format": "{format}",
+            "F": "{F:.2f}",
+            "S/F": "{S_over_F:.2f}",
+            "exported S/F": "{exported_S_over_F:.2f}",
+            "Scatter": "{scatters}",
+            "same tokens": "{same_tokens:.0%}",
+        },
+    ),
+}
+
+
+def _profiles(store: Store) -> Iterator[str]:
+    if store.profiles:
+        yield from ("", "## Where the time goes", "")
+        yield "Milliseconds of one call under torch.profiler, the shortest of several."
+        yield "The profiler slows Python down: read the parts, not the sum."
+    for profile in store.profiles:
+        yield from ("", f"### {profile['cell'].partition('/')[2]}, {profile['variant']}", "")
+        rows = [(name, *profile[name].values(), sum(profile[name].values())) for name in ("dense", "oracle", "reduced")]
+        yield from table(("", *profile["dense"], "sum"), ([name, *(f"{v:.2f}" for v in own)] for name, *own in rows))
 
 
 def plot(store: Store, file: Path) -> None:
     """A panel for each model, size and engine: S against F, oracles hollow, one marker a method, one colour a batch."""
     panels: dict[str, list[tuple[int, Record]]] = {}
     for record in store.cells.values():
-        if record["kind"] != "model" or "failed" in record:
-            continue
-        s = record["setting"]
-        rows = [(s["batch"], row) for row in record["rows"] if row["variant"] != DENSE]
-        panels.setdefault(f"{s['model']}, {s['img_size']} px, {s['engine']}", []).extend(rows)
+        if record["kind"] == "model" and "failed" not in record:
+            s = record["setting"]
+            rows = [(s["batch"], row) for row in record["rows"] if row["variant"] != DENSE]
+            panels.setdefault(f"{s['model']}, {s['img_size']} px, {s['engine']}", []).extend(rows)
     columns = min(3, max(1, len(panels)))
     lines = max(1, -(-len(panels) // columns))
     figure = Figure(figsize=(5 * columns + 2, 4.2 * lines), layout="constrained")
@@ -330,7 +266,7 @@ def plot(store: Store, file: Path) -> None:
 
 
 def _names(spec: str) -> str:
-    return "+".join(method.name for method in ts.parse(spec))
+    return "+".join(method.name for method in parse(spec))
 
 
 def _panel(
@@ -341,11 +277,11 @@ def _panel(
     axes.axhline(1, color="black", linewidth=0.7, linestyle=":")
     for batch, row in rows:
         name = _names(row["variant"])
-        marker, color = MARKERS[methods.index(name) % len(MARKERS)], f"C{batches.index(batch) % 10}"
-        axes.plot(row["F"], row["S"], marker, color=color, markersize=7, label=f"{name}, batch {batch}")
-        axes.plot(row["F"], row["O"], marker, color=color, markersize=7, fillstyle="none")
+        style = {"color": f"C{batches.index(batch) % 10}", "markersize": 7}
+        marker = MARKERS[methods.index(name) % len(MARKERS)]
+        axes.plot(row["F"], row["S"], marker, label=f"{name}, batch {batch}", **style)
+        axes.plot(row["F"], row["O"], marker, fillstyle="none", **style)
     axes.set_title(f"{title} (hollow: oracle)", fontsize=9)
-    axes.set_xlabel("F, promised by MACs")
-    axes.set_ylabel("S, measured")
+    axes.set(xlabel="F, promised by MACs", ylabel="S, measured")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import os
 import shlex
@@ -9,25 +10,38 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from allocator import keep_freed_memory
-from cells import Cell
-from goals import judge
-from report import print_goals, write_report
-from store import Store, open_store
+from benchmarks.allocator import keep_freed_memory
+from benchmarks.cells import Cell
+from benchmarks.goals import judge
+from benchmarks.report import print_goals, write_report
+from benchmarks.store import Store, open_store
 from tokensieve.cli.output import note, progress_bars
 from tokensieve.errors import TokensieveError, TokensieveWarning
+from tokensieve.measure.progress import Progress
 from tokensieve.measure.results import environment
-from tokensieve.measure.timing import Progress
 from tokensieve.models.runtime import Runtime
 
 Measure = Callable[[Cell, str, str | None, Progress], dict[str, Any]]
 RESULTS = Path(__file__).parent / "results"
+
+
+def common_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every benchmark that measures cells."""
+    parser.add_argument("--rounds", type=int, help="timings of each variant; default as the cells say")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--data", metavar="FOLDER", help="photographs, one sub-folder a class; default random numbers")
+    parser.add_argument("--output", type=Path, default=RESULTS, metavar="FOLDER", help="default benchmarks/results")
+    parser.add_argument("--resume", action="store_true", help="go on with existing files; what they have is kept")
+    parser.add_argument("--force", action="store_true", help="overwrite existing files")
+    parser.add_argument(
+        "--give-memory-back", action="store_true", help="leave freed memory to the system, as Python does"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,17 +66,19 @@ class Session:
     keep_memory: bool
     measures: Mapping[str, Measure]
 
+    @classmethod
+    def of(cls, given: argparse.Namespace, measures: Mapping[str, Measure]) -> Session:
+        """What the common options describe."""
+        same = {name: getattr(given, name) for name in ("device", "data", "output", "resume", "force")}
+        return cls(**same, keep_memory=not given.give_memory_back, measures=measures)
+
     @property
     def on_cpu(self) -> bool:
         """Whether the device is the CPU."""
         return torch.device(self.device).type == "cpu"
 
     def check(self, cells: Sequence[Cell]) -> None:
-        """Refuse what cannot run, before anything is measured.
-
-        Raises:
-            TokensieveError: no such device, an engine it does not have, or no such folder of images.
-        """
+        """Refuse a device, an engine or a folder that is not there, before anything is measured."""
         Runtime(device=self.device).check()
         for cell in cells:
             cell.setting.runtime(self.device).check()
@@ -70,48 +86,37 @@ class Session:
             raise TokensieveError(f"the image folder {self.data!r} does not exist: give --data FOLDER, or leave it out")
 
     def run(self, cells: Sequence[Cell]) -> int:
-        """Measure, save and report. Returns the exit code: 1 when a cell failed, 130 after Ctrl-C.
-
-        Raises:
-            TokensieveError: see ``check`` and ``store.open_store``.
-        """
+        """Measure, save and report. Returns the exit code: 1 when a cell failed, 130 after Ctrl-C."""
         self.check(cells)
-        here = environment(self.device) | {
-            "keeps_freed_memory": self.on_cpu and self.keep_memory and keep_freed_memory()
-        }
-        dtypes = dict.fromkeys(cell.setting.dtype for cell in cells)
+        kept = self.on_cpu and self.keep_memory and keep_freed_memory()
+        here = environment(self.device) | {"keeps_freed_memory": kept}
         options = {"on_cpu": self.on_cpu, "resume": self.resume, "force": self.force}
+        dtypes = dict.fromkeys(cell.setting.dtype for cell in cells)
         stores = {dtype: open_store(self.output, here, dtype, **options) for dtype in dtypes}
         stopped = False
         with progress_bars() as bars:
             try:
                 for number, cell in enumerate(cells, start=1):
-                    note(f"[{number}/{len(cells)}] {cell.id}: {self._outcome(stores[cell.setting.dtype], cell, bars)}")
+                    outcome = self._outcome(stores[cell.setting.dtype], cell, bars)
+                    note(f"[{number}/{len(cells)}] {cell.id}: {outcome}")
             except KeyboardInterrupt:
                 stopped = True
                 note("stopped; every finished cell is saved, go on with --resume")
         for store in stores.values():
             if store.cells:
-                goals = judge(store.cells, on_cpu=store.on_cpu)
-                write_report(store, goals)
-                print_goals(goals, store.path.stem)
+                report(store)
                 print(f"written: {store.path}, {store.path.stem}.md, {store.path.stem}.png")
-        if stopped:
-            return 130
-        return int(any("failed" in stores[cell.setting.dtype].cells[cell.id] for cell in cells))
+        return 130 if stopped else int(any("failed" in stores[c.setting.dtype].cells[c.id] for c in cells))
 
     def _outcome(self, store: Store, cell: Cell, progress: Progress) -> str:
         if store.done(cell):
             return "measured already"
-        start = time.perf_counter()
-        record = self.measure(cell.also(store.methods(cell)), progress)
+        start, cell = time.perf_counter(), cell.also(store.methods(cell))
+        record = self.measure(cell, progress)
         took = time.perf_counter() - start
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-        # Results are shared: of a path that only this machine has, its name is enough.
-        words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv]
-        command = shlex.join(["python", *words])
-        told = {"seconds": took, "commit": store.environment["commit"], "command": command, "load": load}
-        store.put(cell.also(store.methods(cell)), record | told)
+        told = {"seconds": took, "commit": store.environment["commit"], "command": command(), "load": load}
+        store.put(cell, record | told)
         gc.collect()
         if not self.on_cpu:
             torch.cuda.empty_cache()
@@ -132,14 +137,14 @@ class Session:
             return {"failed": reason if isinstance(error, TokensieveError) else f"{type(error).__name__}: {reason}"}
 
 
-def with_rounds(cells: Sequence[Cell], rounds: int | None) -> list[Cell]:
-    """``cells`` with another number of rounds; None keeps theirs.
+def report(store: Store) -> None:
+    """Judge a store, write its report and print the goals."""
+    goals = judge(store.cells, on_cpu=store.on_cpu)
+    write_report(store, goals)
+    print_goals(goals, store.path.stem)
 
-    Raises:
-        TokensieveError: fewer than one.
-    """
-    if rounds is None:
-        return list(cells)
-    if rounds < 1:
-        raise TokensieveError(f"--rounds must be 1 or more, got {rounds}")
-    return [replace(cell, rounds=rounds) for cell in cells]
+
+def command() -> str:
+    """How this was called. Results are shared: of a path that only this machine has, its name is enough."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return shlex.join(["python", "-m", "benchmarks", *words])

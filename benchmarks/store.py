@@ -7,19 +7,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from cells import Cell
+from benchmarks.cells import Cell
 from tokensieve.errors import TokensieveError
+from tokensieve.measure.results import check_same, write_json
 from tokensieve.utils.files import replacing
 
 FORMAT = 1  # of the file; counted up when records change
-MACHINE = (
-    "device",
-    "threads",
-    "cpu_kernels",
-    "keeps_freed_memory",
-    "torch",
-    "timm",
-)  # of the environment: a change of one makes figures incomparable
+# What of the environment makes figures incomparable when it changes.
+MACHINE = ("device", "threads", "cpu_kernels", "keeps_freed_memory", "torch", "timm")
 
 
 class Store:
@@ -31,14 +26,11 @@ class Store:
         dtype: of all cells in it.
         on_cpu: whether the device is the CPU.
         cells: id to record, in the order measured first.
-        profiles: where the time goes, see ``profiling.py``.
+        profiles: where the time goes, see ``profile.py``.
     """
 
     def __init__(self, path: Path, environment: dict[str, Any], dtype: str, on_cpu: bool) -> None:
-        self.path = path
-        self.environment = environment
-        self.dtype = dtype
-        self.on_cpu = on_cpu
+        self.path, self.environment, self.dtype, self.on_cpu = path, environment, dtype, on_cpu
         self.cells: dict[str, dict[str, Any]] = {}
         self.profiles: list[dict[str, Any]] = []
 
@@ -57,17 +49,9 @@ class Store:
         self.write()
 
     def write(self) -> None:
-        """Write the file beside and rename it, so that a crash leaves the old one whole."""
-        content = {
-            "format": FORMAT,
-            "environment": self.environment,
-            "dtype": self.dtype,
-            "on_cpu": self.on_cpu,
-            "cells": self.cells,
-            "profiles": self.profiles,
-        }
-        with replacing(self.path) as beside:
-            beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        """Write the file."""
+        content = {"format": FORMAT} | {name: getattr(self, name) for name in ("environment", "dtype", "on_cpu")}
+        write_json(self.path, content | {"cells": self.cells, "profiles": self.profiles}, indent=1)
 
 
 def file_name(environment: dict[str, Any], dtype: str, on_cpu: bool) -> str:
@@ -92,22 +76,14 @@ def read_store(path: Path) -> Store:
     except OSError as error:
         raise TokensieveError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise TokensieveError(f"{str(path)!r} is not a results file of benchmarks/run.py: {error}") from error
+        raise TokensieveError(f"{str(path)!r} is not a results file of these benchmarks: {error}") from error
     return store
 
 
 def open_store(
     folder: Path, environment: dict[str, Any], dtype: str, *, on_cpu: bool, resume: bool = False, force: bool = False
 ) -> Store:
-    """The store for ``dtype`` in ``folder``, continued or new; the folder is made where there is none.
-
-    Args:
-        folder: where results go.
-        environment: the machine's.
-        dtype: "bfloat16", …
-        on_cpu: whether the device is the CPU.
-        resume: go on with an existing file.
-        force: overwrite an existing file.
+    """The store for ``dtype`` in ``folder``, continued with ``resume`` or new; the folder is made where there is none.
 
     Raises:
         TokensieveError: the file exists (without ``resume`` or ``force``), is of another machine or of other versions,
@@ -125,11 +101,6 @@ def open_store(
     if not resume:
         raise TokensieveError(f"{str(path)!r} exists: go on with --resume, overwrite with --force, or use --output")
     store = read_store(path)
-    for key in MACHINE:
-        if store.environment.get(key) != environment.get(key):
-            raise TokensieveError(
-                f"{str(path)!r} was measured with {key} = {store.environment.get(key)!r} and cannot be resumed with "
-                f"{environment.get(key)!r}: overwrite it with --force, or use another --output"
-            )
+    check_same(path, store.environment, environment, MACHINE)
     store.environment = environment
     return store

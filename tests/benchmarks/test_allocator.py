@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 HELD = """
-import ctypes, sys
-sys.path.insert(0, sys.argv[1])
-from allocator import keep_freed_memory
+import ctypes
+from benchmarks.allocator import keep_freed_memory
 assert keep_freed_memory()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
@@ -25,6 +24,6 @@ print(pages * 4096 >> 20)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
 def test_a_freed_block_stays_with_the_process() -> None:
-    folder = Path(__file__).parents[2] / "benchmarks"
-    call = subprocess.run([sys.executable, "-c", HELD, str(folder)], capture_output=True, text=True, check=True)
+    root = Path(__file__).parents[2]
+    call = subprocess.run([sys.executable, "-c", HELD], cwd=root, capture_output=True, text=True, check=True)
     assert int(call.stdout) >= 64

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import tokensieve as ts
-from cells import Cell, Setting, grid
-from presets import PRESETS, TO_1025, cpu, gpu, highres
-from run import _parser, chosen_cells
-from session import with_rounds
-from store import Store, file_name, open_store, read_store
+from benchmarks.cells import Cell, Setting, grid, with_rounds
+from benchmarks.presets import PRESETS, TO_1025, cpu, gpu, highres
+from benchmarks.speed import chosen_cells
+from benchmarks.speed import options as speed_options
+from benchmarks.store import Store, file_name, open_store, read_store
 from tokensieve.errors import TokensieveError
 
 HERE = {
@@ -28,7 +28,9 @@ HERE = {
 
 
 def options(*arguments: str) -> Namespace:
-    return _parser().parse_args(arguments)
+    parser = ArgumentParser()
+    speed_options(parser)
+    return parser.parse_args(arguments)
 
 
 def test_the_grid_is_every_combination() -> None:

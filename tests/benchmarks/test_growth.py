@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-import growth
-from store import Store
+from benchmarks import growth
+from benchmarks.__main__ import main
+from benchmarks.store import Store
 from tests.helpers.records import cell, dense, row, setting
 from tokensieve.errors import TokensieveError
 
@@ -28,20 +29,20 @@ def test_exponents(tmp_path: Path) -> None:
     store = made_up(tmp_path / "file.json", {224: 197, 512: 1025, 1024: 4097})
     found = growth.growth(store)
     fits = {
-        variant: [growth.exponent({n: point[kind] for n, point in points.items()}) for kind in (0, 1)]
-        for (_, variant), points in found.items()
+        variant: [growth.exponents(points)[name] for name in ("ms", "MB")] for (_, variant), points in found.items()
     }
     assert fits["dense"] == pytest.approx([2, 1]) and fits["tome:r=8"] == pytest.approx([1.5, 0.5])
     store.write()
-    assert growth.main([str(store.path)]) == 0
+    assert main(["growth", str(store.path)]) == 0
     written = (tmp_path / "file-growth.md").read_text(encoding="utf-8")
+    assert (tmp_path / "file-growth.png").stat().st_size
     assert "| `dense` | 39 | 1051 | 16785 |" in written and "| 2.00 | 1.00 |" in written
 
 
 def test_one_size_has_no_exponent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = made_up(tmp_path / "file.json", {224: 197})
     with pytest.raises(TokensieveError, match="two image sizes"):
-        growth.table(growth.growth(store))
+        growth.page(growth.growth(store))
     store.write()
-    assert growth.main([str(store.path)]) == 2
+    assert main(["growth", str(store.path)]) == 2
     assert "error: no model was measured at two image sizes" in capsys.readouterr().err

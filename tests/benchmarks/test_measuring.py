@@ -12,17 +12,18 @@ import timm
 import torch
 
 import tokensieve as ts
-from against_tome import Reference, first_members, import_tome
-from cells import Cell, Engine, Kind, Setting
-from measure_model import kind_of, site_share
-from measure_operator import Through, entering
-from profiling import GROUPS, group_of, spent
-from run import MEASURES, main
-from session import Session
-from subject import prepare
+from benchmarks.__main__ import main
+from benchmarks.cells import Cell, Engine, Kind, Setting
+from benchmarks.model import kind_of, site_share
+from benchmarks.operator import Through, entering
+from benchmarks.profile import GROUPS, group_of, spent
+from benchmarks.session import Session
+from benchmarks.speed import MEASURES
+from benchmarks.subject import prepare
+from benchmarks.tome import Reference, first_members, import_tome
 from tokensieve.errors import TokensieveError
+from tokensieve.measure.progress import Silent
 from tokensieve.measure.speed import Timing
-from tokensieve.measure.timing import Silent
 
 METHODS = ("tome:r=4", "evit:keep=0.6:sites=[1,3]", "tosa:keep=0.5")
 
@@ -166,18 +167,18 @@ def test_a_reference_cell_compares_answers_and_times_both() -> None:
 def test_the_command_measures_saves_reports_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["--model", "test_vit", "--img-size", "160", "--batch", "1", "--rounds", "1", "--device", "cpu"]
     arguments = [*common, "--output", str(tmp_path)]
-    assert main([*arguments, "--method", "topk:keep=0.5"]) == 0
+    assert main(["speed", *arguments, "--method", "topk:keep=0.5"]) == 0
     (file,) = tmp_path.glob("*.json")
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".md", ".png"]
     first = json.loads(file.read_text())["cells"]["model/test_vit/160px/b1/float32/eager"]
-    assert main([*arguments, "--method", "topk:keep=0.5"]) == 2
+    assert main(["speed", *arguments, "--method", "topk:keep=0.5"]) == 2
     assert "exists" in capsys.readouterr().err
-    assert main([*arguments, "--method", "topk:keep=0.5", "--resume"]) == 0
+    assert main(["speed", *arguments, "--method", "topk:keep=0.5", "--resume"]) == 0
     assert json.loads(file.read_text())["cells"]["model/test_vit/160px/b1/float32/eager"] == first
-    assert main([*arguments, "--method", "evit:keep=0.5", "--resume"]) == 0
+    assert main(["speed", *arguments, "--method", "evit:keep=0.5", "--resume"]) == 0
     (record,) = json.loads(file.read_text())["cells"].values()
     assert [row["variant"] for row in record["rows"]] == ["dense", "topk:keep=0.5", "evit:keep=0.5"]
-    assert main([*arguments, "--method", "tome:r=5000", "--force"]) == 1
+    assert main(["speed", *arguments, "--method", "tome:r=5000", "--force"]) == 1
     (record,) = json.loads(file.read_text())["cells"].values()
     assert "r must be at most half" in record["failed"]
     assert "Not measured: tome: r must be" in file.with_suffix(".md").read_text()
@@ -196,7 +197,7 @@ def test_what_cannot_run_is_refused_before_anything_is_measured(
 ) -> None:
     output = tmp_path / "results"
     given = ["--model", "test_vit", "--device", "cpu", "--output", str(output), *arguments]
-    assert main(given) == 2
+    assert main(["speed", *given]) == 2
     assert reason in capsys.readouterr().err
     assert not output.exists()
 

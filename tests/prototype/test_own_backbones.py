@@ -18,12 +18,13 @@ from tokensieve.engine.probe import probe_input
 from tokensieve.measure.macs import count
 from tokensieve.measure.solver import solve
 from tokensieve.plan.plan import make_plan
-from tokensieve.train.loop import Told, make_optimizer
+from tokensieve.train.loop import Told
 from tokensieve.train.options import TrainOptions
 from tokensieve.train.prepare import prepare
 from tokensieve.train.recipe import Recipe
 from tokensieve.train.run import train
 from tokensieve.train.stages import build
+from tokensieve.train.updates import make_optimizer
 
 Make = Callable[..., TrainOptions]
 NAMES = pytest.mark.parametrize("name", ["lemevit_tiny", "psvit_tiny", "imagepiece_tiny"])

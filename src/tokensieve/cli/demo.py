@@ -30,10 +30,12 @@ def demo(options: DemoOptions) -> None:
         subject = run.choose(pretrained, options.images)
         results = Results(settings={"model": pretrained or "tokensieve_digits_vit", "dtype": "float32"}, command="demo")
         results.file = beside / "demo.json"
-        note("finding the settings of each method at equal MACs …")
-        chosen = run.variants(subject)
         with progress_bars() as bars:
-            run.measure(subject, chosen, results, rounds, bars)
+            chosen = run.variants(subject, bars)
+            run.measure(subject, chosen, results, rounds, bars, options.timing_seconds)
+            run.draw(subject, chosen, beside / "tokens.png", bars)
+        for line in run.cut_short(results, rounds):
+            note(line)
         if not subject.labelled:
             for row in results.rows:
                 row.top1 = row.top5 = None
@@ -41,7 +43,6 @@ def demo(options: DemoOptions) -> None:
         for batch in (16, 1):
             show_table(speed_table(results.rows, batch))
         pareto(results.rows, beside / "pareto.png", "accuracy against speed and MACs", 16)
-        run.draw(subject, chosen, beside / "tokens.png")
     show = " and ".join(str(output / name) for name in ("pareto.png", "tokens.png"))
     typer.echo(f"Look at {show}; the figures are in {output / 'demo.json'}.")
     typer.echo("On your own model and images:")

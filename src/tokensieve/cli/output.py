@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
+from tokensieve.measure.progress import Lines, Progress
 from tokensieve.measure.results import DENSE, Row
 
 errors = Console(stderr=True)
@@ -36,7 +37,7 @@ def new_table(title: str | None = None) -> Table:
 
 
 class Bars:
-    """Progress bars, one a phase (``tokensieve.measure.benchmark.Progress``)."""
+    """Progress bars, one a phase (``tokensieve.measure.progress.Progress``)."""
 
     def __init__(self, bars: RichProgress) -> None:
         self._bars = bars
@@ -55,8 +56,11 @@ class Bars:
 
 
 @contextmanager
-def progress_bars() -> Iterator[Bars]:
-    """Progress bars on standard error while the block runs."""
+def progress_bars() -> Iterator[Progress]:
+    """Progress on standard error while the block runs: bars on a terminal, elsewhere a line every few seconds."""
+    if not errors.is_terminal:
+        yield Lines(note)
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with RichProgress(*columns, console=errors, transient=True) as bars:
         yield Bars(bars)

@@ -13,7 +13,7 @@ import typer
 from torch import Tensor, nn
 
 from tokensieve.cli.options import EvalOptions
-from tokensieve.cli.output import Bars, note, progress_bars
+from tokensieve.cli.output import note, progress_bars
 from tokensieve.cli.specs import ALL, swept
 from tokensieve.data.images import open_images
 from tokensieve.data.options import BATCH_SIZE, PIXELS_BATCH_SIZE, DataOptions
@@ -24,6 +24,7 @@ from tokensieve.measure import benchmark as measuring
 from tokensieve.measure.fidelity import judge_of
 from tokensieve.measure.judge import Judge
 from tokensieve.measure.macs import count
+from tokensieve.measure.progress import Progress
 from tokensieve.measure.results import Results, environment, open_results
 from tokensieve.measure.solver import check_share, solve
 from tokensieve.methods._method import Method
@@ -195,7 +196,7 @@ def _at_macs(
     dense: nn.Module,
     compositions: Sequence[tuple[Method, ...]],
     images: ImageStream,
-    bars: Bars,
+    bars: Progress,
 ) -> list[tuple[Method, ...]]:
     """The compositions that are asked for, at the asked MACs where there are any."""
     if not (options.macs and compositions):
@@ -215,7 +216,7 @@ def _possible(
     dense: nn.Module,
     compositions: Sequence[tuple[Method, ...]],
     images: ImageStream,
-    bars: Bars,
+    bars: Progress,
 ) -> tuple[list[tuple[Method, ...]], dict[str, str]]:
     """What this model and these MACs allow of ``compositions``, and why they do not allow the others."""
     found: list[tuple[Method, ...]] = []

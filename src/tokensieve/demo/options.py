@@ -22,3 +22,6 @@ class DemoOptions(OverwriteOptions):
     )
     images: Annotated[int, Option("Held-out digits to measure accuracy on.")] = 500
     rounds: Annotated[int, Option("Timings of each model.", min=1)] = 7
+    timing_seconds: Annotated[
+        float, Option("Seconds that timing may take; rounds that do not fit are left out.", min=0)
+    ] = 60.0

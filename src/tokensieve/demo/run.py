@@ -20,9 +20,9 @@ from tokensieve.demo.trained import TRAINED, fine_tuned, load_selectors
 from tokensieve.engine.apply import applied
 from tokensieve.errors import TokensieveError
 from tokensieve.measure.benchmark import bench, reduce
+from tokensieve.measure.progress import Progress
 from tokensieve.measure.results import Results
 from tokensieve.measure.solver import solve
-from tokensieve.measure.timing import Progress
 from tokensieve.methods._method import Method
 from tokensieve.methods._spec import parse, spell
 from tokensieve.models.load import create
@@ -32,6 +32,7 @@ from tokensieve.show.write import write_rows
 
 BUDGETS = (0.75, 0.65, 0.55)
 METHODS = ("bat", "tosa", "tome")
+BATCHES = (1, 16)  # images at a time
 
 
 @dataclass(frozen=True)
@@ -84,37 +85,72 @@ def photographs(name: str) -> Subject:
     return Subject(model, ImageStream(loader, len(batch), None, ()), pictures, lambda model: None, labelled=False)
 
 
-def variants(subject: Subject) -> dict[str, tuple[Method, ...]]:
+def variants(subject: Subject, progress: Progress) -> dict[str, tuple[Method, ...]]:
     """Every method at every budget, the knob of each solved for; spec to composition."""
     x = subject.stream.first(1)
-    chosen = [solve(subject.model, parse(name), share, x) for name in METHODS for share in BUDGETS]
-    return {spell(methods): methods for methods in chosen}
+    progress.start("finding the settings of each method at equal MACs", len(METHODS) * len(BUDGETS))
+    found = {}
+    for name in METHODS:
+        for share in BUDGETS:
+            methods = solve(subject.model, parse(name), share, x)
+            found[spell(methods)] = methods
+            progress.advance()
+    return found
 
 
 def measure(
-    subject: Subject, chosen: dict[str, tuple[Method, ...]], results: Results, rounds: int, progress: Progress
+    subject: Subject,
+    chosen: dict[str, tuple[Method, ...]],
+    results: Results,
+    rounds: int,
+    progress: Progress,
+    seconds: float,
 ) -> None:
     """Run the dense model, the variants, the fine-tuned models beside their settings off the shelf, and all their
-    oracles; rows go into ``results``."""
+    oracles; rows go into ``results``. After ``seconds`` of timing the rounds that are done must do."""
     models = {}
     for spec, methods in (chosen | {spec: parse(spec) for spec in subject.trained}).items():
         models[spec] = reduce(subject.model, methods)
         subject.prepare(models[spec])
         if spec in subject.trained:
             models[f"{spec}, fine-tuned"] = subject.trained[spec]
-    bench(subject.model, models, subject.stream, results, batches=(1, 16), rounds=rounds, progress=progress)
+    bench(
+        subject.model,
+        models,
+        subject.stream,
+        results,
+        batches=BATCHES,
+        rounds=rounds,
+        seconds=seconds,
+        progress=progress,
+    )
 
 
-def draw(subject: Subject, chosen: dict[str, tuple[Method, ...]], output: Path) -> None:
+def cut_short(results: Results, rounds: int) -> list[str]:
+    """A sentence for each batch size whose timing ended before all ``rounds`` were done."""
+    told = []
+    for batch in BATCHES:
+        done = {speed.rounds for row in results.rows for speed in row.speed if speed.batch == batch}
+        least = min((number for number in done if number is not None), default=rounds)
+        if least < rounds:
+            told.append(
+                f"at batch {batch} there was time for {least} of {rounds} rounds: close other programs, or give more "
+                "--timing-seconds"
+            )
+    return told
+
+
+def draw(subject: Subject, chosen: dict[str, tuple[Method, ...]], output: Path, progress: Progress) -> None:
     """The token pictures: every method at the lowest budget on every picture."""
     shown = [list(chosen.values())[(place + 1) * len(BUDGETS) - 1] for place in range(len(METHODS))]
     config = data_config(subject.model)
     rows = []
+    progress.start("drawing what becomes of the patches", len(shown) * len(subject.pictures))
     with torch.inference_mode():
         for methods in shown:
             model = reduce(subject.model, methods)
             subject.prepare(model)
-            rows.append(show_rows(model, subject.pictures, [], config))
+            rows.append(show_rows(model, subject.pictures, [], config, step=progress.advance))
     per_picture = [row for column in zip(*rows, strict=True) for row in column]
     write_rows(per_picture, output, "what becomes of the patches", True)
 

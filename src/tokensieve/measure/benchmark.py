@@ -15,8 +15,10 @@ from tokensieve.errors import TokensieveError, TokensieveWarning
 from tokensieve.measure.fidelity import judge_of
 from tokensieve.measure.judge import Judge, answers_of, compare
 from tokensieve.measure.macs import count
+from tokensieve.measure.progress import Progress, Silent
 from tokensieve.measure.results import DENSE, Results, Row
-from tokensieve.measure.timing import Progress, Silent, Variant, time_variants
+from tokensieve.measure.speed import Budget
+from tokensieve.measure.timing import Variant, time_variants
 from tokensieve.methods._method import Method
 from tokensieve.methods._registry import list_methods
 from tokensieve.models.load import share_weights
@@ -54,6 +56,7 @@ def bench(
     runtime: Runtime | None = None,
     batches: Sequence[int] = (1, 16),
     rounds: int = 10,
+    seconds: float | None = None,
     progress: Progress | None = None,
     processes: Processes | None = None,
     judge: Judge | None = None,
@@ -71,6 +74,8 @@ def bench(
         runtime: device and precision; default float32 on the CPU.
         batches: batch sizes to time; empty for accuracy alone.
         rounds: timings of each model.
+        seconds: that all timing may take, each batch size an equal part of what is left; default as long as it takes.
+            One round is always measured.
         progress: is told how far it got.
         processes: the processes that call this together, each with its share of the images; all must have the same rows
             to begin with. The main one alone counts, writes and times; the others are done when they have answered.
@@ -84,11 +89,44 @@ def bench(
     measured: list[Variant] = []
     if processes.main:
         sample = images.first(max((*batches, COUNTED_IMAGES)))
-        for name, model in models.items():
-            counted = sample[: 1 if name == DENSE else COUNTED_IMAGES]
-            measured.append(Variant(name, model, count(model, runtime.send(counted))))
-    macs = {variant.name: variant.report.total for variant in measured}
+        measured = _counted(models, sample, runtime, progress)
     share = images.share(processes)
+    _answer(models, measured, share, results, runtime, progress, processes, judge)
+    results.skipped = share.skipped()
+    processes.leave()
+    if not processes.main:
+        return results
+    budget = Budget(seconds)
+    for number, batch in enumerate(batches):
+        part = budget.part(len(batches) - number)
+        _time(measured, results, sample[:batch], runtime, rounds, progress, part)
+    warn_of_slower(results, batches)
+    return results
+
+
+def _counted(models: dict[str, nn.Module], sample: Tensor, runtime: Runtime, progress: Progress) -> list[Variant]:
+    """The models with their MACs, those of reduced ones averaged over several images."""
+    progress.start("counting MACs", len(models))
+    measured = []
+    for name, model in models.items():
+        counted = sample[: 1 if name == DENSE else COUNTED_IMAGES]
+        measured.append(Variant(name, model, count(model, runtime.send(counted))))
+        progress.advance()
+    return measured
+
+
+def _answer(
+    models: dict[str, nn.Module],
+    measured: Sequence[Variant],
+    share: Share,
+    results: Results,
+    runtime: Runtime,
+    progress: Progress,
+    processes: Processes,
+    judge: Judge,
+) -> None:
+    """Compare every model that has no row yet with the dense model, on this process's share of the images."""
+    macs = {variant.name: variant.report.total for variant in measured}
     answered = False
     for name, model in models.items():
         row = results.find(name)
@@ -96,23 +134,14 @@ def bench(
             continue
         if not answered:
             progress.start(DENSE, share.total)
-            answers, outcome = answers_of(
-                runtime.callable(models[DENSE]), _told(share, progress), processes, judge=judge
-            )
+            run = runtime.callable(models[DENSE])
+            answers, outcome = answers_of(run, _told(share, progress), processes, judge=judge)
             answered = True
         if name != DENSE:
             progress.start(name, share.total)
             outcome = compare(runtime.callable(model), iter(answers), _told(share, progress), processes, judge=judge)
         if processes.main:
             results.put(Row(name, macs[name] / 1e9, macs[DENSE] / macs[name], **asdict(outcome)))
-    results.skipped = share.skipped()
-    processes.leave()
-    if not processes.main:
-        return results
-    for batch in batches:
-        _time(measured, results, sample[:batch], runtime, rounds, progress)
-    warn_of_slower(results, batches)
-    return results
 
 
 def warn_of_slower(results: Results, batches: Sequence[int]) -> None:
@@ -135,7 +164,13 @@ def _told(images: Share, progress: Progress) -> Iterator[tuple[Tensor, Any]]:
 
 
 def _time(
-    measured: Sequence[Variant], results: Results, x: Tensor, runtime: Runtime, rounds: int, progress: Progress
+    measured: Sequence[Variant],
+    results: Results,
+    x: Tensor,
+    runtime: Runtime,
+    rounds: int,
+    progress: Progress,
+    budget: Budget,
 ) -> None:
     """Time every variant that has no figures at the batch size of ``x`` yet, beside the dense model and the oracles."""
     batch = len(x)
@@ -143,7 +178,7 @@ def _time(
     pending = [v for v in measured if all(s.batch != batch for s in _row(results, v).speed)]
     if not pending:
         return
-    timings = time_variants(dense, pending, x, runtime=runtime, rounds=rounds, progress=progress)
+    timings = time_variants(dense, pending, x, runtime=runtime, rounds=rounds, progress=progress, budget=budget)
     for variant in pending:
         row = _row(results, variant)
         row.speed.append(timings.speed(variant.name, row.F))

@@ -7,6 +7,7 @@ import io
 import json
 import platform
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class Speed:
         peak_memory: bytes at the peak of one forward pass.
         noisy: the rounds lie so far apart that the figures say little, or the oracle moved every time.
         discarded: sets of rounds thrown away before these because an oracle moved.
+        rounds: timings that the figures are medians of; None in files that did not say.
     """
 
     batch: int
@@ -47,6 +49,7 @@ class Speed:
     peak_memory: int
     noisy: bool
     discarded: int = 0
+    rounds: int | None = None
 
 
 @dataclass
@@ -133,8 +136,7 @@ class Results:
             "settings": self.settings,
             "rows": [_plain(row) for row in self.rows],
         } | ({"left_out": self.left_out} if self.left_out else {})
-        with replacing(self.file) as beside:
-            beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(self.file, content)
         with replacing(self.file.with_suffix(".csv")) as beside:
             beside.write_text(self.csv(), encoding="utf-8")
 
@@ -214,13 +216,28 @@ def _resumed(path: Path, settings: dict[str, Any]) -> tuple[list[Row], dict[str,
     except (ValueError, KeyError, TypeError) as error:
         raise TokensieveError(f"{str(path)!r} is not a results file that can be resumed: {error}") from error
     wanted = json.loads(json.dumps(settings))
-    for key in sorted(measured.keys() | wanted.keys()):
-        if measured.get(key) != wanted.get(key):
-            raise TokensieveError(
-                f"{str(path)!r} was measured with {key} = {measured.get(key)!r} and cannot be resumed with "
-                f"{wanted.get(key)!r}: use the same settings, or another results file"
-            )
+    check_same(path, measured, wanted, sorted(measured.keys() | wanted.keys()))
     return rows, left_out
+
+
+def check_same(path: Path, before: dict[str, Any], now: dict[str, Any], keys: Sequence[str]) -> None:
+    """Refuse to go on with ``path`` where one of ``keys`` is not what its figures were measured with.
+
+    Raises:
+        TokensieveError: names the first that changed.
+    """
+    for key in keys:
+        if before.get(key) != now.get(key):
+            raise TokensieveError(
+                f"{str(path)!r} was measured with {key} = {before.get(key)!r} and cannot be resumed with "
+                f"{now.get(key)!r}: use the same settings, or another results file"
+            )
+
+
+def write_json(path: Path, content: dict[str, Any], indent: int = 2) -> None:
+    """Write JSON beside ``path`` and rename it, so that a crash leaves the old file whole."""
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
 from tokensieve.measure import memory, speed
 from tokensieve.measure.macs import MacReport
 from tokensieve.measure.oracle import oracle
+from tokensieve.measure.progress import Progress, Silent
 from tokensieve.measure.results import DENSE, Speed
-from tokensieve.measure.speed import Timing
+from tokensieve.measure.speed import Budget, Timing
 from tokensieve.models.runtime import Runtime
 
 ATTEMPTS = 3  # sets of rounds before the steadiest of them is kept and marked noisy
+FEW = 4  # rounds below which neither their spread nor a moving oracle can be judged
 
 
 @dataclass
@@ -33,26 +35,6 @@ class Variant:
     report: MacReport
 
 
-class Progress(Protocol):
-    """What is told about the run while it goes on."""
-
-    def start(self, what: str, total: int | None) -> None:
-        """A phase begins that has ``total`` steps."""
-
-    def advance(self, steps: int = 1) -> None:
-        """Some steps are done."""
-
-
-class Silent:
-    """Tells nothing."""
-
-    def start(self, what: str, total: int | None) -> None:
-        """Nothing."""
-
-    def advance(self, steps: int = 1) -> None:
-        """Nothing."""
-
-
 @dataclass(frozen=True)
 class Timings:
     """One set of rounds.
@@ -62,12 +44,14 @@ class Timings:
         oracles: name to timing of the oracle; the dense model has none.
         peaks: name to bytes at the peak of one eager forward pass.
         discarded: sets of rounds that were measured before and thrown away because an oracle moved.
+        cut: whether a budget ended the rounds before there were enough to judge them by.
     """
 
     variants: Mapping[str, Timing]
     oracles: Mapping[str, Timing]
     peaks: Mapping[str, int]
     discarded: int
+    cut: bool = False
 
     @property
     def dense(self) -> Timing:
@@ -90,8 +74,9 @@ class Timings:
             S_over_F=gain / promised,
             S_over_O=None if free is None else timing.speedup(free),
             peak_memory=self.peaks[name],
-            noisy=disturbed(own, [name for name in own if name == "oracle"]),
+            noisy=self.cut or disturbed(own, [name for name in own if name == "oracle"]),
             discarded=self.discarded,
+            rounds=len(timing.seconds),
         )
 
 
@@ -104,11 +89,12 @@ def time_variants(
     rounds: int = 10,
     warmup: int = 3,
     progress: Progress | None = None,
+    budget: Budget | None = None,
 ) -> Timings:
     """Time the dense model, every variant and its oracle on ``x``, interleaved.
 
-    A set of rounds in which an oracle moved is thrown away and measured again; after three of them the one whose
-    oracles moved least is kept, and says so.
+    A set of rounds in which an oracle moved is thrown away and measured again; after three of them, or when the budget
+    has no time for another, the one whose oracles moved least is kept, and says so.
 
     Args:
         dense: the dense model, placed where ``runtime`` says.
@@ -119,8 +105,10 @@ def time_variants(
         rounds: timings of each model.
         warmup: calls of each model before the first round.
         progress: is told how far it got.
+        budget: seconds for the timing; default as long as it takes. One round is always measured.
     """
     progress = Silent() if progress is None else progress
+    budget = Budget() if budget is None else budget
     x = runtime.send(x)
     models = {DENSE: dense} | {variant.name: variant.model for variant in variants}
     free = {
@@ -133,24 +121,27 @@ def time_variants(
 
     def one_set(number: int) -> dict[str, Timing]:
         again = ", again: an oracle moved" if number else ""
-        progress.start(f"timing at batch {len(x)}{again}", rounds * len(runs))
+        progress.start(f"timing {len(runs)} models at batch {len(x)}{again}", (rounds + 1) * len(runs))
         calls = 1 if number else warmup
-        return speed.measure(runs, x, rounds=rounds, warmup=calls, on_round=progress.advance)
+        told = progress.advance
+        return speed.measure(runs, x, rounds=rounds, warmup=calls, on_warm=told, on_round=told, budget=budget)
 
-    timed, discarded = steadiest(one_set, DENSE, [_free(name) for name in free])
+    timed, discarded = steadiest(one_set, DENSE, [_free(name) for name in free], budget)
     peaks = {name: memory.peak(runtime.callable(model, eager=True), x) for name, model in models.items()}
     variants_timed, oracles = {name: timed[name] for name in models}, {name: timed[_free(name)] for name in free}
-    return Timings(variants_timed, oracles, peaks, discarded)
+    measured = len(timed[DENSE].seconds)
+    return Timings(variants_timed, oracles, peaks, discarded, cut=measured < min(rounds, FEW))
 
 
 def steadiest(
-    one_set: Callable[[int], Mapping[str, Timing]], dense: str, oracles: Collection[str]
+    one_set: Callable[[int], Mapping[str, Timing]], dense: str, oracles: Collection[str], budget: Budget | None = None
 ) -> tuple[Mapping[str, Timing], int]:
     """The first set of rounds in which no oracle moved, or of three the one whose oracles moved least.
 
     Args:
         one_set: measures set number 0, 1, …
         dense, oracles: which of its timings are the dense model's and the oracles'.
+        budget: no further set begins that it has no time for; default as long as it takes.
 
     Returns:
         The set, and how many were measured and discarded besides.
@@ -160,10 +151,12 @@ def steadiest(
         moved = [timed[name] for name in oracles if speed.moved(timed[name], timed[dense])]
         return max((speed.drift(oracle, timed[dense]) for oracle in moved), default=0.0)
 
+    budget = Budget() if budget is None else budget
     sets: list[Mapping[str, Timing]] = []
     while len(sets) < ATTEMPTS:
+        before = budget.spent
         sets.append(one_set(len(sets)))
-        if not worst(sets[-1]):
+        if not worst(sets[-1]) or budget.left < budget.spent - before:
             break
     # Of equals the last: it is the furthest from whatever disturbed the first.
     return min(reversed(sets), key=worst), len(sets) - 1

@@ -26,7 +26,7 @@ class BAT(Method):
     clustered around c density peaks, and each cluster becomes one token. K − m + c tokens remain. No parameters.
 
     These defaults are for pretrained models without fine-tuning: more and gentler sites than published, merges weighted
-    by token size, log-size attention; found by a search with DeiT-Tiny on 500 photographs (benchmarks/search_bat.py),
+    by token size, log-size attention; found by a search with DeiT-Tiny on 500 photographs (benchmarks/README.md),
     some of the 1000 of the README's table. The published setting, for fine-tuning, is the method ``bat-paper``.
 
     Our choice where the paper is silent, each an option: head mean of class attention, ceil, pairs measured by the

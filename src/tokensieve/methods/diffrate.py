@@ -25,7 +25,7 @@ class DiffRate(Method):
     GMACs with no training of the weights, 79.8 fine-tuned (dense 79.8 at 4.6) [authors, with their schedules].
 
     The authors' schedules are not among these: they lie in a repository without a licence. The numbers here were
-    learned for DeiT-Tiny by benchmarks/search_diffrate.py, which searches instead of descending a gradient as the paper
+    learned for DeiT-Tiny by benchmarks/diffrate.py, which searches instead of descending a gradient as the paper
     does, on 160 photographs of ten classes by the divergence from the dense model's answers. A schedule learned
     elsewhere goes into ``pruned`` and ``merged``. No number is claimed for ours.
 
@@ -111,7 +111,7 @@ def interpolated(share: float) -> tuple[Shares, Shares]:
 
 
 # Share of DeiT-Tiny's MACs: shares of its patch tokens after pruning and after merging, written by
-# benchmarks/search_diffrate.py.
+# benchmarks/diffrate.py.
 LEARNED: dict[float, tuple[Shares, Shares]] = {
     0.5: (
         (0.923, 0.858, 0.792, 0.726, 0.659, 0.592, 0.518, 0.435, 0.352, 0.269, 0.186, 0.103),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def show_rows(
         model: a model in eval mode; dense, or with methods applied when ``variants`` is empty.
         images: names and RGB images.
         variants: compositions of methods; empty for the methods that are applied already.
-        config: how images are prepared for the model, see ``measure.transform.data_config``.
+        config: how images are prepared for the model, see ``data.transforms.data_config``.
         names: what to call the model's classes; None for their numbers.
         predict: whether to caption rows with the predicted class, dense and reduced; pixel tasks get pictures.
         blocks: the blocks to show; default up to six sites, evenly spread, and the last site of pixel tasks.
@@ -74,6 +74,35 @@ def show_rows(
 
     Raises:
         TokensieveError: no variants for a dense model, some for one with methods, or one that does not fit the model.
+    """
+    dense = _dense_of(model, variants, config)
+    cast = _Cast(model, dense, images, config, names, predict, blocks)
+
+    def rows() -> list[Row]:
+        found = []
+        for index in range(len(images)):
+            found.append(cast.row(index))
+            step()
+        return found
+
+    columns: list[list[Row]] = []
+    if not variants:
+        columns.append(rows())
+    for methods in variants:
+        apply(model, list(methods))
+        try:
+            columns.append(rows())
+        finally:
+            remove(model)
+    _check_blocks(blocks, cast.acting)
+    return [column[index] for index in range(len(images)) for column in columns]
+
+
+def _dense_of(model: nn.Module, variants: Sequence[Sequence[Method]], config: dict[str, Any]) -> nn.Module:
+    """The dense model to compare with: ``model`` itself, or a copy without the methods that it has.
+
+    Raises:
+        TokensieveError: no variants for a dense model, some for one with methods, or one that takes no RGB images.
     """
     if is_applied(model) and variants:
         spec = spell(applied(model))
@@ -83,63 +112,77 @@ def show_rows(
     if not variants and not is_applied(model):
         raise TokensieveError("nothing to show: give at least one --method, such as bat:keep=0.7")
     dense = remove(copy.deepcopy(model)) if is_applied(model) else model
-    located = family_of(model)
-    layout = located.family.layout(located.owner)
-    grid = plane_of(layout.grid, "show")
+    located = family_of(dense)  # a model that cannot be reduced says so before anything about its images
+    plane_of(located.family.layout(located.owner).grid, "show")
     channels = config["input_size"][0]
     if channels != 3:
         raise TokensieveError(f"show draws RGB images and this model takes {channels} channels: give one that takes 3")
-    device = next(model.parameters()).device
-    inputs = [model_input(image, config).to(device) for _, image in images]
-    views = [model_view(image, config) for _, image in images]
-    task = dense.task if isinstance(dense, PixelModel) else None
-    predict = predict and task is None
-    before = [f"dense: {_prediction(dense, x, names)}   ·   " if predict else "" for x in inputs]
-    maps_before = [_pixel_prediction(dense, x) if task is not None else None for x in inputs]
+    return dense
 
-    acting: set[int] = set()
 
-    def row(index: int) -> Row:
+class _Cast:
+    """The model and its images, with what the dense model says of each of them.
+
+    Attributes:
+        acting: the blocks at which a method removed something in any row so far.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dense: nn.Module,
+        images: Sequence[tuple[str, Image.Image]],
+        config: dict[str, Any],
+        names: Sequence[str] | None,
+        predict: bool,
+        blocks: Sequence[int] | None,
+    ) -> None:
+        self.model, self.images, self.names, self.blocks = model, images, names, blocks
+        located = family_of(model)
+        self.layout = located.family.layout(located.owner)
+        self.grid = plane_of(self.layout.grid, "show")
+        device = next(model.parameters()).device
+        self.inputs = [model_input(image, config).to(device) for _, image in images]
+        self.views = [model_view(image, config) for _, image in images]
+        # Of a pixel task the answers themselves are shown, of a classifier the class is told.
+        self.task = dense.task if isinstance(dense, PixelModel) else None
+        self.predict = predict and self.task is None
+        self.classes = [_prediction(dense, x, names) for x in self.inputs] if self.predict else []
+        self.answers = [_pixel_prediction(dense, x) for x in self.inputs] if self.task is not None else []
+        self.acting: set[int] = set()
+
+    def row(self, index: int) -> Row:
+        """The row of one image under the methods that the model has now."""
         with torch.inference_mode():
-            traced = trace(model, inputs[index])
-        maps = site_maps(traced.events, grid)
-        acting.update(site.block for site in maps)
-        shown = choose(maps, blocks, MOST_SITES if task is None else 1)
-        panels: tuple[Panel, ...] = ()
-        expected = maps_before[index]
-        if task is not None and expected is not None:
-            panels = prediction_panels(task, expected, _pixel_prediction(model, inputs[index]))
+            traced = trace(self.model, self.inputs[index])
+        maps = site_maps(traced.events, self.grid)
+        self.acting.update(site.block for site in maps)
+        shown = choose(maps, self.blocks, MOST_SITES if self.task is None else 1)
         return Row(
-            method=spell(applied(model)),
-            image=images[index][0],
-            picture=views[index],
+            method=spell(applied(self.model)),
+            image=self.images[index][0],
+            picture=self.views[index],
             maps=tuple(shown),
-            grid=grid,
+            grid=self.grid,
             tokens=tuple(stage.attended for stage in traced.stages),
-            dense=layout.prefix + layout.patches,
-            caption=f"{before[index]}reduced: {_prediction(model, inputs[index], names)}" if predict else "",
+            dense=self.layout.prefix + self.layout.patches,
+            caption=self._caption(index),
             hidden=len(maps) - len(shown),
-            panels=panels,
+            panels=self._panels(index),
         )
 
-    def rows_as_applied() -> Iterator[Row]:
-        for index in range(len(images)):
-            yield row(index)
-            step()
+    def _caption(self, index: int) -> str:
+        """The predicted class, dense and reduced."""
+        if not self.predict:
+            return ""
+        reduced = _prediction(self.model, self.inputs[index], self.names)
+        return f"dense: {self.classes[index]}   ·   reduced: {reduced}"
 
-    if is_applied(model):
-        rows = list(rows_as_applied())
-        _check_blocks(blocks, acting)
-        return rows
-    columns = []
-    for methods in variants:
-        apply(model, list(methods))
-        try:
-            columns.append(list(rows_as_applied()))
-        finally:
-            remove(model)
-    _check_blocks(blocks, acting)
-    return [column[index] for index in range(len(images)) for column in columns]
+    def _panels(self, index: int) -> tuple[Panel, ...]:
+        """The answers to a pixel task, dense and reduced."""
+        if self.task is None:
+            return ()
+        return prediction_panels(self.task, self.answers[index], _pixel_prediction(self.model, self.inputs[index]))
 
 
 def _check_blocks(blocks: Sequence[int] | None, acting: set[int]) -> None:

@@ -25,11 +25,11 @@ from tokensieve.pixels.data import open_pairs
 from tokensieve.pixels.model import PixelModel
 from tokensieve.train.data import TrainingImages, folders_of, open_training_images, open_training_pairs
 from tokensieve.train.devices import accelerator_for
-from tokensieve.train.loop import Plan, make_optimizer, make_scheduler
 from tokensieve.train.losses import Term
 from tokensieve.train.options import TrainOptions, stage_called
 from tokensieve.train.recipe import Recipe, load_recipe
 from tokensieve.train.stages import Job, build, default_recipe
+from tokensieve.train.updates import Plan, make_optimizer, make_scheduler
 from tokensieve.utils.options import values_of
 
 
@@ -101,6 +101,40 @@ def prepare(options: TrainOptions, terms: Sequence[Term] = ()) -> Prepared:
         TokensieveError: wrong input of any kind.
     """
     stage = stage_called(options.stage)
+    _check(options)
+    methods = parse(options.method) if options.method else ()
+    set_seed(options.seed)
+    # The model with its methods, and what the stage trains of it.
+    model = create_model(options, options)
+    _check_metric(options.metric, model)
+    named = options.recipe or default_recipe(stage, methods or applied(model))
+    recipe = load_recipe(named).with_changes(options.changes)
+    accelerator = accelerator_for(
+        device=options.device,
+        amp_dtype=options.amp_dtype if options.amp else None,
+        grad_accum_steps=recipe.grad_accum_steps,
+        trackers=options.log_with,
+        folder=options.output,
+    )
+    _reduce(model, methods, recipe, stage)
+    reduced = copy.deepcopy(model).eval()
+    job = build(stage, model, recipe, second_pass=options.second_pass, terms=terms)
+    # The images to train on and to evaluate on.
+    batch = PIXELS_BATCH_SIZE if isinstance(job.dense, PixelModel) else BATCH_SIZE
+    source = DataOptions(data=None, batch_size=batch, **values_of(options, SourceOptions))
+    images, notes = _training_images(options, source, job, recipe)
+    evaluation = _evaluation_images(options, source, job.dense)
+    if options.metric and evaluation is None:
+        raise TokensieveError("--metric needs images to evaluate on: give --val-data FOLDER")
+    plan = _plan(options, recipe, len(images), accelerator.num_processes, job, evaluation is not None)
+    # An optimizer or a schedule that timm does not have is refused before anything is written.
+    optimizer = make_optimizer(job.objective, recipe, recipe.batch_size)
+    make_scheduler(optimizer, recipe, recipe.batch_size, plan.steps, plan.steps_per_epoch)
+    return Prepared(job, recipe, plan, images, notes, evaluation, reduced, accelerator)
+
+
+def _check(options: TrainOptions) -> None:
+    """Refuse what needs no model to be refused."""
     if options.resume not in (None, "auto"):
         raise TokensieveError(f"--resume must be auto, got {options.resume!r}")
     if options.device not in ("auto", "cpu"):
@@ -110,47 +144,27 @@ def prepare(options: TrainOptions, terms: Sequence[Term] = ()) -> Prepared:
     folders_of(options.data, "--data")
     if options.val_data is not None and not options.dataset:
         folders_of((options.val_data,), "--val-data")
-    methods = parse(options.method) if options.method else ()
-    set_seed(options.seed)
-    model = create_model(options, options)
-    _check_metric(options.metric, model)
-    recipe = load_recipe(options.recipe or default_recipe(stage, methods or applied(model))).with_changes(
-        options.changes
-    )
-    accelerator = accelerator_for(
-        device=options.device,
-        amp_dtype=options.amp_dtype if options.amp else None,
-        grad_accum_steps=recipe.grad_accum_steps,
-        trackers=options.log_with,
-        folder=options.output,
-    )
+
+
+def _reduce(model: nn.Module, methods: tuple[Method, ...], recipe: Recipe, stage: str) -> None:
+    """Give the model the methods that are asked for, else those that it has, else the recipe's."""
     if is_applied(model):
         if methods and methods != applied(model):
             replace_methods(model, methods)
     elif methods or (recipe.method and stage != "scratch") or recipe.eased:
         apply(model, methods or parse(recipe.method))
-    reduced = copy.deepcopy(model).eval()
-    job = build(stage, model, recipe, second_pass=options.second_pass, terms=terms)
-    source = DataOptions(
-        data=None,
-        batch_size=PIXELS_BATCH_SIZE if isinstance(job.dense, PixelModel) else BATCH_SIZE,
-        **values_of(options, SourceOptions),
-    )
+
+
+def _training_images(
+    options: TrainOptions, source: DataOptions, job: Job, recipe: Recipe
+) -> tuple[TrainingImages, tuple[str, ...]]:
+    """The images to train on, and how they were found."""
     if recipe.mixes and recipe.batch_size % 2:
         raise TokensieveError(f"mixup pairs images up: --batch-size must be even, got {recipe.batch_size}")
     given = (recipe, job.labelled, options.seed)
     if isinstance(job.dense, PixelModel):
-        images, notes = open_training_pairs(source, options.data, job.dense, *given)
-    else:
-        images, notes = open_training_images(source, options.data, job.dense, *given)
-    evaluation = _evaluation_images(options, source, job.dense)
-    if options.metric and evaluation is None:
-        raise TokensieveError("--metric needs images to evaluate on: give --val-data FOLDER")
-    plan = _plan(options, recipe, len(images), accelerator.num_processes, job, evaluation is not None)
-    # Refused before anything is written.
-    optimizer = make_optimizer(job.objective, recipe, recipe.batch_size)
-    make_scheduler(optimizer, recipe, recipe.batch_size, plan.steps, plan.steps_per_epoch)
-    return Prepared(job, recipe, plan, images, notes, evaluation, reduced, accelerator)
+        return open_training_pairs(source, options.data, job.dense, *given)
+    return open_training_images(source, options.data, job.dense, *given)
 
 
 def _check_metric(metric: str, model: nn.Module) -> None:

@@ -11,8 +11,8 @@ from torch import nn
 from tokensieve.data.stream import ImageStream
 from tokensieve.engine.apply import applied, is_applied
 from tokensieve.measure.benchmark import bench
+from tokensieve.measure.progress import Progress
 from tokensieve.measure.results import Results, Row
-from tokensieve.measure.timing import Progress
 from tokensieve.methods._spec import spell
 from tokensieve.utils.files import replacing
 

@@ -17,15 +17,15 @@ from tokensieve.data.stream import ImageStream
 from tokensieve.errors import TokensieveError
 from tokensieve.measure.fidelity import judge_of
 from tokensieve.measure.judge import answers_of, compare
+from tokensieve.measure.progress import Progress
 from tokensieve.measure.results import Results
-from tokensieve.measure.timing import Progress
 from tokensieve.models.checkpoint import WEIGHTS_NAME, load_weights, save
 from tokensieve.models.source import CONFIG_NAME
 from tokensieve.pixels.model import PixelModel
 from tokensieve.train import report
 from tokensieve.train.data import plain_sample
 from tokensieve.train.keep import Easing
-from tokensieve.train.loop import Evaluate, Told, fit
+from tokensieve.train.loop import Told, fit
 from tokensieve.train.losses import Term
 from tokensieve.train.options import TrainOptions
 from tokensieve.train.origin import FACTS, written_down
@@ -33,6 +33,7 @@ from tokensieve.train.pixels import FitHead
 from tokensieve.train.prepare import Prepared, prepare
 from tokensieve.train.stages import Job
 from tokensieve.train.state import Run
+from tokensieve.train.updates import Evaluate
 from tokensieve.utils.files import replacing
 
 OF_DENSE = ("agreement", "vs_dense")  # figures that compare with the dense model

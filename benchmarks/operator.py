@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import tokensieve as ts
-from cells import Cell
-from measure_model import kind_of, middle_half
-from subject import Subject, prepare
+from benchmarks.cells import Cell
+from benchmarks.model import kind_of
+from benchmarks.subject import Subject, prepare
 from tokensieve.engine.apply import sites
+from tokensieve.engine.trace import trace
 from tokensieve.families._locate import family_of
 from tokensieve.measure import speed
 from tokensieve.measure.oracle import OracleBlock, oracle
-from tokensieve.measure.timing import Progress, Variant, disturbed, steadiest
+from tokensieve.measure.progress import Progress
+from tokensieve.measure.timing import Variant, disturbed, steadiest
 from tokensieve.tokens.restore import returning
 from tokensieve.tokens.state import Tokens
 
@@ -39,16 +40,15 @@ def measure(cell: Cell, device: str, data: str | None, progress: Progress) -> di
 
 
 def _row(subject: Subject, variant: Variant, cell: Cell) -> dict[str, Any]:
-    acting = [site.block for site in sites(variant.model) if site.turns.steps]
-    first = acting[0]
+    acting = [site for site in sites(variant.model) if site.turns.steps]
+    first = acting[0].block
     last = min(first + SPAN, len(subject.base.blocks))
-    inside = sum(len(site.turns.steps) for site in sites(variant.model) if first <= site.block < last)
+    inside = sum(len(site.turns.steps) for site in acting if first <= site.block < last)
     x = entering(subject.dense, subject.x, first)
-    free = oracle(subject.dense, variant.report)
     chains: dict[str, list[nn.Module]] = {
-        "dense": _blocks(subject.dense),
-        "reduced": _blocks(variant.model),
-        "oracle": [module for module in free.modules() if isinstance(module, OracleBlock)],
+        "dense": blocks_of(subject.dense),
+        "reduced": blocks_of(variant.model),
+        "oracle": [m for m in oracle(subject.dense, variant.report).modules() if isinstance(m, OracleBlock)],
     }
     runs = {name: subject.runtime.callable(Through(blocks[first:last])) for name, blocks in chains.items()}
 
@@ -58,9 +58,9 @@ def _row(subject: Subject, variant: Variant, cell: Cell) -> dict[str, Any]:
     timed, discarded = steadiest(one_set, "dense", ["oracle"])
     rounds = zip(*(timed[name].seconds for name in ("reduced", "oracle", "dense")), strict=True)
     shares = [(own - ideal) / inside / (whole / (last - first)) for own, ideal, whole in rounds]
-    low, high = middle_half(shares)
+    low, high = speed.quartiles(shares)
     with torch.no_grad():
-        kind = kind_of(ts.trace(variant.model, subject.x[:1]))
+        kind = kind_of(trace(variant.model, subject.x[:1]))
     return {
         "variant": variant.name,
         "kind": kind,
@@ -77,7 +77,8 @@ def _row(subject: Subject, variant: Variant, cell: Cell) -> dict[str, Any]:
     }
 
 
-def _blocks(model: nn.Module) -> list[nn.Module]:
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The transformer blocks of a model."""
     located = family_of(model)
     return list(located.family.blocks(located.owner))
 
@@ -85,7 +86,7 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
 def entering(dense: nn.Module, x: Tensor, block: int) -> Tensor:
     """(B, L, C), what enters ``block`` of the dense model for the images ``x``."""
     seen: list[Tensor] = []
-    handle = _blocks(dense)[block].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    handle = blocks_of(dense)[block].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     try:
         with torch.inference_mode():
             dense(x)
@@ -106,6 +107,4 @@ class Through(nn.Module):
         state: Tensor | Tokens = x
         for block in self.blocks:
             state = block(state)
-        if isinstance(state, Tokens):
-            state = returning(state, state.record.stages[-1].block + 1).x
-        return state
+        return returning(state, state.record.stages[-1].block + 1).x if isinstance(state, Tokens) else state

@@ -1,19 +1,17 @@
 """Where the time of missed goals goes: torch.profiler over the dense model, the oracle and the reduced one.
 
-    python benchmarks/profiling.py benchmarks/results/FILE.json
+python -m benchmarks profile benchmarks/results/FILE.json
 
 Every model behind a missed goal is run again and its operators are summed by what they are for; the table joins the
-results file and its report. (Not called profile.py: a script's folder comes first on Python's path, and the
-standard library has a module of that name.)
+results file and its report.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,18 +20,21 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 from torch.autograd.profiler_util import FunctionEvent
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import ProfilerActivity, record_function
+from torch.profiler import profile as profiler
 
-import tokensieve as ts
-from cells import Cell, Setting
-from goals import Goal, judge
-from report import print_goals, write_report
-from store import Store, read_store
-from subject import prepare
+from benchmarks.cells import Cell, Setting
+from benchmarks.goals import Goal, judge
+from benchmarks.session import report
+from benchmarks.store import Store, read_store
+from benchmarks.subject import prepare
 from tokensieve.cli.output import note
-from tokensieve.errors import TokensieveError, TokensieveWarning
+from tokensieve.engine import block
+from tokensieve.engine.apply import applied
+from tokensieve.errors import TokensieveWarning
 from tokensieve.measure.oracle import oracle
-from tokensieve.tokens import state as algebra
+from tokensieve.tokens import algebra
+from tokensieve.tokens.state import Tokens
 
 RANGE = "what for: "  # prefix of the ranges that mark what operators are for
 GROUPS = ("attention", "MLP", "norms and the rest", "scores and matching", "sort", "gather and merge", "Python")
@@ -43,31 +44,23 @@ GATHERS = ("gather", "index_select", "index", "take_along_dim", "scatter", "scat
 MODULES = {"attn": "attention", "mlp": "MLP"}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(parser: argparse.ArgumentParser) -> None:
+    """Which file, and how to run its models."""
     parser.add_argument("file", type=Path, metavar="FILE.json")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--data", metavar="FOLDER", help="photographs, one sub-folder a class; default random numbers")
-    parser.add_argument(
-        "--repeats", type=int, default=5, help="calls of each model of which the shortest counts, default 5"
-    )
-    options = parser.parse_args(arguments)
+    parser.add_argument("--repeats", type=int, default=5, help="calls of each model of which the shortest counts")
+
+
+def run(given: argparse.Namespace) -> None:
+    """Profile what was missed and rewrite the report."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # no chatter of the profiler's own
-    try:
-        store = read_store(options.file)
-        goals = judge(store.cells, on_cpu=store.on_cpu)
-        store.profiles = [
-            profiled(store, cell, variant, options.device, options.data, options.repeats)
-            for cell, variant in missed(goals, store)
-        ]
-        store.write()
-        write_report(store, goals)
-        print_goals(goals, store.path.stem)
-    except TokensieveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    store = read_store(given.file)
+    named = missed(judge(store.cells, on_cpu=store.on_cpu), store)
+    how = (given.device, given.data, given.repeats)
+    store.profiles = [profiled(store, cell, variant, *how) for cell, variant in named]
+    store.write()
+    report(store)
 
 
 def missed(goals: Sequence[Goal], store: Store) -> list[tuple[str, str]]:
@@ -92,11 +85,8 @@ def profiled(store: Store, cell: str, variant: str, device: str, data: str | Non
         warnings.filterwarnings("ignore", ".*selector has not been trained", TokensieveWarning)
         subject = prepare(Cell(setting=setting, methods=(variant,)), device, data)
         reduced = subject.variants[0]
-        models = {
-            "dense": subject.dense,
-            "oracle": oracle(subject.dense, reduced.report),
-            "reduced": reduced.model,
-        }
+        free = oracle(subject.dense, reduced.report)
+        models = {"dense": subject.dense, "oracle": free, "reduced": reduced.model}
         parts = {name: spent(model, subject.x, repeats) for name, model in models.items()}
     return {"cell": cell, "variant": variant, **parts}
 
@@ -111,7 +101,7 @@ def spent(model: nn.Module, x: Tensor, repeats: int) -> dict[str, float]:
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
     with torch.inference_mode(), marked(model):
         model(x)
-        with profile(activities=activities) as record:
+        with profiler(activities=activities) as record:
             for _ in range(repeats):
                 with record_function(f"{RANGE}rest"):
                     model(x)
@@ -171,20 +161,16 @@ def marked(model: nn.Module) -> Iterator[None]:
             owner = MODULES.get(name.rpartition(".")[2])
             if owner is not None:
                 stack.enter_context(mock.patch.object(module, "forward", _ranged(owner, module.forward)))
-        for kind in {type(method) for method in ts.applied(model)}:
+        for kind in {type(method) for method in applied(model)}:
             stack.enter_context(mock.patch.object(kind, "assign", _ranged("assign", kind.assign)))
-        for function in ("apply", "returning", "restore"):
-            stack.enter_context(mock.patch.object(algebra, function, _ranged("apply", getattr(algebra, function))))
+        for place, name in ((algebra, "apply"), (block, "returning"), (Tokens, "restore")):
+            stack.enter_context(mock.patch.object(place, name, _ranged("apply", getattr(place, name))))
         yield
 
 
 def _ranged(owner: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    def run(*arguments: Any, **options: Mapping[str, Any]) -> Any:
+    def run(*arguments: Any, **options: Any) -> Any:
         with record_function(f"{RANGE}{owner}"):
             return function(*arguments, **options)
 
     return run
-
-
-if __name__ == "__main__":
-    sys.exit(main())

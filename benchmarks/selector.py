@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import tokensieve as ts
-from cells import Cell
-from measure_model import middle_half
-from measure_operator import entering
-from subject import Subject, prepare
+from benchmarks.cells import Cell
+from benchmarks.operator import blocks_of, entering
+from benchmarks.subject import Subject, prepare
 from tokensieve.attention.selector import Selector
 from tokensieve.attention.signals import Attended
 from tokensieve.attention.tap import Tap
-from tokensieve.engine.apply import sites
+from tokensieve.engine.apply import applied, sites
 from tokensieve.errors import TokensieveError
 from tokensieve.families._locate import family_of
 from tokensieve.measure import memory, speed
-from tokensieve.measure.timing import Progress, Variant
+from tokensieve.measure.progress import Progress
+from tokensieve.measure.timing import Variant
+from tokensieve.methods._spec import spell
 from tokensieve.methods.tosa import ToSA
 
 
@@ -37,19 +37,17 @@ def measure(cell: Cell, device: str, data: str | None, progress: Progress) -> di
 
 def _row(subject: Subject, variant: Variant, cell: Cell) -> dict[str, Any]:
     method, selector, number = _selector(variant.model)
-    located = family_of(subject.dense)
-    block = located.family.blocks(located.owner)[number]
+    block = blocks_of(subject.dense)[number]
     x = entering(subject.dense, subject.x, number)
     tap = Tap()
     with torch.inference_mode(), tap:
-        located.family.attention(block, x)
-    attended = tap.attended()
-    columns = Columns(selector, method, attended)
+        family_of(subject.dense).family.attention(block, x)
+    columns = Columns(selector, method, tap.attended())
     runs = {"dense": subject.runtime.callable(block), "selector": subject.runtime.callable(columns)}
     timed = speed.measure(runs, x, rounds=cell.rounds, warmup=cell.warmup)
-    shares = [a / b for a, b in zip(timed["selector"].seconds, timed["dense"].seconds, strict=True)]
-    low, high = middle_half(shares)
-    batch, heads, length, _ = attended.keys.shape
+    shares = timed["dense"].ratios(timed["selector"])
+    low, high = speed.quartiles(shares)
+    batch, heads, length, _ = columns.attended.keys.shape
     return {
         "variant": variant.name,
         "tokens": length,
@@ -62,7 +60,7 @@ def _row(subject: Subject, variant: Variant, cell: Cell) -> dict[str, Any]:
         "high": high,
         "peak_memory": memory.peak(columns, x),
         "attention_map": batch * heads * length * length * 4,
-        "noisy": any(speed.noisy(timing) for timing in timed.values()),
+        "noisy": any(map(speed.noisy, timed.values())),
     }
 
 
@@ -86,4 +84,4 @@ def _selector(model: nn.Module) -> tuple[ToSA, Selector, int]:
             part = site.learned[step.key] if step.key in site.learned else None  # noqa: SIM401 - has no get
             if isinstance(step.method, ToSA) and isinstance(part, Selector):
                 return step.method, part, site.block
-    raise TokensieveError(f"{ts.spell(ts.applied(model))} has no selector: name tosa without score=")
+    raise TokensieveError(f"{spell(applied(model))} has no selector: name tosa without score=")
