@@ -190,7 +190,7 @@ class Updates:
         return {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
 
     def evaluated(self, evaluate: Evaluate) -> dict[str, float]:
-        """The figures of the model as it is; where it is sharded, the figures that the main process finds for a copy."""
+        """The figures of the model; where it is sharded, the figures that the main process finds for a copy."""
         if self.plain is None:
             return evaluate((self.objective.model if self.ema is None else self.ema.module).eval())
         weights = self._own()  # whole on the main process alone
