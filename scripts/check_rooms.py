@@ -2,8 +2,8 @@
 
     python scripts/check_rooms.py [PACKAGE]     default src/tokensieve; exit 1 and a line for each breach
 
-Every import counts, inside functions too; only those under ``if TYPE_CHECKING`` do not. The table of a face counts as
-what it names, for the order.
+Every import counts, inside functions too; only those under ``if TYPE_CHECKING`` do not. For the order a module by name
+counts as well: in the table of a face, and in ``import_module("…")``. The ways up have a table: ``utils/above.py``.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Module:
         name: dotted, without the package's own name; "" for the package itself.
         path: the file.
         imports: (line, name of a module of the package) of each import that counts.
-        table: (line, name) of the modules that a face's table names.
+        named: (line, name) of the modules that it names as text, in a face's table or in ``import_module``.
         face: whether it is an ``__init__`` that shows names of other modules.
     """
 
     name: str
     path: Path
     imports: list[tuple[int, str]] = field(default_factory=list)
-    table: list[tuple[int, str]] = field(default_factory=list)
+    named: list[tuple[int, str]] = field(default_factory=list)
     face: bool = False
 
     @property
@@ -59,9 +59,9 @@ def read(root: Path) -> dict[str, Module]:
         tree = ast.parse(module.path.read_text(encoding="utf-8"), str(module.path))
         for node in counted(tree.body):
             module.imports += [(node.lineno, target) for target in targets(node, module, modules, root.name)]
-        if module.path.name == "__init__.py":
-            module.table = list(face_table(tree, root.name))
-            module.face = bool(module.table)
+        table = list(face_table(tree, root.name)) if module.path.name == "__init__.py" else []
+        module.face = bool(table)
+        module.named = [*table, *by_name(tree, root.name)]
     return modules
 
 
@@ -112,6 +112,15 @@ def face_table(tree: ast.Module, package: str) -> Iterator[tuple[int, str]]:
                         yield key.lineno, key.value.removeprefix(package).lstrip(".")
 
 
+def by_name(tree: ast.Module, package: str) -> Iterator[tuple[int, str]]:
+    """The modules of the package that ``import_module`` is given as text."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "import_module":
+            given = node.args[0] if node.args else None
+            if isinstance(given, ast.Constant) and str(given.value).startswith(f"{package}."):
+                yield node.lineno, str(given.value).removeprefix(f"{package}.")
+
+
 def breaches(root: Path) -> list[str]:
     """A line for everything in the package that breaks a rule, where it is and what to do."""
     known = read(root)
@@ -121,7 +130,7 @@ def breaches(root: Path) -> list[str]:
             found.append(f"{module.path}: a module in the root: move it into a room")
         if module.room and module.path.parent != root and module.room not in ORDER:
             found.append(f"{module.path}: the room {module.room} has no place in the order: add it to {__file__}")
-        for line, target in [*module.imports, *module.table]:
+        for line, target in [*module.imports, *module.named]:
             found += [f"{module.path}:{line}: {reason}" for reason in reasons(module, known.get(target), target)]
     for circle in circles({name: {target for _, target in module.imports} for name, module in known.items()}):
         found.append(f"{root}: a circle of imports: {', '.join(circle)}: move what they share into a module below")
@@ -131,7 +140,7 @@ def breaches(root: Path) -> list[str]:
 def reasons(module: Module, target: Module | None, name: str) -> Iterator[str]:
     """Why ``module`` must not import ``target``."""
     if target is None:
-        yield f"the face names {name}, which is no module"
+        yield f"names {name}, which is no module"
         return
     if target.face and target is not module:
         yield f"imports through the face of {name or 'the package'}: import from the module that defines the name"

@@ -92,6 +92,11 @@ def test_a_sound_package_passes(breaches: Callable[[Mapping[str, str]], list[str
             "ops/rows.py:2",
             "stands above it",
         ),
+        (
+            {"ops/rows.py": "x = importlib.import_module('made.cli.app')\n"},
+            "ops/rows.py:1",
+            "ops imports cli.app, which",
+        ),
         ({"errors.py": "import made.utils.lazy\n"}, "errors.py:1", "imports utils.lazy, which stands above it"),
         (
             {"ops/__init__.py": FACE},

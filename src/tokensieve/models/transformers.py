@@ -113,7 +113,7 @@ class HuggingFaceModel(nn.Module):
         img_size: (height, width) that images come in; default the size the model was built for. Token counts, plans and
             probes are for this size, and the model takes others too.
         images: how images are prepared, in the words of timm's data config: ``mean``, ``std``, ``interpolation``,
-            ``crop_pct``, ``crop_mode``; see ``measure.hugging_face.image_settings``.
+            ``crop_pct``, ``crop_mode``; see ``models.hub.image_settings``.
 
     Attributes:
         task: "classification", "depth" or "features".
