@@ -34,40 +34,10 @@ def _store_normed(row, values, lanes, channels, weight, bias, eps):
 
 @triton.jit(do_not_specialize=["prefix", "present", "kept", "merging", "dropping"])
 def _lead(
-    x,
-    rep,
-    size,
-    keep,
-    moved,
-    onto,
-    dropped,
-    out,
-    reps,
-    sizes,
-    slots,
-    normed,
-    norm_weight,
-    norm_bias,
-    x_image,
-    x_token,
-    rep_image,
-    rep_token,
-    size_image,
-    size_token,
-    keep_image,
-    moved_image,
-    onto_image,
-    dropped_image,
-    prefix,
-    present,
-    kept,
-    merging,
-    dropping,
-    channels,
-    eps,
-    CHANNELS: tl.constexpr,
-    SCAN: tl.constexpr,
-):
+    x, rep, size, keep, moved, onto, dropped, out, reps, sizes, slots, normed, norm_weight, norm_bias,
+    x_image, x_token, rep_image, rep_token, size_image, size_token, keep_image, moved_image, onto_image, dropped_image,
+    prefix, present, kept, merging, dropping, channels, eps, CHANNELS: tl.constexpr, SCAN: tl.constexpr,
+):  # fmt: skip
     """Copy one row and note its leader's place; the programs behind the rows note where the other tokens go.
 
     Where the row is read by a norm next, its channels are one block and ``normed`` gets what that makes of it.
@@ -106,64 +76,45 @@ def _lead(
         tl.store(slots + leaves, tl.full([SCAN], -1, tl.int64), mask=(leaves >= 0) & (leaves < present))
 
 
+@triton.jit
+def _regroup(group, group_image, group_token, slots, groups, image, places, originals, present):
+    """Write for the originals ``places`` of an image the new place of the token that each stands in."""
+    old = tl.load(group + image * group_image + places * group_token, mask=places < originals, other=-1)
+    new = tl.load(slots + image * present + old, mask=(old >= 0) & (old < present), other=-1)
+    tl.store(groups + image * originals + places, tl.where(old < 0, old, new), mask=places < originals)
+
+
+@triton.jit
+def _joined_before(onto, number, place, SCAN: tl.constexpr):
+    """How many of the first ``number`` moved tokens join the new token ``place``."""
+    earlier = 0
+    for start in range(0, number, SCAN):
+        numbers = start + tl.arange(0, SCAN)
+        same = tl.load(onto + numbers, mask=numbers < number, other=-1) == place
+        earlier += tl.sum(same.to(tl.int32), axis=0)
+    return earlier
+
+
 @triton.jit(do_not_specialize=["prefix", "originals", "present", "kept", "merging"])
 def _follow(
-    x,
-    group,
-    size,
-    weight,
-    keep,
-    moved,
-    onto,
-    slots,
-    out,
-    groups,
-    sizes,
-    normed,
-    norm_weight,
-    norm_bias,
-    x_image,
-    x_token,
-    group_image,
-    group_token,
-    size_image,
-    size_token,
-    weight_image,
-    weight_token,
-    keep_image,
-    moved_image,
-    onto_image,
-    prefix,
-    originals,
-    present,
-    kept,
-    merging,
-    channels,
-    eps,
-    MEAN: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    SCAN: tl.constexpr,
-    TILE: tl.constexpr,
-):
+    x, group, size, weight, keep, moved, onto, slots, out, groups, sizes, normed, norm_weight, norm_bias,
+    x_image, x_token, group_image, group_token, size_image, size_token, weight_image, weight_token,
+    keep_image, moved_image, onto_image, prefix, originals, present, kept, merging, channels, eps,
+    MEAN: tl.constexpr, CHANNELS: tl.constexpr, SCAN: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
     """What becomes of the originals; behind those, each moved token that is the first to join another makes the sum."""
     image = tl.program_id(2).to(tl.int64)
     looking = tl.cdiv(originals, SCAN)
     if tl.program_id(0) < looking:
         if tl.program_id(1) == 0:
             places = tl.program_id(0) * SCAN + tl.arange(0, SCAN)
-            old = tl.load(group + image * group_image + places * group_token, mask=places < originals, other=-1)
-            new = tl.load(slots + image * present + old, mask=(old >= 0) & (old < present), other=-1)
-            tl.store(groups + image * originals + places, tl.where(old < 0, old, new), mask=places < originals)
+            _regroup(group, group_image, group_token, slots, groups, image, places, originals, present)
     else:
         number = tl.program_id(0) - looking
         moved += image * moved_image
         onto += image * onto_image
         place = tl.load(onto + number)
-        earlier = 0
-        for start in range(0, number, SCAN):
-            numbers = start + tl.arange(0, SCAN)
-            same = tl.load(onto + numbers, mask=numbers < number, other=-1) == place
-            earlier += tl.sum(same.to(tl.int32), axis=0)
+        earlier = _joined_before(onto, number, place, SCAN)
         lead = tl.load(keep + image * keep_image + place, mask=(place >= 0) & (place < kept), other=-1)
         if (earlier == 0) & (lead >= 0) & (lead < present):
             lanes = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)

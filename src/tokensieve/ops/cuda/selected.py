@@ -20,35 +20,11 @@ PROGRAMS = 256  # enough for a large GPU: fewer rows share the keys of each amon
 
 @triton.jit
 def _predicted(
-    first_query,
-    first_key,
-    bias,
-    expand,
-    expand_bias,
-    reduce,
-    reduce_bias,
-    scale,
-    queries_head,
-    queries_token,
-    keys_head,
-    keys_token,
-    image,
-    bias_image,
-    bias_token,
-    rows,
-    tokens,
-    heads,
-    length,
-    stride,
-    count,
-    dim,
-    hidden,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    DIM: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    HEADS: tl.constexpr,
-):
+    first_query, first_key, bias, expand, expand_bias, reduce, reduce_bias, scale,
+    queries_head, queries_token, keys_head, keys_token, image, bias_image, bias_token, rows, tokens,
+    heads, length, stride, count, dim, hidden,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, HIDDEN: tl.constexpr, HEADS: tl.constexpr,
+):  # fmt: skip
     """The logits that the selector predicts, (ROWS, KEYS, HEADS); minus infinity behind the last key."""
     units, outputs = tl.arange(0, HIDDEN), tl.arange(0, HEADS)
     known = units < hidden
@@ -83,37 +59,11 @@ def _predicted(
 
 @triton.jit(do_not_specialize=["length", "stride", "count", "span"])
 def _selected_rows(
-    queries,
-    keys,
-    bias,
-    expand,
-    expand_bias,
-    reduce,
-    reduce_bias,
-    peaks,
-    totals,
-    scale,
-    queries_image,
-    queries_head,
-    queries_token,
-    keys_image,
-    keys_head,
-    keys_token,
-    bias_image,
-    bias_token,
-    heads,
-    length,
-    stride,
-    count,
-    dim,
-    hidden,
-    span,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    DIM: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    HEADS: tl.constexpr,
-):
+    queries, keys, bias, expand, expand_bias, reduce, reduce_bias, peaks, totals, scale,
+    queries_image, queries_head, queries_token, keys_image, keys_head, keys_token, bias_image, bias_token,
+    heads, length, stride, count, dim, hidden, span,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, HIDDEN: tl.constexpr, HEADS: tl.constexpr,
+):  # fmt: skip
     """The largest predicted logit of each row and head among ``span`` keys, and the sum of the exponentials."""
     part, image = tl.program_id(2), tl.program_id(1).to(tl.int64)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -121,35 +71,11 @@ def _selected_rows(
     total = tl.zeros([ROWS, HEADS], tl.float32)
     for start in range(part * span, tl.minimum((part + 1) * span, length), KEYS):
         logit = _predicted(
-            queries + image * queries_image,
-            keys + image * keys_image,
-            bias,
-            expand,
-            expand_bias,
-            reduce,
-            reduce_bias,
-            scale,
-            queries_head,
-            queries_token,
-            keys_head,
-            keys_token,
-            image,
-            bias_image,
-            bias_token,
-            rows,
-            start + tl.arange(0, KEYS),
-            heads,
-            length,
-            stride,
-            count,
-            dim,
-            hidden,
-            ROWS,
-            KEYS,
-            DIM,
-            HIDDEN,
-            HEADS,
-        )
+            queries + image * queries_image, keys + image * keys_image,
+            bias, expand, expand_bias, reduce, reduce_bias, scale, queries_head, queries_token, keys_head, keys_token,
+            image, bias_image, bias_token, rows, start + tl.arange(0, KEYS), heads, length, stride, count, dim, hidden,
+            ROWS, KEYS, DIM, HIDDEN, HEADS,
+        )  # fmt: skip
         higher = tl.maximum(peak, tl.max(logit, axis=1))
         safe = tl.where(higher == float("-inf"), 0.0, higher)
         total = total * tl.exp(peak - safe) + tl.sum(tl.exp(logit - safe[:, None, :]), axis=1)
@@ -163,39 +89,12 @@ def _selected_rows(
 
 @triton.jit(do_not_specialize=["length", "stride", "count", "parts"])
 def _selected_columns(
-    queries,
-    keys,
-    bias,
-    expand,
-    expand_bias,
-    reduce,
-    reduce_bias,
-    peaks,
-    totals,
-    out,
-    scale,
-    queries_image,
-    queries_head,
-    queries_token,
-    keys_image,
-    keys_head,
-    keys_token,
-    bias_image,
-    bias_token,
-    heads,
-    length,
-    stride,
-    count,
-    dim,
-    hidden,
-    parts,
-    LOGARITHM: tl.constexpr,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    DIM: tl.constexpr,
-    HIDDEN: tl.constexpr,
+    queries, keys, bias, expand, expand_bias, reduce, reduce_bias, peaks, totals, out, scale,
+    queries_image, queries_head, queries_token, keys_image, keys_head, keys_token, bias_image, bias_token,
+    heads, length, stride, count, dim, hidden, parts,
+    LOGARITHM: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, HIDDEN: tl.constexpr,
     HEADS: tl.constexpr,
-):
+):  # fmt: skip
     """The sums over all rows of a block of columns, for every head."""
     image = tl.program_id(1).to(tl.int64)
     tokens = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
@@ -216,35 +115,11 @@ def _selected_columns(
             peak = higher
         peak, total = peak[:, None, :], total[:, None, :]
         logit = _predicted(
-            queries + image * queries_image,
-            keys + image * keys_image,
-            bias,
-            expand,
-            expand_bias,
-            reduce,
-            reduce_bias,
-            scale,
-            queries_head,
-            queries_token,
-            keys_head,
-            keys_token,
-            image,
-            bias_image,
-            bias_token,
-            rows,
-            tokens,
-            heads,
-            length,
-            stride,
-            count,
-            dim,
-            hidden,
-            ROWS,
-            KEYS,
-            DIM,
-            HIDDEN,
-            HEADS,
-        )
+            queries + image * queries_image, keys + image * keys_image,
+            bias, expand, expand_bias, reduce, reduce_bias, scale, queries_head, queries_token, keys_head, keys_token,
+            image, bias_image, bias_token, rows, tokens, heads, length, stride, count, dim, hidden,
+            ROWS, KEYS, DIM, HIDDEN, HEADS,
+        )  # fmt: skip
         part = logit - peak - tl.log(total) if LOGARITHM else tl.exp(logit - peak) / total
         sums += tl.sum(tl.where(inside[:, None, :], part, 0.0), axis=0)
     place = (image * heads + outputs) * length + tokens[:, None]
