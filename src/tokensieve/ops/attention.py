@@ -118,7 +118,7 @@ def flat_bias(bias: Tensor, keys: Tensor) -> Tensor:
     batch, _, length, _ = keys.shape
     if bias.dtype == torch.float32 and bias.shape[0] == batch and bias.is_contiguous():
         return bias.view(batch, length)
-    return bias.float().expand(batch, 1, 1, length).reshape(batch, length)
+    return bias.float().expand(batch, 1, 1, length).reshape(batch, length).contiguous()
 
 
 @class_attention.on_cuda
