@@ -15,10 +15,11 @@ from tests.helpers.references.plain import vit
 from tokensieve.engine.block import Site
 from tokensieve.measure.macs import count
 from tokensieve.methods._added import added_to
+from tokensieve.methods._relaxed import relaxed_matching
 from tokensieve.methods._threshold import Threshold
 from tokensieve.methods.avit import HALTING
 from tokensieve.methods.cropr import Router
-from tokensieve.ops.matching import bipartite_matching, relaxed_matching
+from tokensieve.ops.matching import bipartite_matching
 from tokensieve.train.auxiliary import recording
 
 LABELS = torch.tensor([1, 2, 3])

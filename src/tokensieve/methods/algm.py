@@ -10,7 +10,6 @@ from torch import Tensor
 from tokensieve.methods._counts import checked_sites
 from tokensieve.methods._method import Method, require
 from tokensieve.methods._view import Layout, View
-from tokensieve.ops.graph import square_windows
 from tokensieve.ops.matching import similarity
 from tokensieve.ops.rows import unit_rows
 from tokensieve.tokens.decision import Assignment, ragged_merge
@@ -123,3 +122,13 @@ def put_side(side: Tensor, whole: Tensor, first: int) -> Tensor:
     out = whole.expand(side.shape[0], -1).clone()
     out[:, first::2] = side
     return out
+
+
+def square_windows(position: Tensor, rows: int, columns: int) -> Tensor:
+    """The number of the 2×2 window that each cell (M,) of a grid lies in; cells that no whole window holds are alone.
+
+    Numbers of windows count from 0, those of lone cells from the number of cells on.
+    """
+    row, column = position // columns, position % columns
+    whole = (row < rows // 2 * 2) & (column < columns // 2 * 2)
+    return torch.where(whole, row // 2 * (columns // 2) + column // 2, rows * columns + position)

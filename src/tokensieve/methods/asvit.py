@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tokensieve.attention.scores import head_weighted
-from tokensieve.attention.signals import voters_of
+from tokensieve.attention.signals import Attended, attention_rows, received, voters_of
 from tokensieve.errors import TokensieveError
 from tokensieve.methods._counts import checked_sites, per_site
 from tokensieve.methods._method import Method, require
 from tokensieve.methods._threshold import Threshold
 from tokensieve.methods._view import Layout, Signal, View, importance_signal
-from tokensieve.ops.rows import one_hot
+from tokensieve.ops.rows import at_least_float32, one_hot
 from tokensieve.tokens.decision import Decision, KeepMask, ragged
 
 PUBLISHED_PATCHES = 196  # that the published thresholds are for
@@ -123,3 +122,20 @@ def block_macs(patches: Tensor, layout: Layout) -> Tensor:
     """MACs of a block with an MLP of ratio 4 on so many patch tokens, in units of 2·C."""
     tokens = patches + layout.prefix
     return 6 * layout.dim * tokens + tokens.square()
+
+
+def head_weighted(attended: Attended, class_token: bool, voters: Tensor | None = None) -> Tensor:
+    """Class attention with heads weighted by how long their output is (Liu et al. 2022, arXiv 2209.13802): (B, L).
+
+    With O = A·V the outputs of the heads, a token's score is Σ_h A[h, cls, j] · ‖O[h, j]‖ / Σ_g ‖O[g, j]‖.
+
+    Args:
+        attended: what the attention was computed from, with its outputs.
+        class_token: whether token 0 is a class token; attention received takes the place of its row where not.
+        voters: (B, L) bool, the query rows that count in attention received, or None for all.
+    """
+    assert attended.outputs is not None
+    length: Tensor = torch.linalg.vector_norm(at_least_float32(attended.outputs), dim=3)
+    share = length / length.sum(dim=1, keepdim=True).clamp(min=torch.finfo(length.dtype).tiny)
+    attention = attention_rows(attended, slice(0, 1)).squeeze(2) if class_token else received(attended, voters)
+    return (attention * share).sum(dim=1)

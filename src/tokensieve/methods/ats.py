@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from tokensieve.attention.scores import inverse_samples, value_weighted
+from tokensieve.attention.scores import value_weighted
 from tokensieve.attention.signals import voters_of
 from tokensieve.methods._counts import checked_sites, per_site, share_of_all
 from tokensieve.methods._method import Method, require
@@ -100,3 +101,23 @@ class ATSShare(ATS):
         if self.samples is not None:
             return super()._levels(site, layout)
         return share_of_all(layout.patches, self.keep, site)
+
+
+def inverse_samples(score: Tensor, levels: int) -> Tensor:
+    """Inverse transform sampling on a fixed grid (Fayyaz et al. 2021, arXiv 2111.15667): which tokens are drawn.
+
+    Args:
+        score: (B, M), not negative; -inf counts as zero. Equal scores keep their order.
+        levels: K; level i = 1 … K is (2i − 1) / 2K and draws the first token, by rising score, whose summed share of
+            the scores reaches it.
+
+    Returns:
+        (B, M) bool, at least one True in a row.
+    """
+    score = score.detach().clamp(min=0)
+    rising, order = score.sort(dim=1, stable=True)
+    summed = rising.cumsum(dim=1)
+    grid = (torch.arange(levels, device=score.device, dtype=score.dtype) + 0.5) / levels
+    # Compared with the levels of the whole sum and not divided by it: what it is does not depend on any padding.
+    place = torch.searchsorted(summed, grid * summed[:, -1:]).clamp(max=score.shape[1] - 1)
+    return torch.zeros_like(score, dtype=torch.bool).scatter(1, order.gather(1, place), True)

@@ -8,11 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tokensieve.attention.scores import diagonal_and_columns
 from tokensieve.methods._counts import checked_sites
+from tokensieve.methods._graph import diagonal_and_columns, grid_neighbours, most_similar, normalised
 from tokensieve.methods._method import Method, require
 from tokensieve.methods._view import Layout, Signal, View
-from tokensieve.ops.graph import grid_neighbours, most_similar, normalised
 from tokensieve.ops.rows import split_top, take_rows
 from tokensieve.tokens.decision import Assignment
 

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from tokensieve.methods._counts import checked_sites, removed
 from tokensieve.methods._method import Method, require
+from tokensieve.methods._two_way import two_way_matching
 from tokensieve.methods._view import Layout, Signal, View
-from tokensieve.ops.matching import similarity, two_way_matching
+from tokensieve.ops.matching import similarity
 from tokensieve.tokens.decision import Assignment
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokensieve.ops import cpu, cuda
 from tokensieve.ops._operator import operator
-from tokensieve.ops.rows import head_mean, named, take_rows, unit_rows
+from tokensieve.ops.rows import head_mean, unit_rows
 
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
@@ -123,91 +123,3 @@ def greedy_pairs(similarities: Tensor, count: int, rounds: int = 6) -> tuple[Ten
     rank = torch.cat([value.masked_fill(~leads, -torch.inf), last], dim=1)
     order = rank.sort(dim=1, descending=True, stable=True).indices[:, :count]
     return first.gather(1, order), second.gather(1, order)
-
-
-def two_way_matching(weights: Tensor, forth: int, back: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Bipartite matching in both directions on the same weights (Lee et al. 2024, arXiv 2403.10030, section 3.2).
-
-    Every a takes its best b and the ``forth`` best of these edges move their a; then every b takes its best a among
-    those that stayed, and the ``back`` best of these edges move their b, with all that had joined it.
-
-    Args:
-        weights: (B, I, J) of each pair of an a and a b. Equal ones prefer the lower index.
-        forth: number of a's that move, less than I where any b moves.
-        back: number of b's that move, at most J.
-
-    Returns:
-        ``stay_a`` (B, I - forth) and ``stay_b`` (B, J - back) ascending, ``moved`` (B, forth + back): places among the
-        a's, then among the b's, ``onto`` of the same shape: the place of the token each joins among all that stay, a's
-        first.
-    """
-    best, partner = weights.max(dim=2)
-    order = best.sort(dim=1, descending=True, stable=True).indices
-    from_a, stay_a = order[:, :forth], order[:, forth:].sort(dim=1).values
-    leaves = named(from_a, best.shape[1]) > 0
-    best, to_a = weights.masked_fill(leaves.unsqueeze(2), -torch.inf).max(dim=1)
-    order = best.sort(dim=1, descending=True, stable=True).indices
-    from_b, stay_b = order[:, :back], order[:, back:].sort(dim=1).values
-    place_a = (~leaves).cumsum(dim=1) - 1
-    joins = place_a.gather(1, to_a.gather(1, from_b))
-    goes = named(from_b, to_a.shape[1]) > 0
-    place_b = torch.where(goes, place_a.gather(1, to_a), stay_a.shape[1] + (~goes).cumsum(dim=1) - 1)
-    onto = torch.cat([place_b.gather(1, partner.gather(1, from_a)), joins], dim=1)
-    return stay_a, stay_b, torch.cat([from_a, from_b], dim=1), onto
-
-
-def ranked_matching(features: Tensor, rank: Tensor, remove: int, candidates: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Bipartite matching between the even and the odd ranks of an order (Tran et al. 2024, arXiv 2405.16148).
-
-    Args:
-        features: (B, M, D) what similarity is measured on.
-        rank: (B, M) indices, the first in order first.
-        remove: number of tokens that merge, at most half of ``candidates``.
-        candidates: how many of the first tokens may merge or be merged into; the others stay alone.
-
-    Returns:
-        ``keep`` (B, M - remove), ``moved`` (B, remove) by falling similarity, ``onto`` (B, remove): places in ``keep``.
-    """
-    even, odd, others = rank[:, 0:candidates:2], rank[:, 1:candidates:2], rank[:, candidates:]
-    score, partner = similarity(take_rows(features, even), take_rows(features, odd)).max(dim=2)
-    order = score.sort(dim=1, descending=True, stable=True).indices
-    moving, staying = order[:, :remove], order[:, remove:]
-    keep = torch.cat([odd, even.gather(1, staying), others], dim=1)
-    return keep, even.gather(1, moving), partner.gather(1, moving)
-
-
-def relaxed_matching(metric: Tensor, keep: Tensor, moved: Tensor, first: int, temperature: float) -> Tensor:
-    """What ``bipartite_matching`` decides, with a gradient: how much of each token goes to each new one.
-
-    Each a has a share in every b, the softmax of their cosines / temperature; the part of it that moves there is a
-    sigmoid of its best cosine around the middle between the worst edge that merges and the best that does not. Those
-    that merge move wholly, and by that part in the backward pass. Towards temperature 0 this is the matching.
-
-    Args:
-        metric: (B, M, D) what similarity is measured on.
-        keep, moved: (B, K) and (B, R) as ``bipartite_matching`` gave them, at least one moved.
-        first: parity (0 or 1) of the positions on side a.
-        temperature: of the softmax and the sigmoid.
-
-    Returns:
-        (B, M, K) in float32 or better; rows sum to one.
-    """
-    cosines = similarity(metric[:, first::2], metric[:, 1 - first :: 2])
-    batch, others = cosines.shape[0], cosines.shape[2]
-    staying = keep.shape[1] - others  # of side a
-    shares = (cosines / temperature).softmax(dim=2)
-    best = cosines.amax(dim=2)
-    ranked = best.sort(dim=1, descending=True, stable=True).values
-    border = ranked[:, moved.shape[1] - 1 : moved.shape[1] + 1].mean(dim=1, keepdim=True)
-    part = ((best - border) / temperature).sigmoid()
-    place = torch.arange(cosines.shape[1], device=metric.device) * 2 + first
-    own = (place.view(1, -1, 1) == keep[:, None, :staying]).to(shares.dtype)  # (B, I, staying)
-    stays = own.sum(dim=2)
-    goes = stays * part + (1 - stays) * (1 + part - part.detach())
-    from_a = torch.cat([own * (1 - part).unsqueeze(2), shares * goes.unsqueeze(2)], dim=2)
-    itself = torch.eye(others, dtype=shares.dtype, device=metric.device).expand(batch, -1, -1)
-    from_b = torch.cat([shares.new_zeros(batch, others, staying), itself], dim=2)
-    rows = torch.cat([from_a, from_b], dim=1)
-    position = torch.arange(metric.shape[1], device=metric.device)
-    order = torch.cat([position[first::2], position[1 - first :: 2]]).argsort()
-    return rows[:, order]

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from tokensieve.errors import TokensieveError
 from tokensieve.methods._counts import checked_sites, per_site, removed
 from tokensieve.methods._method import Method, require
+from tokensieve.methods._relaxed import relaxed_matching
 from tokensieve.methods._view import Layout, View
-from tokensieve.ops.matching import bipartite_matching, relaxed_matching
+from tokensieve.ops.matching import bipartite_matching
 from tokensieve.tokens.decision import Assignment, Decision
 from tokensieve.tokens.soft import SoftAssignment
 

@@ -1,10 +1,12 @@
-"""Graphs over tokens as (B, M, M) matrices."""
+"""What GTP reads: graphs over tokens as (B, M, M) matrices, and what each token pays and receives."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from tokensieve.attention.signals import Attended, attention_rows
+from tokensieve.ops.attention import row_blocks
 from tokensieve.ops.matching import similarity
 from tokensieve.ops.rows import named
 
@@ -41,11 +43,17 @@ def normalised(adjacency: Tensor, dtype: torch.dtype) -> Tensor:
     return adjacency.to(dtype) * degree.unsqueeze(2) * degree.unsqueeze(1)
 
 
-def square_windows(position: Tensor, rows: int, columns: int) -> Tensor:
-    """The number of the 2×2 window that each cell (M,) of a grid lies in; cells that no whole window holds are alone.
+def diagonal_and_columns(attended: Attended, block: int = 64) -> tuple[Tensor, Tensor]:
+    """What each token pays to itself and what it receives in sum: two (B, H, L), in float32 or better.
 
-    Numbers of windows count from 0, those of lone cells from the number of cells on.
+    Streamed over blocks of ``block`` query rows; the map is not stored.
     """
-    row, column = position // columns, position % columns
-    whole = (row < rows // 2 * 2) & (column < columns // 2 * 2)
-    return torch.where(whole, row // 2 * (columns // 2) + column // 2, rows * columns + position)
+    length = attended.keys.shape[2]
+    own, total = [], attended.keys.new_zeros((), dtype=torch.float32)
+    for rows in row_blocks(length, block):
+        attention = attention_rows(attended, rows)
+        # Not ``Tensor.diagonal``, which OpenVINO cannot convert.
+        itself = torch.arange(rows.start, rows.stop, device=attention.device)[:, None].expand(*attention.shape[:3], 1)
+        own.append(attention.gather(3, itself).squeeze(3))
+        total = total + attention.sum(dim=2)
+    return torch.cat(own, dim=2), total
