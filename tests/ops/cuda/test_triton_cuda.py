@@ -1,8 +1,7 @@
-"""The Triton kernels on a GPU: through the doors, at real sizes, in whole models, without waiting, in a CUDA graph."""
+"""The Triton kernels on a GPU: in operators, at real sizes, in whole models, without waiting, in a CUDA graph."""
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,15 +12,17 @@ import torch
 from torch import Tensor, nn
 
 import tokensieve as ts
-from tokensieve.attention.selector import Selector, selected_columns
-from tokensieve.attention.signals import Attended, class_attention, column_sums
-from tokensieve.ops import cuda as gpu
+from tests.helpers.kernels import attention as attention_of
+from tests.helpers.kernels import exactly, flat, moving, random, selecting, selector_of
+from tokensieve.attention.selector import selected_columns
+from tokensieve.methods._attentive import match_pairs
+from tokensieve.ops.attention import class_attention, column_sums
 from tokensieve.ops.density import density_peaks
-from tokensieve.ops.matching import bipartite_matching, match_pairs, unit_rows
+from tokensieve.ops.matching import bipartite_matching
+from tokensieve.ops.moving import move_tokens, put_back
 from tokensieve.ops.norm import Norm
-from tokensieve.ops.rows import head_mean, split_top
+from tokensieve.ops.rows import head_mean, split_top, unit_rows
 from tokensieve.tokens.decision import Assignment
-from tokensieve.tokens.move import move_tokens, put_back
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 METHODS = ["bat", "bat-paper", "tome:r=8", "evit", "topk", "tosa", "tosa:score=own", "tome:r=4+tosa:score=own"]
@@ -37,80 +38,54 @@ def _no_gradients() -> Iterator[None]:
         yield
 
 
-def random(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to("cuda", dtype)
-
-
-def attention(batch: int, heads: int, length: int, dtype: torch.dtype) -> Attended:
-    qkv = random(length, batch, length, 3, heads, 64, dtype=dtype).permute(2, 0, 3, 1, 4)
-    return Attended(qkv[0], qkv[1], qkv[2], 0.125, random(1, batch, 1, 1, length))
-
-
-def movement(batch: int, count: int, dtype: torch.dtype) -> tuple[Any, ...]:
-    order = random(2, batch, count).argsort(dim=1)
+def movement(batch: int, count: int, dtype: torch.dtype, norm: Norm | None = None) -> tuple[Any, ...]:
+    order = random(2, batch, count, device="cuda").argsort(dim=1)
     kept, merging = count // 2, count // 4
-    onto = (random(3, batch, merging).abs() * 3).long().clamp(max=kept - 1)  # crowds: most join the first few
+    # Crowds: most join the first few.
+    onto = (random(3, batch, merging, device="cuda").abs() * 3).long().clamp(max=kept - 1)
     parts = {"keep": order[:, :kept], "moved": order[:, kept : kept + merging], "dropped": order[:, kept + merging :]}
     positions = torch.arange(count, device="cuda").expand(batch, -1)
-    size = random(4, batch, count).abs() + 1
-    return random(5, batch, 1 + count, 384, dtype=dtype), positions, positions, size, Assignment(**parts, onto=onto)
+    size = random(4, batch, count, device="cuda").abs() + 1
+    x = random(5, batch, 1 + count, 384, dtype=dtype, device="cuda")
+    return moving(x, positions, positions, size, Assignment(**parts, onto=onto), norm)
 
 
 def calls(batch: int, count: int, dtype: torch.dtype) -> Iterator[Call]:
     """Every operator and its arguments for ``count`` patch tokens."""
-    given_to = attention(batch, 6, count + 1, dtype)
-    metric = random(6, batch, count, 64)
-    features = random(7, batch, count // 3, 384, dtype=dtype)
-    score = random(8, batch, count, dtype=dtype)
-    torch.manual_seed(0)
-    selector = Selector(6).to("cuda", dtype)
-    for parameter in selector.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    yield class_attention, (given_to,)
-    yield column_sums, (given_to, None, 64, 4)
-    yield column_sums, (given_to, random(9, batch, count + 1) > 0, 64, 1)
-    yield selected_columns, (selector, given_to, 16, 8, "probabilities")
+    given_to = attention_of(count, batch, 6, count + 1, 64, dtype, True, "cuda")
+    metric = random(6, batch, count, 64, device="cuda")
+    features = random(7, batch, count // 3, 384, dtype=dtype, device="cuda")
+    score = random(8, batch, count, dtype=dtype, device="cuda")
+    selector = selector_of(1, 6, "cuda", std=0.2).to(dtype)
+    yield class_attention, given_to
+    yield column_sums, (*given_to, None, 64, 4)
+    yield column_sums, (*given_to, random(9, batch, count + 1, device="cuda") > 0, 64, 1)
+    yield selected_columns, (*selecting(selector, given_to), 16, 8, "probabilities")
     yield split_top, (score, count * 7 // 10)
-    yield head_mean, (given_to.keys,)
+    yield head_mean, (given_to[1],)
     yield unit_rows, (features,)
     yield bipartite_matching, (metric, count // 4, 1)
     yield match_pairs, (features, score[:, : count // 3].contiguous(), count // 12, 4)
     yield density_peaks, (features.float(), count // 10)
     yield density_peaks, (features.float(), count // 10, 5)
     yield move_tokens, movement(batch, count, dtype)
-    norm = Norm(random(12, 384, dtype=dtype), random(13, 384, dtype=dtype), 1e-6)
-    yield move_tokens, (*movement(batch, count, dtype), norm)
+    norm = Norm(random(12, 384, dtype=dtype, device="cuda"), random(13, 384, dtype=dtype, device="cuda"), 1e-6)
+    yield move_tokens, movement(batch, count, dtype, norm)
     away = torch.randint(-1, count, (batch, count), device="cuda")
-    x, other = random(10, batch, 1 + count, 384, dtype=dtype), random(11, batch, 1 + count, 384, dtype=dtype)[:, 1:]
+    x, other = (
+        random(10, batch, 1 + count, 384, dtype=dtype, device="cuda"),
+        random(11, batch, 1 + count, 384, dtype=dtype, device="cuda")[:, 1:],
+    )
     yield put_back, (x, away, other, 1, True)
-
-
-def in_double(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    def one(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return value.double()
-        if isinstance(value, Norm):
-            return Norm(value.weight.double(), None if value.bias is None else value.bias.double(), value.eps)
-        if isinstance(value, Attended):
-            bias = None if value.bias is None else value.bias.double()
-            return Attended(value.queries.double(), value.keys.double(), value.values.double(), value.scale, bias)
-        return copy.deepcopy(value).double() if isinstance(value, nn.Module) else value
-
-    return tuple(one(value) for value in arguments)
-
-
-def flat(answer: Any) -> list[Tensor]:
-    return [part for part in (answer if isinstance(answer, tuple) else (answer,)) if part is not None]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("batch", "count"), [(8, 196), (1, 576), (1, 4096)])
 def test_kernels_agree_with_their_references(batch: int, count: int, dtype: torch.dtype) -> None:
     for operator, arguments in calls(batch, count, dtype):
-        kernel, reference = getattr(gpu, operator.__name__), operator.__wrapped__  # type: ignore[attr-defined]
-        answer = kernel(*arguments)
+        answer = operator.cuda(*arguments)
         assert answer is not NotImplemented, operator.__name__
-        wanted = reference(*in_double(arguments))
+        wanted = operator.__wrapped__(*exactly(arguments))
         rounded = dtype != torch.float32 and operator in (move_tokens, selected_columns)
         close = {"rtol": 2e-2, "atol": 2e-3} if rounded else {"rtol": 1e-3, "atol": 1e-4}
         if operator in (bipartite_matching, density_peaks):
@@ -118,11 +93,15 @@ def test_kernels_agree_with_their_references(batch: int, count: int, dtype: torc
             differing = (leaders(*answer) != leaders(*wanted)).double().mean()
             assert differing < 0.02, operator.__name__
             continue
-        for got, want in zip(flat(answer), flat(wanted), strict=True):
+        for got, want in zip(present(answer), present(wanted), strict=True):
             if got.is_floating_point():
                 torch.testing.assert_close(got.double(), want.double(), **close)
             else:
                 assert torch.equal(got, want), operator.__name__
+
+
+def present(answer: Any) -> list[Tensor]:
+    return [part for part in flat(answer) if part is not None]
 
 
 def leaders(keep: Tensor, moved: Tensor, onto: Tensor) -> Tensor:
@@ -140,7 +119,7 @@ def test_kernels_never_wait_and_give_the_same_bits_again(batch: int, count: int)
             second = operator(*arguments)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        for one, other in zip(flat(first), flat(second), strict=True):
+        for one, other in zip(present(first), present(second), strict=True):
             assert torch.equal(one, other), operator.__name__
 
 
@@ -152,7 +131,7 @@ def reduced(methods: str, dtype: torch.dtype = torch.float32) -> nn.Module:
 
 @pytest.mark.parametrize("methods", METHODS)
 def test_models_never_wait(methods: str) -> None:
-    model, x = reduced(methods, torch.bfloat16), random(0, 4, 3, 224, 224, dtype=torch.bfloat16)
+    model, x = reduced(methods, torch.bfloat16), random(0, 4, 3, 224, 224, dtype=torch.bfloat16, device="cuda")
     model(x)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -167,8 +146,8 @@ def test_models_run_in_a_cuda_graph(methods: str, dtype: torch.dtype) -> None:
     """A graph captured on one batch gives another batch's own answer: nothing was decided while capturing."""
     model, x, other = (
         reduced(methods, dtype),
-        random(0, 4, 3, 224, 224, dtype=dtype),
-        random(1, 4, 3, 224, 224, dtype=dtype),
+        random(0, 4, 3, 224, 224, dtype=dtype, device="cuda"),
+        random(1, 4, 3, 224, 224, dtype=dtype, device="cuda"),
     )
     wanted = model(other)
     side = torch.cuda.Stream()
@@ -186,7 +165,7 @@ def test_models_run_in_a_cuda_graph(methods: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(answer, wanted, **close)
 
 
-def test_the_doors_launch_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operators_launch_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     from triton.runtime.jit import JITFunction
 
     launched: list[str] = []
@@ -197,13 +176,13 @@ def test_the_doors_launch_triton(monkeypatch: pytest.MonkeyPatch) -> None:
         return run(kernel, *args, **kwargs)
 
     monkeypatch.setattr(JITFunction, "run", watch)
-    reduced("bat")(random(0, 2, 3, 224, 224))
+    reduced("bat")(random(0, 2, 3, 224, 224, device="cuda"))
     assert {"_class_logits", "_split_top", "_match", "_peaks", "_lead", "_follow", "_put_back"} <= set(launched)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU here")
 def test_kernels_follow_their_tensors_to_another_gpu() -> None:
-    score = random(0, 3, 50).to("cuda:1")
+    score = random(0, 3, 50, device="cuda").to("cuda:1")
     assert torch.cuda.current_device() == 0
     for got, want in zip(split_top(score, 20), split_top(score.cpu(), 20), strict=True):
         assert got.device == score.device and torch.equal(got.cpu(), want)

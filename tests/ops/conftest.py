@@ -1,36 +1,31 @@
 """The Triton kernels run here on a GPU, or without one in Triton's interpreter, which TRITON_INTERPRET=1 switches on.
 
 The variable counts when a kernel is defined, so it must be set before Python starts: without a GPU
-test_triton_without_gpu.py runs test_triton_kernels.py in a process of its own.
+cuda/test_triton_without_gpu.py runs test_kernels.py and cuda/test_triton_kernels.py in a process of its own.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-HERE = str(Path(__file__).parent)
-if HERE not in sys.path:
-    sys.path.insert(0, HERE)
+from tests.helpers.kernels import INTERPRETED
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if INTERPRETED:
-    collect_ignore = ["test_triton_without_gpu.py", "test_triton_cuda.py"]
+    collect_ignore = ["test_operators.py", "test_ops.py", "test_orders.py"]
+    collect_ignore += ["cuda/test_triton_without_gpu.py", "cuda/test_triton_cuda.py"]
 elif not torch.cuda.is_available():
-    collect_ignore = ["test_triton_kernels.py"]
+    collect_ignore = ["cuda/test_triton_kernels.py"]
 
 
 @pytest.fixture(autouse=True)
 def _kernels_take_these_tensors() -> Iterator[None]:
     """Kernels refuse tensors of a CPU; the interpreter wants them."""
-    from launches import anywhere
+    from tests.helpers.launches import anywhere
 
     with anywhere() if INTERPRETED else nullcontext():
         yield

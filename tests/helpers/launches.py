@@ -1,4 +1,4 @@
-"""What a fused operator would launch, without a GPU: recorded from tensors that have no data, and compiled for one."""
+"""What an operator would launch on CUDA, without a GPU: recorded from tensors without data, and compiled for one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from tokensieve.ops import cuda as gpu
+from tokensieve.ops import cuda
 
 TYPES = {
     torch.float32: "*fp32",
@@ -26,21 +26,21 @@ Launch = tuple[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]]
 @contextmanager
 def anywhere() -> Iterator[None]:
     """Let the kernels take tensors of any device: for Triton's interpreter, and for tensors without data."""
-    with mock.patch.object(gpu, "_on_gpu", lambda tensor: True), mock.patch.object(gpu, "available", lambda: True):
+    with mock.patch.object(cuda, "_on_gpu", lambda tensor: True), mock.patch.object(cuda, "available", lambda: True):
         yield
 
 
-def recorded(operator: Callable[..., Any], *arguments: Any) -> list[Launch]:
-    """(kernel, grid, arguments, constants) of everything that ``operator`` launches; nothing runs."""
+def recorded(kernel: Callable[..., Any], *arguments: Any) -> list[Launch]:
+    """(kernel, grid, arguments, constants) of everything that ``kernel`` launches; nothing runs."""
     from triton.runtime.jit import JITFunction
 
     found: list[Launch] = []
 
-    def run(kernel: Any, *args: Any, grid: tuple[int, ...], warmup: bool, **constants: Any) -> None:
-        found.append((kernel, grid, args, constants))
+    def run(launched: Any, *args: Any, grid: tuple[int, ...], warmup: bool, **constants: Any) -> None:
+        found.append((launched, grid, args, constants))
 
     with anywhere(), mock.patch.object(JITFunction, "run", run), torch.no_grad():
-        assert operator(*arguments) is not NotImplemented
+        assert kernel(*arguments) is not NotImplemented
     return found
 
 
