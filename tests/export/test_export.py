@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -13,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 import tokensieve as ts
+from tokensieve.export import run as exporting
 from tokensieve.export.check import settled
 from tokensieve.export.format import Run
 from tokensieve.export.onnx import Onnx
-from tokensieve.export.run import FORMATS
+from tokensieve.export.run import FORMATS, Exported
 from tokensieve.export.speed import beside_dense
 from tokensieve.export.torch_program import TorchProgram
 from tokensieve.families._layout import Layout
@@ -88,11 +91,21 @@ def test_nothing_is_overwritten_unless_asked(tmp_path: Path) -> None:
     assert (tmp_path / "model.bin").read_text() == "mine"
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The reduced model, exported once for all tests that only read it."""
+    return ts.export_model(reduced(), tmp_path_factory.mktemp("written") / "model.pt2")
+
+
 @dataclass(frozen=True)
 class Wrong(TorchProgram):
-    """Opens its files with an error in them."""
+    """Writes a file that was made before, and opens it with an error in it."""
 
     error: str = ""
+    written: Path = Path()
+
+    def write(self, program: Any, path: Path) -> None:
+        shutil.copy(self.written, path)
 
     def open(self, path: Path) -> Run:
         right = super().open(path)
@@ -126,9 +139,10 @@ class Wrong(TorchProgram):
     ],
 )
 def test_a_failed_check_leaves_what_was_there(
-    error: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: str, message: str, written: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(FORMATS, "torch", partial(Wrong, error))
+    monkeypatch.setitem(FORMATS, "torch", partial(Wrong, error, written.path))
+    monkeypatch.setattr(exporting, "trace", lambda model, images: None)
     path = tmp_path / "model.pt2"
     path.write_text("mine")
     with pytest.raises(ts.RefusedError, match=message):
@@ -232,13 +246,12 @@ def test_a_missing_package_names_the_extra(package: str, tmp_path: Path, monkeyp
         ts.export_model(reduced(), tmp_path / f"model{SUFFIX[name]}")
 
 
-def test_speed_is_compared_within_each_engine(tmp_path: Path) -> None:
+def test_speed_is_compared_within_each_engine(written: Exported) -> None:
     model = reduced()
-    exported = ts.export_model(model, tmp_path / "model.pt2")
-    (small_batch, large_batch) = beside_dense(model, exported, torch.randn(4, 3, 64, 64), (1, 4), rounds=2)
+    (small_batch, large_batch) = beside_dense(model, written, torch.randn(4, 3, 64, 64), (1, 4), rounds=2)
     assert (small_batch.batch, large_batch.batch) == (1, 4)
     assert small_batch.F == large_batch.F > 1
     for timing in (*large_batch.eager, *large_batch.exported):
         assert timing.batch == 4 and len(timing.seconds) == 2
     assert large_batch.kept == pytest.approx(large_batch.S_exported / large_batch.S_eager)
-    assert [file.name for file in tmp_path.iterdir()] == ["model.pt2"]
+    assert [file.name for file in written.path.parent.iterdir()] == ["model.pt2"]
