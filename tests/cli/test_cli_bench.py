@@ -128,7 +128,7 @@ def test_what_nobody_foresaw_is_one_sentence_too(images: Path, monkeypatch: pyte
     arguments = ("eval", MODEL, "--data", images / "val", "-j", 0)
     result = call(*arguments)
     assert result.exit_code == 1
-    assert "KeyError: 'inner'; nobody foresaw this" in " ".join(result.stderr.split())
+    assert "KeyError: 'inner'; this was not foreseen" in " ".join(result.stderr.split())
     assert isinstance(call(*arguments, "--verbose").exception, KeyError)
 
 

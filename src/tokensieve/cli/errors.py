@@ -46,7 +46,7 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _explained(error: Exception) -> tuple[str, int]:
-    """One sentence and the exit code: 2 for what the user can change, 1 for what nobody foresaw."""
+    """One sentence and the exit code: 2 for what the user can change, 1 for what was not foreseen."""
     if isinstance(error, OSError) and error.strerror:
         where = f" {error.filename!r}" if error.filename else ""
         return f"cannot read or write{where}: {error.strerror}", 2
@@ -56,7 +56,7 @@ def _explained(error: Exception) -> tuple[str, int]:
     exhausted = type(error).__name__ == "OutOfMemoryError"  # torch's, which need not be loaded
     if exhausted or isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
         return "out of memory: give smaller batches (--batch-size, --speed-batch-size) or a smaller model", 2
-    return f"{type(error).__name__}: {text}; nobody foresaw this, --verbose shows where it happened", 1
+    return f"{type(error).__name__}: {text}; this was not foreseen, --verbose shows where it happened", 1
 
 
 def _show_warning(

@@ -36,7 +36,7 @@ def _list() -> None:
         where = f"{SHORT[method.point]} {_blocks(method)}"
         cells = (
             name,
-            card.summary(method),
+            card.summary(method) + (" (reconstruction)" if registry.is_reconstruction(method) else ""),
             where,
             method.knob or "none",
             "needed" if method.trained else "none",

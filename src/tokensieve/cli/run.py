@@ -56,7 +56,7 @@ def measure(options: EvalOptions, *, batches: Sequence[int] = (), rounds: int = 
     """
     processes = join(options.device)
     compositions = swept(options.method)
-    others, left_out = measuring.everyone() if ALL in options.method else ([], {})
+    others, left_out = measuring.untrained() if ALL in options.method else ([], {})
     runtime = Runtime(**values_of(options, RuntimeOptions) | {"device": processes.device(options.device)})
     _check(options, runtime)
     dense, variants = _models(options)

@@ -54,7 +54,7 @@ def apply(
     """Reduce the tokens of ``model`` with one method or several, in place.
 
     The model keeps its forward, head, ``forward_features``, ``forward_intermediates`` and state-dict keys; N tokens
-    come out as N went in, and so they do at every layer that somebody reads; in between the sequence stays short. An
+    come out as N went in, and so they do at every block that is read; in between the sequence stays short. An
     original whose token left for good has its last value (or what ``fill`` says), one that was merged the value of its
     group, one that skips its own; soft methods bring their own way back, as Expedite blends the most alike clusters.
     Prefix and register tokens are never touched. Before anything changes, every block is run on a probe input both as
@@ -70,8 +70,8 @@ def apply(
         multiple: round the tokens behind every site, prefix included, up to a multiple of this, 8 or 16 for example;
             kernels of many devices are faster there. Default None: exactly as the methods say.
         masked: in training mode, hide tokens that methods drop for good behind a mask and do not remove them: the same
-            decisions and the same answer, at the cost of the dense model, with a gradient for those who learn what to
-            drop. Methods with learned choices do it on their own.
+            decisions and the same answer, at the cost of the dense model, with a gradient for methods that learn what
+            to drop. Methods with learned choices do it on their own.
         taps: 0-based blocks whose output is a plain tensor with every token, [2, 5, 8, 11] for a DPT head. Rarely
             needed: what other blocks hand on is a ``Tokens``, which restores itself whenever it is read, by
             ``forward_intermediates``, ``features_only``, a hook, or in a compiled or exported graph. Name the blocks

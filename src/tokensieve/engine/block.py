@@ -110,7 +110,7 @@ class Site(nn.Module):
         return self.reduction.family.mlp_norm(block) if tokens.x.is_cuda else None
 
     def _return(self, tokens: Tokens, signals: BlockSignals | None) -> tuple[Tokens, BlockSignals | None]:
-        """Bring back what is due behind the attention, and let go of the attention where it is not read any more."""
+        """Bring back the tokens that are due behind the attention; drop the attention where it is not read any more."""
         before = tokens
         tokens = returning(tokens, self.block, after_attention=True)
         if signals is None or not self.turns.at["after"]:

@@ -16,7 +16,7 @@ _RUNNING: ContextVar[Grid | None] = ContextVar("tokensieve_grid", default=None)
 
 
 def running_grid() -> Grid | None:
-    """(rows, columns) of the image that runs now; None where it is the model's own or nobody knows."""
+    """(rows, columns) of the image that runs now; None where it is the model's own or not known."""
     return _RUNNING.get()
 
 

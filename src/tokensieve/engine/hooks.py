@@ -15,7 +15,7 @@ from tokensieve.tokens.state import Tokens
 
 @dataclass(eq=False)
 class RestoredHiddenStates:
-    """The forward hook of a ``Reading``: nobody but the engine's own blocks gets to see ``Tokens``."""
+    """The forward hook of a ``Reading``: only the engine's own blocks get to see ``Tokens``."""
 
     reader: Reader | None
 

@@ -80,7 +80,7 @@ def _check_lists(method: Method, sites: int) -> None:
 
 
 def _check_skippers(plan: dict[int, list[Step]], skipped: dict[int, Method], layout: Layout) -> None:
-    """Who skips is chosen where all are there to be chosen from."""
+    """Tokens that skip are chosen where all tokens are present."""
     for block, steps in plan.items():
         for step in steps:
             other = skipped.get(block)
@@ -93,10 +93,10 @@ def _check_skippers(plan: dict[int, list[Step]], skipped: dict[int, Method], lay
 
 
 def _check_mixers(plan: dict[int, list[Step]], skipped: dict[int, Method]) -> None:
-    """Nobody mixes all tokens while some are away: they would come back to places that are no more."""
+    """No method mixes all tokens while some are away: these would return to places that are gone."""
     for block, steps in plan.items():
         for step in steps:
-            # Behind a block, what counts is who is away in the next one.
+            # Behind a block, what counts is which tokens are away in the next one.
             other = skipped.get(block + 1 if step.method.point == "after" else block)
             if step.method.mixes and other is not None:
                 raise TokensieveError(
@@ -106,7 +106,7 @@ def _check_mixers(plan: dict[int, list[Step]], skipped: dict[int, Method]) -> No
 
 
 def _check_undisturbed(plan: dict[int, list[Step]], layout: Layout) -> None:
-    """Nobody moves tokens that will part again as they were joined."""
+    """No method moves tokens that will part again as they were joined."""
     for block, steps in plan.items():
         for step in steps:
             if not step.method.undisturbed:
@@ -123,7 +123,7 @@ def _check_undisturbed(plan: dict[int, list[Step]], layout: Layout) -> None:
 
 
 def _check_undivided(placed: dict[int, tuple[Step, ...]], walked: Counts, layout: Layout) -> None:
-    """Who acts on the grid of all patches finds all of them there."""
+    """A method that acts on the grid of all patches finds all of them there."""
     every = layout.patches
     earlier: Step | None = None
     for block, steps in placed.items():

@@ -35,7 +35,7 @@ def reduce(dense: nn.Module, methods: Sequence[Method]) -> nn.Module:
     return model.eval()
 
 
-def everyone() -> tuple[list[tuple[Method, ...]], dict[str, str]]:
+def untrained() -> tuple[list[tuple[Method, ...]], dict[str, str]]:
     """Every registered method that needs no training, at its defaults, and why the others are left out, by name."""
     ready: list[tuple[Method, ...]] = []
     left_out: dict[str, str] = {}

@@ -103,6 +103,6 @@ def _is_folder_of_transformers(place: str) -> bool:
 
 
 def _is_timms(name: str) -> bool:
-    from tokensieve.models.registered import is_model  # imports timm, which nobody waits for who names a folder
+    from tokensieve.models.registered import is_model  # imports timm, which a folder does not need
 
     return is_model(name)

@@ -109,7 +109,7 @@ def greedy_pairs(similarities: Tensor, count: int, rounds: int = 6) -> tuple[Ten
         partner = torch.where(mutual, nearest, partner)
         value = torch.where(mutual, best, value)
         free = free & ~mutual
-        # Rows of taken tokens may keep their edges: what they find is ignored, and nobody finds them.
+        # Rows of taken tokens may keep their edges: what they find is ignored, and no row finds them.
         open_edges = open_edges + torch.zeros_like(best).masked_fill(~free, -torch.inf).unsqueeze(1)
     # Pair up what is left by position: the 1st with the 2nd free token and so on. They sort behind all others.
     queue = (~free).int().sort(dim=1, stable=True).indices

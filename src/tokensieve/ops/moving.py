@@ -1,4 +1,4 @@
-"""Tokens kept, merged and let go, and put back where they were: the two operators that move whole tokens."""
+"""Tokens kept, merged and dropped, and put back where they were: the two operators that move whole tokens."""
 
 from __future__ import annotations
 
@@ -123,10 +123,10 @@ def move_tokens(
     padding_onto: Tensor | None,
     norm: Norm | None,
 ) -> Moves:
-    """Keep, merge and let go of tokens.
+    """Keep, merge and drop tokens.
 
     Args:
-        x: (B, P + M, C), P prefix tokens in front, which stay as they are.
+        x: (B, P + M, C), P prefix tokens in front, which do not change.
         group: (B, N) int64, the patch token each original stands in, negative where it is gone.
         rep: (B, M) int64, the original whose position each patch token carries.
         size: (B, M) how many originals each token stands for, in float32 or better; None where all stand for one.
@@ -245,8 +245,8 @@ def _(
     padding_onto: Tensor | None,
     norm: Norm | None,
 ) -> Moves | Any:
-    nobody = keep[:, :0]
-    parts = tuple(nobody if part is None else part for part in (keep, moved, onto, dropped))
+    none = keep[:, :0]
+    parts = tuple(none if part is None else part for part in (keep, moved, onto, dropped))
     named = keep.shape[1] + parts[1].shape[1] + parts[3].shape[1]
     if alive is not None or named != rep.shape[1] or x.dtype not in cuda.FLOATS or not cuda.dense(x):
         return NotImplemented
@@ -275,7 +275,7 @@ def put_back(x: Tensor, index: Tensor, other: Tensor | None, prefix: int, with_p
     Args:
         x: (B, P + M, C).
         index: (B, N) int64 in [-1, M).
-        other: (B, N, C) what stands where ``index`` is negative; None where nobody will read those places.
+        other: (B, N, C) what stands where ``index`` is negative; None where those places will not be read.
         prefix: P.
         with_prefix: whether the prefix tokens of ``x`` come first in the answer.
 

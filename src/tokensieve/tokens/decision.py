@@ -31,7 +31,7 @@ class Assignment:
         moved: (B, R) int64 or None. Old tokens that merge into a new one.
         onto: (B, R) int64 in [-1, K). The new token that each moved one joins; -1 where it leaves for good instead, for
             methods that merge in one image and prune in the next (they give ``dropped`` too, however short).
-        dropped: (B, D) int64 or None. Tokens that leave: their last value is what comes back.
+        dropped: (B, D) int64 or None. Tokens that leave: their last value is given back.
         spread: (B, K, D) or None. How much of each dropped token is added to each new one before it leaves;
             ``reduce="mean"`` then divides by one plus the sum.
         weight: (B, M) or None. Weight of each token in a merge; None means its size (how many patches it stands for).
@@ -111,7 +111,7 @@ def slots(assignment: Assignment) -> Tensor:
 
 
 def return_point(until: Until, block: int, point: str) -> tuple[int, bool]:
-    """(block, after its attention?) at which tokens parked at ``point`` of ``block`` come back."""
+    """(block, after its attention?) at which tokens parked at ``point`` of ``block`` return."""
     acting = block + 1 if point == "after" else block
     if until == "block":
         return acting + 1, False
@@ -192,7 +192,7 @@ def ragged_merge(joins: Tensor, alive: Tensor | None = None) -> Assignment:
     """Merge a different number of tokens in every image.
 
     Args:
-        joins: (B, M) int64, the token that each token joins, itself where it stays; nobody joins one that moves.
+        joins: (B, M) int64, the token that each token joins, itself where it stays; no token joins one that moves.
         alive: (B, M) bool, which slots hold a token now; None when all do. The others stay padding.
 
     Tokens that stay keep their order, so what an image becomes does not depend on its batch (one host sync). Where all

@@ -39,7 +39,7 @@ class Moved(NamedTuple):
 def move_tokens(
     x: Tensor, group: Tensor, rep: Tensor, size: Tensor | None, assignment: Assignment, norm: Norm | None = None
 ) -> Moved:
-    """Apply an assignment: keep, merge and let go.
+    """Apply an assignment: keep, merge and drop.
 
     Args:
         x: (B, P + M, C), P prefix tokens in front, which stay as they are.

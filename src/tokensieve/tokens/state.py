@@ -24,7 +24,7 @@ Fill = Literal["last", "mean"]
 @dataclass(frozen=True)
 class Parked:
     """Tokens that sit out: the state before they left, where each of its patch tokens went (-1: parked), and the tokens
-    ``dropped`` that may come back (where images keep different numbers, some of these stayed). Where tokens part again
+    ``dropped`` that may return (where images keep different numbers, some of these stayed). Where tokens part again
     that had merged, ``start`` (B, P + K, C) are the merged ones as they were at first."""
 
     before: Tokens
@@ -183,7 +183,7 @@ class Tokens(StandIn):
     def restore(self, fill: Fill | None = None) -> Tensor:
         """Give every original back: (B, P + N, C), in the dtype of ``x``.
 
-        A token that stands for several originals is given to each of them; parked ones come back; those that are gone
+        A token that stands for several originals is given to each of them; parked ones return; tokens that are gone
         get their last value (``fill="last"``) or the size-weighted mean of the patch tokens present (``fill="mean"``,
         what a head that averages over patches needs in order to average over the kept ones only). Default: the fill
         that the model was reduced with.

@@ -13,7 +13,7 @@ def command(options: BenchOptions) -> None:
     S is the measured speed-up over the dense model, F what the MACs promise, O that of the oracle (the same token
     counts with a selection that costs nothing). Rows go to JSON and CSV as they are done, a Pareto plot beside them.
 
-    Under accelerate launch (--multi_gpu on CPUs too) or torchrun the processes share the images and the figures are
+    Under accelerate launch (--multi_gpu on CPUs too) or torchrun the processes divide the images and the figures are
     those of one; the main process alone is timed.
     """
     # Imported here and in this order, so that what is mistyped is told before timm is loaded.

@@ -12,7 +12,7 @@ def command(options: EvalOptions) -> None:
 
     Rows are written only where --results-file names a file, with a plot of accuracy against MACs beside it.
 
-    Under accelerate launch (--multi_gpu on CPUs too) or torchrun the processes share the images and the figures are
+    Under accelerate launch (--multi_gpu on CPUs too) or torchrun the processes divide the images and the figures are
     those of one.
     """
     # Imported here and in this order, so that what is mistyped is told before timm is loaded.

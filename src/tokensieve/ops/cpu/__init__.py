@@ -27,7 +27,7 @@ def compiled(schema: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         schema: "NAME(arguments) -> answer", as torch writes it; C++ takes it from here.
 
     The decorated function says what the kernel answers with, in shapes and dtypes, so that a compiler can put it into
-    its graph. What comes back in its place calls the kernel, which needs the library to be ``available``.
+    its graph. What is returned in its place calls the kernel, which needs the library to be ``available``.
     """
 
     def declare(shapes: Callable[P, R]) -> Callable[P, R]:

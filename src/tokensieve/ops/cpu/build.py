@@ -48,7 +48,7 @@ def build(verbose: bool = False) -> Path:
     path = library_path()
     if path.exists():
         return path
-    # On a machine without a GPU importing it logs that there is no CUDA, which nobody asked for.
+    # On a machine without a GPU importing it logs that there is no CUDA, which was not asked for.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     from torch.utils import cpp_extension  # slow to import, and needed only here
 

@@ -97,7 +97,7 @@ def _arrange(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Rank the edges by counting and write who moves; the last program of an image writes who stays."""
+    """Rank the edges by counting and write which tokens move; the last program of an image writes which stay."""
     image = tl.program_id(1).to(tl.int64)
     score += image * parts * length_a
     partner += image * parts * length_a

@@ -1,7 +1,8 @@
 """BAT's disjoint pairs: rounds of mutual nearest neighbours, one program an image, or for many tokens a launch a round.
 
 What a round finds is stored for every token: its nearest open one, NONE without any, TAKEN after it was paired. The
-next round, and the pairing at the end, read from that who is mutual, so that no program waits for another's verdict.
+next round, and the pairing at the end, read from that which pairs are mutual, so that no program waits for another's
+verdict.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ TILE = 8192  # entries of the similarities at a time
 
 @triton.jit
 def _taken(nearest, tokens, there):
-    """Whether tokens are taken by the end of the round that wrote ``nearest``, and whom they found in it."""
+    """Whether tokens are taken by the end of the round that wrote ``nearest``, and which tokens they found in it."""
     found = tl.load(nearest + tokens, mask=there, other=NONE)
     back = tl.load(nearest + found, mask=there & (found >= 0), other=NONE)
     return (found == TAKEN) | ((found >= 0) & (back == tokens)), found
@@ -29,15 +30,15 @@ def _taken(nearest, tokens, there):
 
 @triton.jit
 def _round(similarities, step, nearest, best, number, start, length, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """One round for the rows from ``start``: everyone's nearest open token and how near it is."""
+    """One round for the rows from ``start``: the nearest open token of each and how near it is."""
     rows, columns = start + tl.arange(0, ROWS), tl.arange(0, BLOCK)
     here, there = rows < length, columns < length
     before = nearest + (number - 1) * length
-    known = length * tl.minimum(number, 1)  # nobody has found anybody before the first round
+    known = length * tl.minimum(number, 1)  # no token has found another before the first round
     closed, _ = _taken(before, columns, columns < known)
     own, found = _taken(before, rows, rows < known)
     lost, _ = _taken(before, found, (rows < known) & (found >= 0))
-    # Whoever found somebody that is still open keeps it; whoever found nobody never will.
+    # A token that found one that is still open keeps it; a token that found none never will.
     search = here & (own == 0) & ((rows >= known) | (lost & (found >= 0)))
     open_edge = search[:, None] & (there & (closed == 0))[None, :] & (rows[:, None] != columns[None, :])
     values = tl.load(similarities + rows[:, None] * step + columns[None, :], mask=open_edge, other=float("-inf"))
@@ -52,7 +53,7 @@ def _round(similarities, step, nearest, best, number, start, length, ROWS: tl.co
 
 @triton.jit
 def _partners(nearest, best, tokens, length, rounds, BLOCK: tl.constexpr):
-    """Whom the rounds gave each token, NONE if nobody, and the similarity of the two."""
+    """The partner that the rounds gave each token, NONE if none, and the similarity of the two."""
     partner = tl.full([BLOCK], NONE, tl.int32)
     value = tl.full([BLOCK], float("-inf"), tl.float32)
     for number in range(rounds):
@@ -82,7 +83,7 @@ def _pair_up(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Pairs whose lower member lies in the rows from ``start``: who moves, who leads it, and a flag for who moves."""
+    """Pairs whose lower member lies in the rows from ``start``: what moves, its leader, and a flag for what moves."""
     rows, columns = start + tl.arange(0, ROWS), tl.arange(0, BLOCK)
     here, there = rows < length, columns < length
     partner, value = _partners(nearest, best, rows, length, rounds, ROWS)
@@ -113,7 +114,7 @@ def _pair_up(
 
 @triton.jit
 def _settle(flags, leads, onto, length, pairs, BLOCK: tl.constexpr):
-    """Who leads, in order, and the places of the leaders in that order."""
+    """The tokens that lead, in order, and the places of the leaders in that order."""
     tokens = tl.arange(0, BLOCK)
     stays = (tl.load(flags + tokens, mask=tokens < length, other=1) == 0) & (tokens < length)
     place = tl.cumsum(stays.to(tl.int32), axis=0) - 1
