@@ -17,17 +17,22 @@ VERBS = ("bench", "eval", "export", "methods", "families", "plan", "train", "sho
 class Verbs(TyperGroup):
     """The verbs, each a function of its module's name; each a module here with a function ``command``."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Every verb, in the order in which they are listed."""
-        return list(VERBS)
+    def __init__(self, **attrs: Any) -> None:
+        super().__init__(**attrs)
+        self.commands = dict.fromkeys(VERBS)  # names alone, until one is called
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The verb of this name."""
-        if cmd_name not in VERBS:
-            return None
-        if cmd_name not in self.commands:
+        """The verb of this name, or None."""
+        if cmd_name in VERBS and self.commands[cmd_name] is None:
             self.commands[cmd_name] = _loaded(cmd_name)
-        return self.commands[cmd_name]
+        return self.commands.get(cmd_name)
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """``--help``, which is false where it is not given: typer would load pydantic to read None as true or false."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.default = False
+        return option
 
 
 def _loaded(name: str) -> Any:

@@ -44,6 +44,7 @@ class ModelOptions(SizeOptions):
         Option(
             "A timm model name, hf-hub:owner/model, hf:owner/model of transformers, or a folder written by ts.save or "
             "by transformers.",
+            metavar="MODEL",
             argument=True,
         ),
     ] = field(kw_only=False)
