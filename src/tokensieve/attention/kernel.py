@@ -15,6 +15,7 @@ from tokensieve.ops import cpu
 from tokensieve.ops._operator import operator
 from tokensieve.ops.attention import flat_bias
 from tokensieve.ops.rows import at_least_float32
+from tokensieve.utils.compiling import constant
 
 # A removed token's share of attention while training: exact zero would have no gradient. Nothing that an answer in
 # float32 shows, and its logarithm, -32, is exact in half precision.
@@ -71,7 +72,7 @@ def _(
     return out, row if class_row else None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def multiplies_pairs() -> bool:
     """Whether the processor multiplies pairs of bfloat16, and there is a kernel to do it."""
     return _multiplies_pairs()

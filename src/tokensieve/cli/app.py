@@ -19,7 +19,8 @@ class Verbs(TyperGroup):
 
     def __init__(self, **attrs: Any) -> None:
         super().__init__(**attrs)
-        self.commands = dict.fromkeys(VERBS)  # names alone, until one is called
+        names: Any = dict.fromkeys(VERBS)  # names alone, until one is called
+        self.commands = names
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The verb of this name, or None."""

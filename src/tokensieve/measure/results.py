@@ -12,12 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
-
 from tokensieve._version import VERSION
 from tokensieve.errors import TokensieveError
-from tokensieve.ops import cpu as native
 from tokensieve.utils.files import replacing
 
 DENSE = "dense"
@@ -242,6 +238,11 @@ def write_json(path: Path, content: dict[str, Any], indent: int = 2) -> None:
 
 def environment(device: str = "cpu") -> dict[str, Any]:
     """Versions, device, threads and whether our CPU kernels are built: what a figure must be read with."""
+    import timm  # here and below: tables of rows are printed and files of theirs read without waiting for these
+    import torch
+
+    from tokensieve.ops import cpu as native
+
     return {
         "tokensieve": VERSION,
         "commit": _commit(),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tokensieve.errors import TokensieveWarning
 from tokensieve.ops.cpu.build import library_path
+from tokensieve.utils.compiling import constant
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -45,7 +46,7 @@ def places(like: Tensor, *shape: int) -> Tensor:
     return like.new_empty(shape, dtype=torch.int64)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def available() -> bool:
     """Whether the kernels are built and load here; says once, as a warning, when they do not."""
     return _loaded()
