@@ -86,13 +86,16 @@ def bench(
     progress = Silent() if progress is None else progress
     processes = Processes() if processes is None else processes
     models = {name: runtime.place(model) for name, model in {DENSE: dense, **variants}.items()}
+    # 1. MACs, counted on a few images by the main process alone.
     measured: list[Variant] = []
     if processes.main:
         sample = images.first(max((*batches, COUNTED_IMAGES)))
         measured = _counted(models, sample, runtime, progress)
+    # 2. Answers of every model to every image, by all processes.
     share = images.share(processes)
     _answer(models, measured, share, results, runtime, progress, processes, judge)
     results.skipped = share.skipped()
+    # 3. Times, by the main process alone: others would slow it down, so they leave first.
     processes.leave()
     if not processes.main:
         return results

@@ -55,6 +55,7 @@ def solve(model: nn.Module, methods: Sequence[Method], share: float, x: Tensor) 
         except TokensieveError:  # removes more than there is: beyond the cheapest that works
             return 0.0
 
+    # Bisection: settings remove more and more, so their cost falls with their place.
     if cost(0) < target:
         raise _unreachable(knob, share, f"at most {cost(0) / dense.total:.3f}")
     above, below = 0, len(settings) - 1

@@ -111,6 +111,7 @@ def time_variants(
     budget = Budget() if budget is None else budget
     x = runtime.send(x)
     models = {DENSE: dense} | {variant.name: variant.model for variant in variants}
+    # Every variant has an oracle beside it: the same token counts with a selection that costs nothing.
     free = {
         variant.name: oracle(dense, variant.report)
         for variant in variants
@@ -126,7 +127,9 @@ def time_variants(
         told = progress.advance
         return speed.measure(runs, x, rounds=rounds, warmup=calls, on_warm=told, on_round=told, budget=budget)
 
+    # All run in turn within each round; a set in which an oracle moved is measured again.
     timed, discarded = steadiest(one_set, DENSE, [_free(name) for name in free], budget)
+    # Memory is measured apart and eagerly, so that it does not disturb the clock.
     peaks = {name: memory.peak(runtime.callable(model, eager=True), x) for name, model in models.items()}
     variants_timed, oracles = {name: timed[name] for name in models}, {name: timed[_free(name)] for name in free}
     measured = len(timed[DENSE].seconds)

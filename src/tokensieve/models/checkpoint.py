@@ -125,6 +125,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, force: bool = Fals
         raise TokensieveError(f"cannot save to {target}: it is a file, expected a folder")
     if target.exists() and any(target.iterdir()) and not (target / CONFIG_NAME).exists():
         raise TokensieveError(f"{target} holds other files and no saved model: refused to replace it")
+    # What rebuilds the model: the dense one by name, then the methods and how they were applied.
     name, arguments = base_of(model)
     fills = [site.reduction.fill for site in engine.sites(model)]
     config = {
@@ -138,6 +139,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, force: bool = Fals
         "masked": any(site.reduction.masked for site in engine.sites(model)),
         "taps": engine.taps_of(model),
     } | ({model.saved_as: model.to_config()} if isinstance(model, BuiltModel) else {})
+    # Written beside and renamed, so that a run that is killed never leaves half of a folder.
     beside = target.with_name(f".{target.name}.writing")
     try:
         shutil.rmtree(beside, ignore_errors=True)
@@ -151,7 +153,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, force: bool = Fals
             target.rename(retired)
             try:
                 beside.rename(target)
-            except OSError:
+            except OSError:  # the old folder takes its place again
                 retired.rename(target)
                 raise
             shutil.rmtree(retired)

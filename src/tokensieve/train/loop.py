@@ -57,6 +57,7 @@ def fit(
     Raises:
         TokensieveError: the loss or a weight is no longer finite, or a file cannot be written.
     """
+    # Where a run before this one stopped: weights, optimizer, random states, and the best figures so far.
     updates = Updates(objective, recipe, accelerator, plan)
     state = updates.restore(run)
     start, best = (state.step, state.best) if state is not None else (0, {})
@@ -69,22 +70,25 @@ def fit(
             break
         share = easing(step)
         figures = updates.update(step, batches, run)
+        # Tell how far it is; the plan says after which updates figures go into the log.
         done, seen = step + 1, seen + updates.batch
         speed = seen / (time.perf_counter() - clock)
         if on_step is not None and accelerator.is_main_process:
             on_step(Told(done, plan.steps, figures["loss"], speed))
         record = {"lr": updates.rate, "strength": share, **figures} if plan.logs_after(done) else {}
         if evaluate is not None and plan.evaluates_after(done):
-            easing.finish()
+            easing.finish()  # what is evaluated is the method at its full strength
             record |= updates.evaluated(evaluate)
             best = _compared(best, record, plan, done)
             _keep_if_best(updates, run, best, done)
             stopped = _done_early(best, plan)
         _tell(accelerator, log, plan, record, done, speed)
+        # The end is always saved, an early one too: a run is resumed after the update that was saved last.
         if done % plan.checkpoint_every == 0 or done == plan.steps or stopped:
             updates.save(run, done, best)
             if log is not None:
                 log.write_table()
+    # The best weights where a metric was watched, else the last.
     easing.finish()
     weights = updates.result()
     if best and run is not None:

@@ -67,10 +67,11 @@ def build(
     Raises:
         TokensieveError: no method is applied, its selectors are not fitted yet, or the loss would be empty.
     """
+    # What the stage cannot be asked for is refused before anything is copied.
     if stage == "head":
         return _head(model)
     if isinstance(model, PixelModel) and stage not in ("selectors", "recover"):
-        raise TokensieveError(f"dense models have the stages head, selectors and recover, not {stage}")
+        raise TokensieveError(f"models of pixel tasks have the stages head, selectors and recover, not {stage}")
     if stage not in ("scratch", "pretrain") and not is_applied(model):
         raise TokensieveError(f"the stage {stage} needs a method: give --method, or a folder written by ts.save")
     if any(recipe.patch_drop_rate) and (stage != "scratch" or is_applied(model)):
@@ -84,6 +85,7 @@ def build(
     dense = remove(copy.deepcopy(model)).eval().requires_grad_(False)
     if stage == "selectors":
         return _selectors(model, dense, recipe, second_pass)
+    # Which parameters learn: all but selectors, as far as the recipe says.
     _refuse_unfitted(model)
     model.requires_grad_(True)
     for part in model.modules():
@@ -93,6 +95,7 @@ def build(
     _drop_paths(model, recipe.drop_path)
     if isinstance(model, PixelModel) and isinstance(dense, PixelModel):
         return Job(RecoverMaps(model, copy.deepcopy(dense)), dense, {"maps": 1.0}, labelled=False)
+    # The loss: the terms of the recipe and of the caller, what the methods add, and the labels of patches.
     labelled = stage != "recover"
     summed = [*terms_of(recipe, labelled), *terms]
     if summed and any(method.auxiliary for method in applied(model)):
@@ -107,6 +110,7 @@ def build(
         summed.append(TokenLabels(recipe.token_labels, owner.embed_dim, owner.num_classes))
     if stage == "scratch" and any(term.teacher for term in summed):
         raise TokensieveError("from scratch there is no teacher: set distill_logits and distill_features to 0")
+    # The teacher is a copy that moves to the device of training; ``dense`` stays for the comparison at the end.
     teacher = copy.deepcopy(dense) if any(term.teacher for term in summed) else None
     objective = FineTune(model, teacher, summed, recipe.patch_drop_rate)
     return Job(objective, dense, {term.name: term.weight for term in summed}, labelled)
