@@ -107,4 +107,4 @@ class Through(nn.Module):
         state: Tensor | Tokens = x
         for block in self.blocks:
             state = block(state)
-        return returning(state, state.record.stages[-1].block + 1).x if isinstance(state, Tokens) else state
+        return returning(state, state.stages[-1].block + 1).x if isinstance(state, Tokens) else state

@@ -51,7 +51,7 @@ def row(*maps: SiteMap, grid: tuple[int, int] = GRID) -> Row:
 
 def pruning() -> SiteMap:
     tokens = algebra.apply(start(), keep_only(keep(0, 1, 2), 8), block=3, method="evit:keep=0.4")
-    return site_maps(tokens.record.events, GRID)[0]
+    return site_maps(tokens.events, GRID)[0]
 
 
 # --- maps -----------------------------------------------------------------------------------------------------------
@@ -60,7 +60,7 @@ def pruning() -> SiteMap:
 def test_pruned_patches_stay_pruned() -> None:
     tokens = algebra.apply(start(), keep_only(keep(0, 2, 3, 5), 8), block=1, method="topk")
     tokens = algebra.apply(tokens, keep_only(keep(0, 3), 4), block=2, method="topk")
-    first, second = site_maps(tokens.record.events, GRID)
+    first, second = site_maps(tokens.events, GRID)
     assert (first.before, first.after, second.before, second.after) == (8, 4, 4, 2)
     assert first.state is not None and second.state is not None
     assert first.state.tolist() == [[0, 3, 0, 0], [3, 0, 3, 3]]
@@ -71,7 +71,7 @@ def test_pruned_patches_stay_pruned() -> None:
 def test_merged_groups_are_named_by_their_first_patch() -> None:
     decision = Assignment.from_index(torch.tensor([[2, 0, 2, 1, 0, 1, 3, 3]]), 4)
     tokens = algebra.apply(start(), decision, block=0, method="tome")
-    (site,) = site_maps(tokens.record.events, GRID)
+    (site,) = site_maps(tokens.events, GRID)
     assert site.group is not None
     assert site.group.tolist() == [[0, 1, 0, 3], [1, 3, 6, 6]]
     assert site.count(State.MERGED) == 8 and site.merged_tokens == 4
@@ -82,7 +82,7 @@ def test_skipped_patches_come_back_and_may_then_be_pruned() -> None:
     tokens = algebra.apply(start(), keep_only(keep(0, 1, 2, 3), 8, until="block"), block=0, point="before")
     tokens = returning(tokens, 1)
     tokens = algebra.apply(tokens, keep_only(keep(2, 3, 4, 5), 8), block=1, point="before")
-    first, second = site_maps(tokens.record.events, GRID)
+    first, second = site_maps(tokens.events, GRID)
     assert first.state is not None and second.state is not None
     assert first.state.tolist() == [[0] * 4, [2] * 4]
     assert second.state.tolist() == [[3, 3, 0, 0], [0, 0, 3, 3]]
@@ -94,7 +94,7 @@ def test_pruning_while_others_skip() -> None:
     tokens = algebra.apply(tokens, keep_only(keep(0, 1), 4), block=0, point="middle")
     tokens = returning(tokens, 1)
     tokens = algebra.apply(tokens, keep_only(keep(0, 1, 2), 6), block=1, point="before")
-    _, during, after = site_maps(tokens.record.events, GRID)
+    _, during, after = site_maps(tokens.events, GRID)
     assert during.state is not None and after.state is not None
     assert during.state.tolist() == [[0, 0, 3, 3], [2] * 4]
     assert during.describe() == "4 skipped, 2 pruned"
@@ -107,7 +107,7 @@ def test_merged_tokens_may_skip() -> None:
     tokens = algebra.apply(tokens, keep_only(keep(1, 2), 4, until="block"), block=1, point="before")
     tokens = returning(tokens, 2)
     tokens = algebra.apply(tokens, keep_only(keep(0, 1, 2), 4), block=2)
-    _, skipping, last = site_maps(tokens.record.events, GRID)
+    _, skipping, last = site_maps(tokens.events, GRID)
     assert skipping.state is not None and last.state is not None
     assert skipping.state.tolist() == [[2, 2, 1, 1], [1, 1, 2, 2]]
     assert (skipping.before, skipping.after, last.before, last.after) == (4, 2, 4, 3)
@@ -117,7 +117,7 @@ def test_merged_tokens_may_skip() -> None:
 def test_soft_assignment_has_no_map() -> None:
     tokens = algebra.apply(start(), SoftAssignment(matrix=torch.full((1, 3, 8), 1 / 8)), block=2, method="soft")
     tokens = algebra.apply(tokens, keep_only(keep(0, 1), 3), block=3)
-    first, second = site_maps(tokens.record.events, GRID)
+    first, second = site_maps(tokens.events, GRID)
     assert first.state is None and second.state is None
     assert (first.before, first.after, second.after) == (8, 3, 2)
     assert "soft" in first.describe()
@@ -126,7 +126,7 @@ def test_soft_assignment_has_no_map() -> None:
 
 def test_sites_where_nothing_happens_are_left_out() -> None:
     tokens = algebra.apply(start(), keep_only(torch.arange(8)[None], 8), block=0)
-    assert site_maps(tokens.record.events, GRID) == []
+    assert site_maps(tokens.events, GRID) == []
 
 
 def test_wrong_grid_is_refused() -> None:
@@ -138,7 +138,7 @@ def test_wrong_grid_is_refused() -> None:
 def test_every_image_of_a_batch_has_its_own_map() -> None:
     kept = torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7]])
     tokens = algebra.apply(start(2), keep_only(kept, 8), block=0)
-    states = [site_maps(tokens.record.events, GRID, image)[0].state for image in range(2)]
+    states = [site_maps(tokens.events, GRID, image)[0].state for image in range(2)]
     assert [None if s is None else s[0, 0] for s in states] == [State.ATTENDS, State.PRUNED]
 
 

@@ -424,7 +424,7 @@ def test_decisions_inside_a_soft_assignment_come_back_through_both() -> None:
     torch.testing.assert_close(patch_values(pruned), patch_values(once))
     skipped = apply(once, keep_only(torch.tensor([[0, 1, 2], [2, 3, 4]]), 5, 4))
     torch.testing.assert_close(patch_values(returning(skipped, 4)), patch_values(once))
-    assert twice.shape == tokens.shape and twice.record.events[-1].group is None
+    assert twice.shape == tokens.shape and twice.events[-1].group is None
 
 
 def test_soft_inside_parking_comes_back_too() -> None:
@@ -459,7 +459,7 @@ def test_a_state_survives_flattening_and_pickling(case: str) -> None:
     leaves, spec = pytree.tree_flatten(state)
     assert all(leaf is None or isinstance(leaf, Tensor) for leaf in leaves)
     again = pytree.tree_unflatten(leaves, spec)
-    assert isinstance(again, Tokens) and again.record.events[0].method == "made-up"
+    assert isinstance(again, Tokens) and again.events[0].method == "made-up"
     assert torch.equal(again.restore(), state.restore())
     doubled = pytree.tree_map(lambda leaf: leaf * 2 if leaf is not None and leaf.is_floating_point() else leaf, state)
     # Matrices back double as well, so only what is stored as plain values can be compared.
@@ -486,7 +486,7 @@ def test_the_input_state_is_never_changed() -> None:
     returning(after, 4)
     restore(after)
     assert all(torch.equal(a, b) for a, b in zip(copy, (tokens.x, tokens.group, tokens.rep), strict=True))
-    assert tokens.back.parked == () and tokens.back.canvas is None and tokens.record.events == ()
+    assert tokens.back.parked == () and tokens.back.canvas is None and tokens.events == ()
 
 
 def test_gradients_reach_every_original() -> None:

@@ -117,7 +117,7 @@ def test_losses_travel_with_the_tokens_and_stay_nowhere() -> None:
         torch.manual_seed(2)
         model(x)
         second = record.losses()
-        masks = [stage.mask for stage in record.tokens.record.stages]
+        masks = [stage.mask for stage in record.tokens.stages]
     assert list(first) == list(second) == ["ratio"] and first["ratio"] != second["ratio"]
     # Every block but the first has a site before it.
     wanted = sum((mask.mean(1) - 0.5**site).square().mean() for site, mask in enumerate(masks, 1))
@@ -166,7 +166,7 @@ def test_dynamicvits_ratio_loss_draws_the_share_kept_to_the_target() -> None:
         optimizer.zero_grad()
         record.loss().backward()
         optimizer.step()
-        kept.append([float(stage.mask.detach().mean()) for stage in record.tokens.record.stages])
+        kept.append([float(stage.mask.detach().mean()) for stage in record.tokens.stages])
     assert abs(kept[0][0] - 0.5) < 0.15 and abs(sum(row[0] for row in kept[-5:]) / 5 - 0.3) < 0.1
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tokensieve.attention.tap import Tap
 from tokensieve.tokens.decision import Assignment, Decision, KeepMask
-from tokensieve.tokens.pytree import register
+from tokensieve.tokens.node import register
 from tokensieve.tokens.rider import Moment, Rider
 
 

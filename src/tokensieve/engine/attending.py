@@ -73,17 +73,15 @@ class Attending:
             packs, kwargs = placed is kwargs, placed  # rotary angles lie as the padded tokens do
         bias = self._key_bias(tokens)
         own = attends_faster(tokens.x) and (tokens.version > 0 or self.turns.removes(visible(tokens)))
-        call = Call(kwargs, tokens.x.shape[1], tokens.table.mask, bias, own)
-        if packs and not (self.borrows or self.lends):
-            call.rows = self.rows(tokens)
-        watched = own or self.borrows or self.lends or bias is not None or bool(_attending(tokens))
-        returns = any(entry.after_attention for entry in tokens.back.parked)
-        call.plain = not (watched or self.turns.steps or returns)
-        return call
+        shares = self.borrows or self.lends
+        rows = PADDED if tokens.table.alive is None or shares or not packs else self.rows(tokens)
+        watched = own or shares or bias is not None or (bool(tokens.riders) and bool(_attending(tokens)))
+        plain = not (watched or self.turns.steps or any(entry.after_attention for entry in tokens.back.parked))
+        return Call(kwargs, tokens.x.shape[1], tokens.table.mask, bias, own, rows, plain)
 
     def rows(self, tokens: Tokens) -> Rows:
         """How the tokens lie where the layers of the block run."""
-        if tokens.table.alive is None or tokens.hidden:
+        if tokens.hidden:
             return PADDED
         return rows_of(tokens.table.alive, tokens.prefix, self.log_size)
 
@@ -100,13 +98,16 @@ class Attending:
 
     def run(self, tokens: Tokens, block: nn.Module, call: Call) -> tuple[Tokens, BlockSignals | None]:
         """The state behind the attention, and its signals where a method here reads any."""
-        needs, riders = self.turns.needs, _attending(tokens)
+        needs, riders = self.turns.needs, _attending(tokens) if tokens.riders else ()
         shares = self.borrows or self.lends
         if not (needs or call.own or shares or riders) and call.bias is None:
             return tokens.changed(x=self.family.attention(block, tokens.x, **call.kwargs)), None
         # The model's own attention runs, watched by a tap.
         tap = self._tap(tokens, block, call)
-        x = call.rows.unpack(self.family.tapped(block, call.rows.pack(tokens.x), tap, **call.kwargs))
+        if call.rows is PADDED:
+            x = self.family.tapped(block, tokens.x, tap, **call.kwargs)
+        else:
+            x = call.rows.unpack(self.family.tapped(block, call.rows.pack(tokens.x), tap, **call.kwargs))
         tokens = tokens.changed(x=x)
         # What rides along sees it.
         if shares:
@@ -123,8 +124,9 @@ class Attending:
         return tokens, self._signals(tokens, tap.attended())
 
     def _signals(self, tokens: Tokens, attended: Attended) -> BlockSignals:
-        shown = visible(tokens)
+        shown = tokens
         if tokens.hidden:
+            shown = visible(tokens)
             attended = first_keys(attended, shown.x.shape[1])
         signals = BlockSignals(attended, shown.table.alive)
         if self.turns.at["after"]:
@@ -142,4 +144,4 @@ class Attending:
 
 def _attending(tokens: Tokens) -> Collection[str]:
     """The names of the riders that see the attention."""
-    return [name for name, rider in tokens.riders.items() if rider.attends] if tokens.riders else ()
+    return [name for name, rider in tokens.riders.items() if rider.attends]

@@ -74,7 +74,8 @@ class Site(nn.Module):
         # 1. The state is taken in from the block before.
         tokens = self.state_of(x)
         # 2. Methods act before the block.
-        tokens = turns.act(tokens, "before", training)
+        if turns.at["before"]:
+            tokens = turns.act(tokens, "before", training)
         # 3. The attention is laid out: positions, sizes and padding of the tokens that are there.
         call = self.attending.call(tokens, kwargs)
         if call.plain:
@@ -82,13 +83,14 @@ class Site(nn.Module):
         # 4. The tokens attend.
         tokens, signals = self.attending.run(tokens, block, call)
         # 5. Methods act in the middle.
-        tokens = turns.act(tokens, "middle", training, signals, self._next_norm(block, tokens))
+        if turns.at["middle"]:
+            tokens = turns.act(tokens, "middle", training, signals, self._next_norm(block, tokens))
         # 6. Tokens that skipped the attention alone return.
         tokens, signals = self._return(tokens, signals)
         # 7. The MLP runs.
         tokens = self._ran(tokens, self._mlp(block, tokens), call, training)
         # 8. Methods act after the block, and the state is handed on.
-        return self._hand_on(turns.act(tokens, "after", training, signals))
+        return self._hand_on(turns.act(tokens, "after", training, signals) if turns.at["after"] else tokens)
 
     def state_of(self, x: Tensor | Tokens) -> Tokens:
         """The state that the block before handed on, or a first one from a tensor (B, L, C) out of a dense block."""
@@ -112,7 +114,8 @@ class Site(nn.Module):
     def _return(self, tokens: Tokens, signals: BlockSignals | None) -> tuple[Tokens, BlockSignals | None]:
         """Bring back the tokens that are due behind the attention; drop the attention where it is not read any more."""
         before = tokens
-        tokens = returning(tokens, self.block, after_attention=True)
+        if tokens.back.parked:
+            tokens = returning(tokens, self.block, after_attention=True)
         if signals is None or not self.turns.at["after"]:
             return tokens, None
         if tokens is not before:
@@ -123,23 +126,27 @@ class Site(nn.Module):
 
     def _mlp(self, block: SievedBlock, tokens: Tokens) -> Tensor:
         """The MLP half of the block, (B, L, C)."""
-        family, rows = self.reduction.family, self.attending.rows(tokens)
+        family = self.reduction.family
         if tokens.normed is not None:
             return family.mlp_behind_norm(block, tokens.x, tokens.normed)
+        if tokens.table.alive is None:
+            return family.mlp(block, tokens.x)
+        rows = self.attending.rows(tokens)
         return rows.unpack(family.mlp(block, rows.pack(tokens.x)))
 
     def _ran(self, tokens: Tokens, x: Tensor, call: Call, training: bool) -> Tokens:
         """The state after the block's MLP, which gave ``x``."""
         table = tokens.table
         stage = Stage(self.block, call.attended, x.shape[1], table.alive, call.seen, table.mask, call.saved)
-        tokens = tokens.changed(x=x, record=tokens.record.ran(stage))
+        tokens = tokens.changed(x=x, stages=(*tokens.stages, stage))
         for method in self.followers:
             tokens = method.behind(tokens, self.block, self.reduction.layout, training)
         return tokens
 
     def _hand_on(self, tokens: Tokens) -> Tensor | Tokens:
         # Those due before the next block return here: the caller of the blocks holds what one hands to the next.
-        tokens = returning(tokens, self.block + 1)
+        if tokens.back.parked:
+            tokens = returning(tokens, self.block + 1)
         out: Tensor | Tokens = self(tokens)  # a module's call, so that hooks on the site see it
         return out
 

@@ -52,4 +52,4 @@ def trace(model: nn.Module, x: Tensor) -> Trace:
     dense = tuple(Stage(n, lengths[n], lengths[n]) for n in range(layout.depth) if n in lengths)
     if not states:
         return Trace(dense, (), None)
-    return Trace(dense + states[-1].record.stages, states[-1].record.events, states[-1])
+    return Trace(dense + states[-1].stages, states[-1].events, states[-1])

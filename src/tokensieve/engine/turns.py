@@ -68,17 +68,22 @@ class Turns:
         """
         here = self.at[point]
         for step in here:
-            method, shown = step.method, visible(tokens)
+            method, shown = step.method, visible(tokens) if tokens.hidden else tokens
             if method.undivided:
                 checks.check_grid(method, shown, self.reduction.layout.grid)
             keep = self.budget(step, shown)
             if keep == shown.count and not method.ragged:
                 continue
             # The method sees the tokens and decides.
-            view = self._view(step, shown, keep, training, signals)
+            observed = signals.observed.get(step.key) if signals is not None and signals.observed else None
+            view = View(
+                *(shown, method, self.reduction.layout, self.block, step.ordinal, keep),
+                *(self.declared[step.key], self.part(step), training, signals, observed),
+            )
             decision = method.assign(view)
             checks.check_decision(decision, keep, self.returns[step.key], method, self.block, self.reduction.rounding)
-            tokens = self._with_additions(tokens, view)
+            if view.extras or view.losses or view.answers:
+                tokens = _with_additions(tokens, view)
             # The state follows: tokens move, or while training hide behind a mask.
             if training and hiding.stands_in(decision) and (self.reduction.masked or decision.soft is not None):
                 tokens = hiding.hide(tokens, decision, self.block, point, step.label)
@@ -88,24 +93,6 @@ class Turns:
                 tokens = algebra.apply(tokens, whole, self.block, point, step.label, last)
             if signals is not None:
                 signals.follow(decision)
-        return tokens
-
-    def _view(self, step: Step, shown: Tokens, keep: int, training: bool, signals: BlockSignals | None) -> View:
-        observed = None if signals is None else signals.observed.get(step.key)
-        return View(
-            *(shown, step.method, self.reduction.layout, self.block, step.ordinal, keep),
-            *(self.declared[step.key], self.part(step), training, signals, observed),
-        )
-
-    def _with_additions(self, tokens: Tokens, view: View) -> Tokens:
-        """The state with what the method has laid beside the tokens, and added to the loss."""
-        for name, extra in view.extras.items():
-            if tokens.hidden:  # no method is shown these, and nothing reads what lies beside them
-                behind = extra.patches.new_zeros(tokens.x.shape[0], tokens.hidden, *extra.patches.shape[2:])
-                extra = extra.of(torch.cat([extra.patches, behind], dim=1))
-            tokens = tokens.with_extra(name, extra)
-        if view.losses or view.answers:
-            tokens = added.add(tokens, view.losses, view.answers)
         return tokens
 
     def part(self, step: Step) -> nn.Module | None:
@@ -150,3 +137,15 @@ class Turns:
         if step.method.undivided and tokens.grid is not None and tokens.grid != layout.grid:
             layout = replace(layout, grid=tokens.grid)
         return step.method.remaining(tokens.count, step.ordinal, layout)
+
+
+def _with_additions(tokens: Tokens, view: View) -> Tokens:
+    """The state with what the method has laid beside the tokens, and added to the loss."""
+    for name, extra in view.extras.items():
+        if tokens.hidden:  # no method is shown these, and nothing reads what lies beside them
+            behind = extra.patches.new_zeros(tokens.x.shape[0], tokens.hidden, *extra.patches.shape[2:])
+            extra = extra.of(torch.cat([extra.patches, behind], dim=1))
+        tokens = tokens.with_extra(name, extra)
+    if view.losses or view.answers:
+        tokens = added.add(tokens, view.losses, view.answers)
+    return tokens

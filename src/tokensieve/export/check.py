@@ -145,4 +145,4 @@ class WithTokens(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
-        return (answer, *(event.group for event in states[-1].record.events if event.group is not None))
+        return (answer, *(event.group for event in states[-1].events if event.group is not None))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tokensieve.tokens.pytree import register
+from tokensieve.tokens.node import register
 from tokensieve.tokens.rider import Rider
 from tokensieve.tokens.state import Tokens
 

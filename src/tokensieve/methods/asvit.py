@@ -108,7 +108,7 @@ class ASViT(Method):
 
     def _cost(self, view: View, mask: Tensor) -> Tensor:
         """(B,) MACs of the blocks as a share of the dense ones', with ``mask`` (B, M) from the next block on."""
-        before = {stage.block: stage.mask for stage in view.tokens.record.stages}
+        before = {stage.block: stage.mask for stage in view.tokens.stages}
         patches = torch.full_like(mask[:, 0], view.tokens.originals)
         left = mask if view.tokens.mask is None else mask * view.tokens.mask
         total = torch.zeros_like(patches)

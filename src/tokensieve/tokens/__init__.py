@@ -15,7 +15,7 @@ _face = _Face(
         ],
         "tokensieve.tokens.soft": ["Blend", "Mixing", "SoftAssignment"],
         "tokensieve.tokens.algebra": ["apply"],
-        "tokensieve.tokens.pytree": ["register"],
+        "tokensieve.tokens.node": ["register"],
         "tokensieve.tokens.rider": ["Moment", "Rider"],
         "tokensieve.tokens.state": ["Tokens"],
         "tokensieve.tokens.table": ["Extra"],

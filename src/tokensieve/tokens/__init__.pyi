@@ -6,7 +6,7 @@ from tokensieve.tokens.decision import KeepMask as KeepMask
 from tokensieve.tokens.decision import keep_only as keep_only
 from tokensieve.tokens.decision import ragged as ragged
 from tokensieve.tokens.decision import ragged_merge as ragged_merge
-from tokensieve.tokens.pytree import register as register
+from tokensieve.tokens.node import register as register
 from tokensieve.tokens.rider import Moment as Moment
 from tokensieve.tokens.rider import Rider as Rider
 from tokensieve.tokens.soft import Blend as Blend

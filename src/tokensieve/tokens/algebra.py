@@ -18,6 +18,7 @@ from tokensieve.errors import TokensieveError
 from tokensieve.ops.norm import Norm
 from tokensieve.tokens.decision import Assignment, Decision, KeepMask, return_point
 from tokensieve.tokens.move import add_spread, move_tokens
+from tokensieve.tokens.node import changed
 from tokensieve.tokens.record import Event
 from tokensieve.tokens.restore import patches_at_originals
 from tokensieve.tokens.rider import Moment, Rider
@@ -55,7 +56,7 @@ def apply(
     back: WayBack = changes["back"]
     after = changes["x"].shape[1] - tokens.prefix
     event = Event(block, point, method, tokens.count, after, back.group if back.outer is None else None, returns)
-    return tokens.changed(**changes, riders=riders, version=tokens.version + 1, record=tokens.record.happened(event))
+    return tokens.changed(**changes, riders=riders, version=tokens.version + 1, events=(*tokens.events, event))
 
 
 def _followed(tokens: Tokens, decision: Decision, moment: Moment) -> dict[str, Rider]:
@@ -71,7 +72,7 @@ def _moved(tokens: Tokens, assignment: Assignment, block: int, point: str, norm:
     before = tokens.sizes if table.alive is not None and assignment.joining is not None else table.size
     norm = norm if assignment.spread is None else None
     moved = move_tokens(tokens.x, back.group, table.rep, before, assignment, norm)
-    x = add_spread(moved.x, tokens.x, assignment)
+    x = moved.x if assignment.spread is None else add_spread(moved.x, tokens.x, assignment)
     # Tokens that leave are parked until they return, or stand on the canvas for good.
     parked, canvas = back.parked, back.canvas
     if assignment.dropped is not None or assignment.alive is not None or assignment.parts:
@@ -84,7 +85,7 @@ def _moved(tokens: Tokens, assignment: Assignment, block: int, point: str, norm:
         "x": x,
         "normed": moved.normed,
         "table": table.join(assignment, moved.rep, moved.size, moved.size_bias),
-        "back": WayBack(moved.group, canvas, parked, back.outer, back.fill),
+        "back": changed(back, group=moved.group, canvas=canvas, parked=parked),
     }
 
 

@@ -81,7 +81,7 @@ def hide(tokens: Tokens, assignment: Assignment, block: int = 0, point: str = "m
         mask = mask.to(soft.dtype) + (soft - soft.detach())
     after = algebra.apply(after, among_hidden(after.changed(hidden=tokens.hidden), KeepMask(mask=mask)))
     # The record and the riders see a removal.
-    left, event = assignment.keep.shape[1], after.record.events[-1]
+    left, event = assignment.keep.shape[1], after.events[-1]
     event = replace(event, before=before.count, after=left, group=_shown(after.back.group, left))
     moment = Moment(block, point, method)
     riders = {name: rider.hide(assignment, moment) for name, rider in tokens.riders.items()}
@@ -91,7 +91,7 @@ def hide(tokens: Tokens, assignment: Assignment, block: int = 0, point: str = "m
     return after.changed(
         hidden=tokens.hidden + leaving,
         back=back,
-        record=replace(after.record, events=(*after.record.events[:-1], event)),
+        events=(*after.events[:-1], event),
         riders={name: rider for name, rider in riders.items() if rider is not None},
     )
 

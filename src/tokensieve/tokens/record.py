@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tokensieve.tokens.pytree import register
+from tokensieve.tokens.node import register
 
 
 @dataclass(frozen=True)
@@ -43,27 +43,5 @@ class Stage:
     saved: int = 0
 
 
-@dataclass(frozen=True)
-class Record:
-    """Everything so far.
-
-    Attributes:
-        events: what the sites did, in order.
-        stages: the blocks that ran, from the first one with a site on.
-    """
-
-    events: tuple[Event, ...] = ()
-    stages: tuple[Stage, ...] = ()
-
-    def happened(self, event: Event) -> Record:
-        """The record with one event more."""
-        return Record((*self.events, event), self.stages)
-
-    def ran(self, stage: Stage) -> Record:
-        """The record with one block more."""
-        return Record(self.events, (*self.stages, stage))
-
-
 register(Event, ("group",))
 register(Stage, ("alive", "seen", "mask"))
-register(Record, ("events", "stages"))

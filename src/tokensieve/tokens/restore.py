@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,12 +11,13 @@ from torch import Tensor
 
 from tokensieve.ops.moving import behind_prefix, put_back, regroup
 from tokensieve.ops.rows import invert, one_hot, take_rows
+from tokensieve.tokens.node import changed
 from tokensieve.tokens.soft import given_back
 from tokensieve.tokens.table import Extra, Table
 
 if TYPE_CHECKING:
     from tokensieve.tokens.rider import Rider
-    from tokensieve.tokens.state import Fill, Parked, Tokens, WayBack
+    from tokensieve.tokens.state import Fill, Parked, Tokens
 
 
 def returning(tokens: Tokens, block: int, after_attention: bool = False) -> Tokens:
@@ -43,26 +43,27 @@ def _unpark(tokens: Tokens, place: int = -1) -> Tokens:
     """The state with the tokens of one parked group among the others again."""
     entry = tokens.back.parked[place]
     before = entry.before
-    back = replace(tokens.back, parked=tuple(other for other in tokens.back.parked if other is not entry))
+    parked = tokens.back.parked
+    parked = tuple(other for other in parked if other is not entry)
     if entry.start is not None:
-        return _part(tokens, entry, back)
+        return _part(tokens, entry, parked)
     if tokens.version == entry.version and tokens.count + entry.dropped.shape[1] >= before.count:
         # Nothing moved meanwhile and nothing merged as they left: all return to the places they had, and so does the
         # whole bookkeeping.
         return tokens.changed(
             x=put_back(tokens.x, entry.index, before.patches, tokens.prefix, with_prefix=True),
             table=_at_old_places(tokens.table, entry),
-            back=replace(back, group=before.back.group),
+            back=changed(tokens.back, group=before.back.group, parked=parked),
             version=tokens.version + 1,
         )
-    return _in_order(tokens, entry, back)
+    return _in_order(tokens, entry, parked)
 
 
 def _at_old_places(table: Table, entry: Parked) -> Table:
     """The table of before, with the extras of today where a token was present."""
     before = entry.before.table
     if not table.extras:
-        return before.changed(size_bias=None)
+        return before if before.size_bias is None else before.changed(size_bias=None)
     extras: dict[str, Extra] = {}
     for name, extra in table.extras.items():
         then = before.extras.get(name)
@@ -76,7 +77,7 @@ def _at_old_places(table: Table, entry: Parked) -> Table:
     return before.changed(extras=extras, size_bias=None)
 
 
-def _in_order(tokens: Tokens, entry: Parked, back: WayBack) -> Tokens:
+def _in_order(tokens: Tokens, entry: Parked, parked: tuple[Parked, ...]) -> Tokens:
     """Tokens were merged or dropped meanwhile: those that return join at the end, then all are ordered by position."""
     before = entry.before
     present = tokens.count
@@ -98,7 +99,7 @@ def _in_order(tokens: Tokens, entry: Parked, back: WayBack) -> Tokens:
     return tokens.with_patches(
         take_rows(patches, order),
         table=_beside_each_other(tokens.table, before.table, dropped, comes, rep).take(order),
-        back=replace(back, group=regroup(group, invert(order))),
+        back=changed(tokens.back, group=regroup(group, invert(order)), parked=parked),
         version=tokens.version + 1,
     )
 
@@ -133,19 +134,19 @@ def _beside_each_other(now: Table, then: Table, dropped: Tensor, comes: Tensor, 
     )
 
 
-def _part(tokens: Tokens, entry: Parked, back: WayBack) -> Tokens:
+def _part(tokens: Tokens, entry: Parked, parked: tuple[Parked, ...]) -> Tokens:
     """Merged tokens part: each has its own value of before, plus what the token it had joined has changed by."""
     before, start, prefix = entry.before, entry.start, tokens.prefix
     assert start is not None and tokens.version == entry.version  # ``schedule`` refuses a method that would move them
     present = put_back(tokens.x, entry.index, None, prefix, with_prefix=True)
-    changed = put_back(tokens.x - start, entry.index, None, prefix, with_prefix=True)
+    gain = put_back(tokens.x - start, entry.index, None, prefix, with_prefix=True)
     members = one_hot(entry.index, tokens.count, torch.int32)
     alone = members.sum(dim=2).gather(1, entry.index) == 1
     alone = F.pad(alone, (prefix, 0), value=True).unsqueeze(2)
     return tokens.changed(
-        x=torch.where(alone, present, before.x + changed),
+        x=torch.where(alone, present, before.x + gain),
         table=_at_old_places(tokens.table, entry),
-        back=replace(back, group=before.back.group),
+        back=changed(tokens.back, group=before.back.group, parked=parked),
         version=tokens.version + 1,
     )
 
@@ -166,7 +167,7 @@ def visible(tokens: Tokens) -> Tokens:
     return tokens.changed(
         x=tokens.x[:, : tokens.prefix + left],
         table=tokens.table.first(left),
-        back=replace(tokens.back, group=torch.where(group < left, group, -1)),
+        back=changed(tokens.back, group=torch.where(group < left, group, -1)),
         hidden=0,
     )
 

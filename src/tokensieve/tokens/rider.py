@@ -1,6 +1,6 @@
 """Riders: what travels with the tokens through the blocks and concerns the feature that put it there alone.
 
-A rider lives in the file of its feature. It is an immutable dataclass, made known to torch by ``pytree.register``.
+A rider lives in the file of its feature. It is an immutable dataclass, made known to torch by ``node.register``.
 """
 
 from __future__ import annotations

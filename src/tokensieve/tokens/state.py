@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tokensieve.ops.moving import put_back
-from tokensieve.tokens.pytree import register
-from tokensieve.tokens.record import Record
+from tokensieve.tokens.node import register
+from tokensieve.tokens.record import Event, Stage
 from tokensieve.tokens.restore import restore
 from tokensieve.tokens.rider import Rider
 from tokensieve.tokens.soft import Blend, SoftRestore
@@ -76,7 +76,7 @@ class Tokens(StandIn):
             it is not known.
         hidden: how many of the last patch tokens only stand in for removed ones while training (``hide``).
         version: counts structural changes, so that parked tokens can tell whether they return to the same places.
-        record: what pictures and MAC counts read.
+        events, stages: what the sites did and which blocks ran so far, for pictures and MAC counts.
         riders: by name, what else travels along, see ``rider.Rider``.
         normed: (B, P + M, C) ``x`` behind the norm that reads it next, where the move had it on its way; else None.
     """
@@ -88,7 +88,8 @@ class Tokens(StandIn):
     grid: tuple[int, ...] | None = None
     hidden: int = 0
     version: int = 0
-    record: Record = field(default_factory=Record)
+    events: tuple[Event, ...] = ()
+    stages: tuple[Stage, ...] = ()
     riders: Mapping[str, Rider] = field(default_factory=dict)
     normed: Tensor | None = None
 
@@ -154,15 +155,12 @@ class Tokens(StandIn):
         return self.changed(x=x, **changes)
 
     def changed(self, **changes: Any) -> Tokens:
-        """What ``dataclasses.replace`` gives, without its walk over the fields, which takes longer than a kernel.
-
-        Other tokens ``x`` have no ``normed`` unless it is given with them.
-        """
+        """The state with other fields; other tokens ``x`` have no ``normed`` unless it is given with them."""
         if "x" in changes and "normed" not in changes:
             changes["normed"] = None
         if torch.compiler.is_dynamo_compiling():
             return replace(self, **changes)
-        new = object.__new__(Tokens)
+        new = object.__new__(Tokens)  # as ``node.changed``, without one more call
         new.__dict__.update(self.__dict__, **changes)
         return new
 
@@ -215,4 +213,4 @@ register(Blend, ("index", "weight"))
 register(Parked, ("before", "index", "dropped", "start"))
 register(Outer, ("before", "restore"))
 register(WayBack, ("group", "canvas", "parked", "outer"))
-register(Tokens, ("x", "table", "back", "record", "riders", "normed"))
+register(Tokens, ("x", "table", "back", "events", "stages", "riders", "normed"))

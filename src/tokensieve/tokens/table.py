@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from tokensieve.ops.moving import behind_prefix
 from tokensieve.ops.rows import take_rows
 from tokensieve.tokens.decision import Assignment
 from tokensieve.tokens.follow import Joins, follow
-from tokensieve.tokens.pytree import register
+from tokensieve.tokens.node import changed, register
 from tokensieve.tokens.soft import SoftAssignment
 
 
@@ -70,7 +70,7 @@ class Table:
         """The table with other columns; another ``size`` has no ``size_bias`` unless that is given with it."""
         if "size" in changes and "size_bias" not in changes:
             changes["size_bias"] = None
-        return replace(self, **changes)
+        return changed(self, **changes)
 
     def take(self, index: Tensor) -> Table:
         """The rows of the tokens at ``index`` (B, K)."""
@@ -99,16 +99,18 @@ class Table:
             assignment: over the M tokens.
             rep, size, size_bias: of the K new ones.
         """
-        keep, alive = assignment.keep, assignment.alive
-        alive = _rows(self.alive, keep) if alive is None else alive
-        extras = self.extras
+        keep, alive, mask, extras = assignment.keep, assignment.alive, self.mask, self.extras
+        if alive is None and self.alive is not None:
+            alive = self.alive.gather(1, keep)
+        if mask is not None:
+            mask = mask.gather(1, keep)
         if extras:
             joining = assignment.joining is not None
             extras = {
                 name: extra.of(follow(extra.patches, assignment, extra.joins)) if joining else extra.take(keep)
                 for name, extra in extras.items()
             }
-        return Table(rep, size, alive, _rows(self.mask, keep), extras, size_bias)
+        return changed(self, rep=rep, size=size, alive=alive, mask=mask, extras=extras, size_bias=size_bias)
 
     def mix(self, soft: SoftAssignment, sizes: Tensor) -> Table:
         """The table behind a soft assignment of tokens that stand for ``sizes`` (B, M); no new one is padding."""

@@ -98,7 +98,7 @@ class Record:
         of the model that removes them. A token that is padding does not count.
         """
         patches = self.tokens.originals
-        stages = {stage.block: stage for stage in self.tokens.record.stages}
+        stages = {stage.block: stage for stage in self.tokens.stages}
         dense = sum(cost.total(self._prefix + patches, self._prefix + patches) for cost in self._costs)
         batch, device = self.tokens.x.shape[0], self.tokens.x.device
         total = torch.zeros(batch, device=device, dtype=torch.float64)

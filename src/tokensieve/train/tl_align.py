@@ -38,7 +38,7 @@ from tokensieve.ops.rows import at_least_float32
 from tokensieve.tokens import algebra
 from tokensieve.tokens.decision import Assignment, Decision, KeepMask, averaging
 from tokensieve.tokens.hide import hide
-from tokensieve.tokens.pytree import register
+from tokensieve.tokens.node import register
 from tokensieve.tokens.restore import returning
 from tokensieve.tokens.rider import Moment, Rider
 from tokensieve.tokens.state import Tokens
