@@ -8,27 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokensieve.engine import grid
-from tokensieve.engine import hooks as reading
+from tokensieve.engine import grid, hooks
 from tokensieve.engine.around import SievedOwner
 from tokensieve.engine.block import SITE, SievedBlock, Site
-from tokensieve.engine.counts import Rounding
 from tokensieve.engine.probe import check_identity
-from tokensieve.engine.reduction import Reduction
-from tokensieve.engine.schedule import Step, schedule
+from tokensieve.engine.reduction import Reduction, settle
+from tokensieve.engine.schedule import schedule
 from tokensieve.engine.takeover import TakenOver, give_back, take_over
 from tokensieve.errors import RefusedError, TokensieveError
 from tokensieve.families._layout import Layout
-from tokensieve.families._locate import family_of
+from tokensieve.families._locate import Located, family_of
 from tokensieve.methods._method import Method
-from tokensieve.methods._spec import parse as method_from_spec
+from tokensieve.methods._spec import parse
 from tokensieve.tokens.state import Fill
 
 
 def resolve(methods: Method | str | Sequence[Method]) -> tuple[Method, ...]:
     """One composition of methods from what a user may hand over: a method, a spec, or a sequence of methods."""
     if isinstance(methods, str):
-        return method_from_spec(methods)
+        return parse(methods)
     given: Any = methods
     chosen: tuple[Method, ...] = tuple(given) if isinstance(given, (list, tuple)) else (given,)
     for entry in chosen:
@@ -86,30 +84,17 @@ def apply(
         TokensieveError: a method's settings do not fit the model, or two methods are in each other's way.
     """
     chosen = resolve(methods)
-    if is_applied(model):
-        raise TokensieveError(
-            f"methods are applied already ({', '.join(map(str, applied(model)))}): call ts.remove(model) first, "
-            "or give all of them to one ts.apply as a list"
-        )
-    _refuse_wrapped(model)
+    _refuse_changed(model)
     located = family_of(model)
+    # Everything is settled and proved before anything changes.
     layout = located.family.layout(located.owner)
     plan = schedule(chosen, layout)
-    if fill not in ("auto", "last", "mean"):
-        raise TokensieveError(f"fill must be 'auto', 'last' or 'mean', got {fill!r}")
-    tapped = _taps(taps, layout)
-    rounding = None if multiple is None else _rounding(plan, layout, chosen, multiple)
-    if masked and any(method.ragged for method in chosen):
-        raise TokensieveError(
-            "masked=True is for methods that leave the same number of tokens in every image; a ragged one masks its "
-            "tokens itself while training: leave masked out"
-        )
     pools = located.family.pools(model, located.owner)
-    chosen_fill: Fill = ("mean" if pools else "last") if fill == "auto" else fill
-    reads = any(m.needs(layout) or m.log_size_attention for m in chosen)
-    check_identity(model, probe, taps=reads)
+    reduction = settle(located.family, layout, chosen, plan, fill, pools, multiple, masked)
+    tapped = _taps(taps, layout)
+    check_identity(model, probe, taps=any(m.needs(layout) or m.log_size_attention for m in chosen))
+    # The blocks are taken over from the first one on where a method acts.
     blocks = located.family.blocks(located.owner)
-    reduction = Reduction(located.family, layout, chosen, chosen_fill, rounding, masked)
     reference = next(blocks[0].parameters())
     for number in range(min(plan, default=layout.depth), layout.depth):
         block = blocks[number]
@@ -118,15 +103,21 @@ def apply(
         site.train(block.training)
         block.add_module(SITE, site)
         take_over(block, SievedBlock)
-    if hasattr(located.owner, "forward_intermediates"):
-        take_over(located.owner, SievedOwner)
-    # Only for those: a compiler puts no ContextVar into its graph, and images of another size than the model's set one.
-    if located.family.images is not None and any(m.undivided or m.looks_at_grid for m in chosen):
-        grid.attach(located.owner, located.family.images, located.family.patch_size(located.owner), layout.grid)
-    for entry in located.family.readings(model, located.owner):
-        reading.attach(entry)
-    reading.refuse_masks(located.owner)
+    _attach_around(model, located, reduction)
     return model
+
+
+def _attach_around(model: nn.Module, located: Located, reduction: Reduction) -> None:
+    """Let what stands around the blocks hand on plain tensors, say the grid of an image, and refuse masks."""
+    family, owner = located.family, located.owner
+    if hasattr(owner, "forward_intermediates"):
+        take_over(owner, SievedOwner)
+    # Only for those: a compiler puts no ContextVar into its graph, and images of another size than the model's set one.
+    if family.images is not None and any(m.undivided or m.looks_at_grid for m in reduction.methods):
+        grid.attach(owner, family.images, family.patch_size(owner), reduction.layout.grid)
+    for entry in family.readings(model, owner):
+        hooks.attach(entry)
+    hooks.refuse_masks(owner)
 
 
 def _taps(taps: Sequence[int] | None, layout: Layout) -> frozenset[int]:
@@ -141,29 +132,10 @@ def _taps(taps: Sequence[int] | None, layout: Layout) -> frozenset[int]:
     return frozenset(given)
 
 
-def _rounding(
-    plan: dict[int, tuple[Step, ...]], layout: Layout, methods: tuple[Method, ...], multiple: int
-) -> Rounding:
-    if not isinstance(multiple, int) or isinstance(multiple, bool) or multiple < 1:
-        raise TokensieveError(f"multiple must be a whole number, 1 or more (8 and 16 are usual), got {multiple!r}")
-    ragged = [method.name for method in methods if method.ragged]
-    if ragged:
-        raise TokensieveError(
-            f"{ragged[0]} leaves another number of tokens in every image, which cannot be rounded: leave multiple out"
-        )
-    gridded = [method.name for method in methods if method.gridded]
-    if gridded:
-        raise TokensieveError(
-            f"{gridded[0]} leaves a grid of tokens, whose number cannot be rounded: leave multiple out and choose "
-            "keep so that rows times columns is the number wanted"
-        )
-    return Rounding(plan, layout, multiple)
-
-
 def remove(model: nn.Module) -> nn.Module:
     """Take all methods off ``model``, in place: the exact original again. Learned parts of methods go with them."""
     for module in list(model.modules()):
-        reading.detach(module)
+        hooks.detach(module)
         grid.detach(module)
         if isinstance(module, SievedBlock):
             del module._modules[SITE]
@@ -199,7 +171,13 @@ def taps_of(model: nn.Module) -> list[int] | None:
     return [site.block for site in sites(model) if site.tapped] or None
 
 
-def _refuse_wrapped(model: nn.Module) -> None:
+def _refuse_changed(model: nn.Module) -> None:
+    """Refuse a model that is reduced already, or wrapped."""
+    if is_applied(model):
+        raise TokensieveError(
+            f"methods are applied already ({', '.join(map(str, applied(model)))}): call ts.remove(model) first, "
+            "or give all of them to one ts.apply as a list"
+        )
     wrapped = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch._dynamo.eval_frame.OptimizedModule)
     if isinstance(model, wrapped):
         raise RefusedError(

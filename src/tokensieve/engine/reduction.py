@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tokensieve.engine.counts import Rounding
+from tokensieve.engine.schedule import Step
+from tokensieve.errors import TokensieveError
 from tokensieve.families._family import Family
 from tokensieve.families._layout import Layout
 from tokensieve.methods._method import Method
@@ -30,3 +32,55 @@ class Reduction:
     fill: Fill
     rounding: Rounding | None = None
     masked: bool = False
+
+
+def settle(
+    family: Family,
+    layout: Layout,
+    methods: tuple[Method, ...],
+    plan: dict[int, tuple[Step, ...]],
+    fill: Fill | str,
+    pools: bool,
+    multiple: int | None,
+    masked: bool,
+) -> Reduction:
+    """The reduction that a user asks for; see ``apply.apply`` for ``fill``, ``multiple`` and ``masked``.
+
+    Args:
+        family, layout: of the model.
+        methods: the composition.
+        plan: what ``schedule`` gave for it.
+        pools: whether the head of the model pools over patches.
+
+    Raises:
+        TokensieveError: an option is wrong, or does not go with a method.
+    """
+    if fill not in ("auto", "last", "mean"):
+        raise TokensieveError(f"fill must be 'auto', 'last' or 'mean', got {fill!r}")
+    rounding = None if multiple is None else _rounding(plan, layout, methods, multiple)
+    if masked and any(method.ragged for method in methods):
+        raise TokensieveError(
+            "masked=True is for methods that leave the same number of tokens in every image; a ragged one masks its "
+            "tokens itself while training: leave masked out"
+        )
+    chosen: Fill = ("mean" if pools else "last") if fill == "auto" else "last" if fill == "last" else "mean"
+    return Reduction(family, layout, methods, chosen, rounding, masked)
+
+
+def _rounding(
+    plan: dict[int, tuple[Step, ...]], layout: Layout, methods: tuple[Method, ...], multiple: int
+) -> Rounding:
+    if not isinstance(multiple, int) or isinstance(multiple, bool) or multiple < 1:
+        raise TokensieveError(f"multiple must be a whole number, 1 or more (8 and 16 are usual), got {multiple!r}")
+    ragged = [method.name for method in methods if method.ragged]
+    if ragged:
+        raise TokensieveError(
+            f"{ragged[0]} leaves another number of tokens in every image, which cannot be rounded: leave multiple out"
+        )
+    gridded = [method.name for method in methods if method.gridded]
+    if gridded:
+        raise TokensieveError(
+            f"{gridded[0]} leaves a grid of tokens, whose number cannot be rounded: leave multiple out and choose "
+            "keep so that rows times columns is the number wanted"
+        )
+    return Rounding(plan, layout, multiple)
