@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import tokensieve as ts
-from tokensieve.demo.run import cut_short
+from tokensieve.demo.run import cut_short, digits, settle_threads
 from tokensieve.measure import speed, timing
 from tokensieve.measure.benchmark import reduce
 from tokensieve.measure.macs import count
@@ -112,6 +112,22 @@ def test_the_demo_says_for_which_batch_size_the_time_was_too_short() -> None:
     (line,) = cut_short(Results(settings={}, rows=rows), 7)
     assert line.startswith("at batch 16 there was time for 2 of 7 rounds: ")
     assert cut_short(Results(settings={}, rows=[Row(DENSE, 1.0, 1.0, speed=[before_rounds_were_told()])]), 7) == []
+
+
+@pytest.mark.parametrize(("several", "one", "left"), [(1.0, 1.5, 3), (2.0, 1.5, 1)])
+def test_the_demo_goes_on_with_one_thread_where_several_are_no_faster(
+    monkeypatch: pytest.MonkeyPatch, several: float, one: float, left: int
+) -> None:
+    chosen = [3]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: chosen[-1])
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+
+    def measure(runs: Any, x: Tensor, **_: Any) -> dict[str, Timing]:
+        return {"dense": Timing((several if chosen[-1] == 3 else one,), 1)}
+
+    monkeypatch.setattr(speed, "measure", measure)
+    said = settle_threads(digits(1))
+    assert chosen[-1] == left and (said is None) == (left == 3)
 
 
 def before_rounds_were_told() -> Speed:

@@ -28,6 +28,9 @@ def demo(options: DemoOptions) -> None:
         )
     with _filling(output) as beside:
         subject = run.choose(pretrained, options.images)
+        settled = run.settle_threads(subject)
+        if settled is not None:
+            note(settled)
         results = Results(settings={"model": pretrained or "tokensieve_digits_vit", "dtype": "float32"}, command="demo")
         results.file = beside / "demo.json"
         with progress_bars() as bars:

@@ -19,6 +19,7 @@ from tokensieve.demo.model import digits_vit
 from tokensieve.demo.trained import TRAINED, fine_tuned, load_selectors
 from tokensieve.engine.apply import applied
 from tokensieve.errors import TokensieveError
+from tokensieve.measure import speed
 from tokensieve.measure.benchmark import bench, reduce
 from tokensieve.measure.progress import Progress
 from tokensieve.measure.results import Results
@@ -85,6 +86,21 @@ def photographs(name: str) -> Subject:
     return Subject(model, ImageStream(loader, len(batch), None, ()), pictures, lambda model: None, labelled=False)
 
 
+def settle_threads(subject: Subject) -> str | None:
+    """Go on with one thread where several are no faster, and say so: where other programs hold the cores, every small
+    step of a model waits for the last of its threads."""
+    threads, x = torch.get_num_threads(), subject.stream.first(1)
+    seconds: dict[int, float] = {}
+    for number in dict.fromkeys((threads, 1)):
+        torch.set_num_threads(number)
+        seconds[number] = speed.measure({"dense": subject.model}, x, rounds=5, warmup=1, min_time=0)["dense"].median
+    fastest = min(seconds, key=seconds.__getitem__)
+    torch.set_num_threads(fastest)
+    if fastest == threads:
+        return None
+    return f"{threads} threads are no faster than one, which other programs may cause: going on with one"
+
+
 def variants(subject: Subject, progress: Progress) -> dict[str, tuple[Method, ...]]:
     """Every method at every budget, the knob of each solved for; spec to composition."""
     x = subject.stream.first(1)
@@ -130,7 +146,7 @@ def cut_short(results: Results, rounds: int) -> list[str]:
     """A sentence for each batch size whose timing ended before all ``rounds`` were done."""
     told = []
     for batch in BATCHES:
-        done = {speed.rounds for row in results.rows for speed in row.speed if speed.batch == batch}
+        done = {timed.rounds for row in results.rows for timed in row.speed if timed.batch == batch}
         least = min((number for number in done if number is not None), default=rounds)
         if least < rounds:
             told.append(
