@@ -184,7 +184,7 @@ def imported(file: Path) -> set[str]:
     return found
 
 
-LAYOUT = {"tokensieve.families._layout", "tokensieve.families._layout.Layout"}  # a type that both speak of
+LAYOUT = "tokensieve.families._layout"  # types that both speak of; scripts/check_rooms.py says which files may
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_methods_and_families_do_not_know_each_other(folder: str, other: str) ->
     files = sorted((SOURCE / folder).glob("*.py"))
     assert len(files) > 1
     for file in files:
-        names = imported(file) - LAYOUT
+        names = {name for name in imported(file) if not name.startswith(LAYOUT)}
         assert not {name for name in names if name == forbidden or name.startswith(forbidden + ".")}, file.name
         if folder == "methods" and not file.name.startswith("_"):
             core = ("tokensieve.engine", "tokensieve.methods._registry")
