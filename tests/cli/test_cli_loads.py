@@ -45,7 +45,7 @@ def among(names: tuple[str, ...], loaded: set[str]) -> list[str]:
         (("--help",), 0, "Measure dense model, reduced variants and their oracles"),
         (("bench", "--help"), 0, "--speed-batch-size"),
         (("train", "--help"), 0, "Changes to the recipe"),
-        (("export", "--help"), 0, "torch, onnx, openvino"),
+        (("export", "--help"), 0, "aotinductor"),
         (("show", "--help"), 0, "IMAGE"),
         (("benhc",), 2, "No such command 'benhc'. Did you mean 'bench'?"),
         (("bench", "--batchsize", 3), 2, "No such option: --batchsize"),

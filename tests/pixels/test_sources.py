@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from tokensieve.data.options import DataOptions
+from tokensieve.data.transforms import data_config
 from tokensieve.errors import TokensieveError
 from tokensieve.pixels.data import open_pairs, open_source, plain_pairs, training_pairs
 from tokensieve.pixels.depth import Depth
@@ -129,7 +130,7 @@ def test_image_and_mask_are_changed_alike(tmp_path: Path, segmenting: PixelModel
         assert ((image[0] * 255 / 100).round() == target).float().mean() > 0.97
         seen.add(tuple(target.flatten().tolist()))
     assert len(seen) > 1
-    whole = plain_pairs(pairs, asked.config(segmenting), 5)
+    whole = plain_pairs(pairs, data_config(segmenting, asked), 5)
     ((images, targets),) = whole
     assert torch.equal((images[0, 0] * 255 / 100).round().long(), targets[0])
 
