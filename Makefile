@@ -46,10 +46,10 @@ demo: $(READY)  ## the main job on the bundled digits: tables, plot and pictures
 	$(BIN)/tokensieve demo --output demo-output --force
 
 test: $(READY)  ## all tests but the slow ones
-	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-slow: $(READY)  ## the slow tests alone
-	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) -m slow
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
 
 lint: $(READY)  ## style: ruff check, ruff format --check, and the order of the package's rooms
 	$(BIN)/ruff check .
