@@ -76,7 +76,7 @@ class Attending:
         shares = self.borrows or self.lends
         rows = PADDED if tokens.table.alive is None or shares or not packs else self.rows(tokens)
         watched = own or shares or bias is not None or (bool(tokens.riders) and bool(_attending(tokens)))
-        plain = not (watched or self.turns.steps or any(entry.after_attention for entry in tokens.back.parked))
+        plain = not (watched or bool(self.turns.steps) or any(entry.after_attention for entry in tokens.back.parked))
         return Call(kwargs, tokens.x.shape[1], tokens.table.mask, bias, own, rows, plain)
 
     def rows(self, tokens: Tokens) -> Rows:
