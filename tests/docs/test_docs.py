@@ -116,6 +116,16 @@ def test_a_method_in_one_file(add_method: Callable[[str, str], Path]) -> None:
     assert "## every-other" in generate_docs.methods_page()
 
 
+def test_tables_tell_reconstructions_apart() -> None:
+    known = registry.list_methods()
+    rebuilt = {name for name, cls in known.items() if registry.is_reconstruction(cls)}
+    assert "jmp" in rebuilt and "tome" not in rebuilt
+    for row in generate_docs.methods_table().splitlines()[2:]:
+        assert ("| reconstruction of [" in row) == (row.partition("`")[2].partition("`")[0] in rebuilt), row
+    listed = CliRunner().invoke(app, ["methods"], env={"COLUMNS": "400"}).output
+    assert listed.count("(reconstruction)") == len(rebuilt)
+
+
 def test_generated_parts_are_current() -> None:
     for path, wanted in generate_docs.documents().items():
         assert path.read_text(encoding="utf-8") == wanted, f"{path.name} is stale: run `make docs`"
