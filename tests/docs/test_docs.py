@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 import generate_docs
 import tokensieve as ts
 from tokensieve.cli.app import app
+from tokensieve.families._locate import list_families
 from tokensieve.methods import _registry as registry
 
 ROOT = Path(__file__).parents[2]
@@ -61,29 +62,35 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def add_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], Path]]:
-    """Save a source as one more file of the methods folder, for one test."""
-    methods_folder = importlib.import_module("tokensieve.methods")
-    monkeypatch.setattr(methods_folder, "__path__", [*methods_folder.__path__, str(tmp_path)])
-    added: list[str] = []
+def add_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], Path]]:
+    """Save a source as one more file of the methods or the families, "methods/name.py", for one test."""
+    rooms = {name: importlib.import_module(f"tokensieve.{name}") for name in ("methods", "families")}
+    for name, room in rooms.items():
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(room, "__path__", [*room.__path__, str(tmp_path / name)])
+    added: list[tuple[str, str]] = []
+
+    def forget() -> None:
+        registry.list_methods.cache_clear()
+        list_families.cache_clear()
 
     def add(name: str, source: str) -> Path:
         file = tmp_path / name
         file.write_text(source, encoding="utf-8")
-        added.append(file.stem)
-        registry.list_methods.cache_clear()
+        added.append((file.parent.name, file.stem))
+        forget()
         return file
 
     yield add
-    for stem in added:
-        sys.modules.pop(f"{methods_folder.__name__}.{stem}", None)
-        vars(methods_folder).pop(stem, None)
-    registry.list_methods.cache_clear()
+    for room_name, stem in added:
+        sys.modules.pop(f"tokensieve.{room_name}.{stem}", None)
+        vars(rooms[room_name]).pop(stem, None)
+    forget()
 
 
 @pytest.mark.parametrize("page", python_pages(), ids=lambda page: page.name)
 @pytest.mark.usefixtures("offline")
-def test_python_runs(page: Path, add_method: Callable[[str, str], Path]) -> None:
+def test_python_runs(page: Path, add_file: Callable[[str, str], Path]) -> None:
     if re.search(r"^import .*\btransformers\b", page.read_text(encoding="utf-8"), flags=re.M):
         pytest.importorskip("transformers")
     names: dict[str, Any] = {"images": torch.randn(2, 3, 224, 224)}
@@ -92,19 +99,19 @@ def test_python_runs(page: Path, add_method: Callable[[str, str], Path]) -> None
         if language != "python":
             continue
         if option.startswith("file="):
-            add_method(option.removeprefix("file="), fence.text)
+            add_file(option.removeprefix("file="), fence.text)
         else:
             code = compile("\n" * (fence.line - 1) + fence.text, str(page), "exec")
             with torch.no_grad():
                 exec(code, names)
 
 
-def test_a_method_in_one_file(add_method: Callable[[str, str], Path]) -> None:
+def test_a_method_in_one_file(add_file: Callable[[str, str], Path]) -> None:
     """The method of CONTRIBUTING.md is one short file and appears in the registry, the commands and the tables."""
-    (source,) = [f for f in fences(ROOT / "CONTRIBUTING.md") if "file=" in f.info]
+    (source,) = [f for f in fences(ROOT / "CONTRIBUTING.md") if f.info.endswith("file=methods/every_other.py")]
     assert len(source.text.splitlines()) <= LIMIT
     assert "every-other" not in registry.list_methods()
-    add_method("every_other.py", source.text)
+    add_file("methods/every_other.py", source.text)
 
     assert "every-other" in registry.list_methods()
     (config,) = ts.parse("every-other:sites=[1,2]")
@@ -192,7 +199,7 @@ def named_files(text: str) -> set[str]:
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
 def test_files_that_are_named_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    written = {fence.info.partition("file=")[2] for fence in fences(page)}  # files that the reader is told to write
+    written = {fence.info.rpartition("/")[2] for fence in fences(page)}  # files that the reader is told to write
     for name in named_files(text):
         if name.rpartition("/")[2] in written:
             continue
