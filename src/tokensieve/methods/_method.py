@@ -42,8 +42,8 @@ class Method(ABC):
         trained: True when it has learned parts that must be fitted before it beats its controls.
         ragged: True when images may keep different numbers of tokens.
         undisturbed: True when no other method may act between one of its sites and the return of its tokens.
-        undivided: True when it acts on the grid of all patches: nobody may have removed any before.
-        looks_at_grid: True when it reads ``view.grid`` where somebody knows it; those that are ``undivided`` always do.
+        undivided: True when it acts on the grid of all patches: none may have been removed before.
+        looks_at_grid: True when it reads ``view.grid`` where that is known; methods that are ``undivided`` always do.
         gridded: True when the tokens it leaves are a grid too, so that their number cannot be rounded.
         auxiliary: True when it adds to the loss while training (``View.add_loss``, ``View.add_answer``).
         mixes: True when it may answer with a SoftAssignment, now or while training: no token may be away then.

@@ -1,4 +1,4 @@
-"""Every method by name: found in methods/, in prototype/methods/, and by the entry points of other packages."""
+"""Every method by name: found in methods/, in methods/prototype/, and by the entry points of other packages."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class BlockSignals:
     def follow(self, decision: Decision) -> None:
         """Remember a decision taken after the attention, so that later methods in the block see matching signals."""
         if isinstance(decision, (Assignment, SoftAssignment)):
-            self.moves.append(decision)  # where it took each token is worked out in carry, for those who ask
+            self.moves.append(decision)  # where it took each token is worked out in ``carry``, when it is asked for
 
     def follow_return(self, before: Tokens, after: Tokens) -> None:
         """Remember that tokens which sat the attention out came back after it: they have no signal and count as 0."""
