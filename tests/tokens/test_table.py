@@ -165,7 +165,7 @@ class Witness(Rider):
     def follow(self, decision: Decision, moment: Moment) -> Rider | None:
         return None if self.leaves else Witness((*self.seen, f"{type(decision).__name__} in {moment.block}"))
 
-    def come_back(self, block: int, after_attention: bool) -> Rider | None:
+    def returned(self, block: int, after_attention: bool) -> Rider | None:
         return Witness((*self.seen, f"return before {block}"))
 
     def hide(self, assignment: Assignment, moment: Moment) -> Rider | None:

@@ -33,7 +33,7 @@ class SharedMaps(Rider):
     def follow(self, decision: Decision, moment: Moment) -> Rider | None:
         return self if isinstance(decision, KeepMask) else None
 
-    def come_back(self, block: int, after_attention: bool) -> Rider | None:
+    def returned(self, block: int, after_attention: bool) -> Rider | None:
         return None
 
     def hide(self, assignment: Assignment, moment: Moment) -> Rider | None:

@@ -124,9 +124,9 @@ class Method(ABC):
         return frozenset()
 
     def behind(self, tokens: Tokens, block: int, layout: Layout, training: bool) -> Tokens:
-        """What becomes of the state behind the MLP of every block from the first site on, before anybody acts there.
+        """What becomes of the state behind the MLP of every block from the first site on, before a method acts there.
 
-        For a ragged method that carries something beside each token (``Tokens.carried``) or answers with other values
+        For a ragged method that carries something beside each token (``Tokens.with_extra``) or answers with other values
         than the last block's. It moves no token. Default: ``tokens`` itself.
         """
         return tokens
@@ -138,11 +138,11 @@ class Method(ABC):
 
     @property
     def returns(self) -> Until:
-        """When dropped tokens come back with this config."""
+        """When dropped tokens return with this config."""
         return self.until
 
     def returns_at(self, site: int, layout: Layout) -> Until:
-        """When the tokens that the ``site``-th site drops come back, where that differs between sites."""
+        """When the tokens that the ``site``-th site drops return, where that differs between sites."""
         return self.returns
 
     def to_dict(self) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def returning(tokens: Tokens, block: int, after_attention: bool = False) -> Toke
 
 
 def _brought_back(riders: Mapping[str, Rider], block: int, after_attention: bool) -> dict[str, Rider]:
-    back = {name: rider.come_back(block, after_attention) for name, rider in riders.items()}
+    back = {name: rider.returned(block, after_attention) for name, rider in riders.items()}
     return {name: rider for name, rider in back.items() if rider is not None}
 
 

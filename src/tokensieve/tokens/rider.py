@@ -36,7 +36,7 @@ class Rider:
         """What becomes of it where tokens follow a decision; None where it ends there."""
         return self
 
-    def come_back(self, block: int, after_attention: bool) -> Rider | None:
+    def returned(self, block: int, after_attention: bool) -> Rider | None:
         """What becomes of it where parked tokens return, see ``restore.returning``; None where it ends there."""
         return self
 

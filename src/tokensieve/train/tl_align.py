@@ -64,7 +64,7 @@ class LabelShares(Rider):
         with torch.no_grad(), torch.autocast(self.shares.x.device.type, enabled=False):
             return LabelShares(algebra.apply(self.shares, averaging(decision), *vars(moment).values()))
 
-    def come_back(self, block: int, after_attention: bool) -> LabelShares:
+    def returned(self, block: int, after_attention: bool) -> LabelShares:
         return LabelShares(returning(self.shares, block, after_attention))
 
     def hide(self, assignment: Assignment, moment: Moment) -> LabelShares:
