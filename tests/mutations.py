@@ -27,6 +27,7 @@ TESTS = (
     "tests/parity/test_parity.py::test_tome",
     "tests/parity/test_parity.py::test_topk",
     "tests/parity/test_parity.py::test_tosa_controls",
+    "tests/parity/test_parity_dense.py::test_expedite",
     "tests/parity/test_parity_trained.py::test_psvit",
     "tests/parity/test_parity_trained.py::test_token_learner",
     "tests/parity/test_parity_untrained.py::test_ats",
@@ -130,10 +131,16 @@ MUTATIONS = (
         "bias = at_least_float32(size).clamp(min=torch.finfo(torch.float32).tiny) - 1",
     ),
     Mutation(
-        "a soft assignment gives back the wrong tokens",
+        "a soft assignment mixes other tokens",
         "tokens/soft.py",
-        "return way_back.to(new.dtype) @ new",
-        "return way_back.to(new.dtype).flip(2) @ new",
+        "return matrix.to(values.dtype) @ values",
+        "return matrix.to(values.dtype) @ values.flip(1)",
+    ),
+    Mutation(
+        "the way back of a soft assignment mixes other tokens",
+        "tokens/soft.py",
+        "bags = (self.index + offsets)",
+        "bags = (self.index * 0 + offsets)",
     ),
     Mutation(
         "images in a packed row are unpacked in another order",

@@ -185,7 +185,7 @@ def test_budget_sizes_and_prefix(family: str, name: str, config: str) -> None:
     assert trace.events and all(event.before - event.after >= least for event in trace.events)
     tokens = trace.tokens
     assert tokens is not None and tokens.x.shape[0] == 2
-    if tokens.outer is None:
+    if tokens.back.outer is None:
         # Every original stands in one token, is parked, or is gone: sizes and those who are out add up to N.
         inside = (tokens.group >= 0).sum(dim=1)
         assert torch.equal(tokens.sizes.sum(dim=1).long(), inside)
@@ -193,7 +193,7 @@ def test_budget_sizes_and_prefix(family: str, name: str, config: str) -> None:
         stands = (tokens.group >= 0).unsqueeze(2)
         counted = torch.nn.functional.one_hot(tokens.group.clamp(min=0), tokens.count) * stands
         assert torch.equal(counted.sum(dim=1), tokens.sizes.long())
-    elif not tokens.parked:  # every original is shared out among the mixed tokens
+    elif not tokens.back.parked:  # every original is shared out among the mixed tokens
         torch.testing.assert_close(tokens.sizes.sum(dim=1), torch.full((2,), float(PATCHES)))
     assert tokens.prefix == layout.prefix
     # The prefix comes out as the last block left it, in its own places; patches start right behind it.
@@ -211,8 +211,8 @@ def test_budget_sizes_and_prefix(family: str, name: str, config: str) -> None:
     assert torch.equal(prefix, tokens.x[:, : layout.prefix])
     for image in range(2):
         for original in range(PATCHES):
-            slot = int(tokens.group[image, original]) if tokens.outer is None else -1
-            if slot >= 0 and not tokens.parked:
+            slot = int(tokens.group[image, original]) if tokens.back.outer is None else -1
+            if slot >= 0 and not tokens.back.parked:
                 assert torch.equal(patches[image, original], tokens.x[image, layout.prefix + slot])
 
 

@@ -18,7 +18,7 @@ def on_its_way(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     asked: list[bool] = []
 
     def norm(site: Site, block: nn.Module, tokens: ts.Tokens) -> object:
-        found = site.family.mlp_norm(block)
+        found = site.reduction.family.mlp_norm(block)
         asked.append(found is not None)
         return found
 
