@@ -126,8 +126,8 @@ class Method(ABC):
     def behind(self, tokens: Tokens, block: int, layout: Layout, training: bool) -> Tokens:
         """What becomes of the state behind the MLP of every block from the first site on, before a method acts there.
 
-        For a ragged method that carries something beside each token (``Tokens.with_extra``) or answers with other values
-        than the last block's. It moves no token. Default: ``tokens`` itself.
+        For a method that carries something beside each token (``Tokens.with_extra``) or answers with other values than
+        the last block's. It moves no token. Default: ``tokens`` itself.
         """
         return tokens
 
