@@ -323,7 +323,7 @@ def test_a_push_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> N
 def test_masks_that_stand_in_for_removal_are_saved_too(tmp_path: Path, images: Tensor) -> None:
     model = ts.apply(tiny(), "evit:keep=0.5:fuse=false", masked=True)
     loaded = ts.load(ts.save(model, tmp_path / "masked"))
-    assert [site.masked for site in engine.sites(loaded)] == [True] * len(engine.sites(model))
+    assert [site.reduction.masked for site in engine.sites(loaded)] == [True] * len(engine.sites(model))
     trained = [copy.train()(images).sum() for copy in (model, loaded)]
     assert torch.equal(*trained)
-    assert not any(site.masked for site in engine.sites(ts.load(ts.save(ts.apply(tiny(), "evit"), tmp_path / "plain"))))
+    assert not any(site.reduction.masked for site in engine.sites(ts.load(ts.save(ts.apply(tiny(), "evit"), tmp_path / "plain"))))

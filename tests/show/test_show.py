@@ -24,7 +24,7 @@ from tokensieve.show.page import page
 from tokensieve.show.run import class_names, show_rows
 from tokensieve.show.sheet import sheet, wrapped
 from tokensieve.show.write import write_rows
-from tokensieve.tokens import state as algebra
+from tokensieve.tokens import algebra
 from tokensieve.tokens.decision import Assignment, keep_only
 from tokensieve.tokens.restore import returning
 from tokensieve.tokens.soft import SoftAssignment
