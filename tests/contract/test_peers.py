@@ -118,7 +118,9 @@ class Shifted(timm.models.vision_transformer.Block):
 def test_a_block_that_differs_from_its_parts_is_refused() -> None:
     model = small("vit_tiny_patch16_224", block_fn=Shifted)().eval()
     dense = run(model, images(1))
-    with pytest.raises(ts.RefusedError, match=r"block 0 \(Shifted\) differs from its two halves \(and 3 more\)"):
+    with pytest.raises(
+        ts.RefusedError, match=r"block 0 \(Shifted\) differs from its two halves, .* \(and 3 more blocks\)"
+    ):
         ts.apply(model, "tome:r=2")
     assert not ts.is_applied(model) and torch.equal(run(model, images(1)), dense)
 

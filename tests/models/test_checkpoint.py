@@ -326,4 +326,6 @@ def test_masks_that_stand_in_for_removal_are_saved_too(tmp_path: Path, images: T
     assert [site.reduction.masked for site in engine.sites(loaded)] == [True] * len(engine.sites(model))
     trained = [copy.train()(images).sum() for copy in (model, loaded)]
     assert torch.equal(*trained)
-    assert not any(site.reduction.masked for site in engine.sites(ts.load(ts.save(ts.apply(tiny(), "evit"), tmp_path / "plain"))))
+    assert not any(
+        site.reduction.masked for site in engine.sites(ts.load(ts.save(ts.apply(tiny(), "evit"), tmp_path / "plain")))
+    )

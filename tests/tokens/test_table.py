@@ -113,6 +113,20 @@ def test_they_return_in_order_where_others_merged_meanwhile() -> None:
     assert torch.equal(heat, wanted)
 
 
+def test_tokens_that_were_away_when_a_value_came_have_what_is_neutral() -> None:
+    short = apply(Tokens.start(torch.randn(1, 4, 3), 0), keep_only(torch.tensor([[1, 2]]), 4, until="block"), block=2)
+    for joins, neutral in (("max", -torch.inf), ("sum", 0.0), ("mean", 0.0)):
+        back = returning(short.with_extra("heat", Extra(torch.tensor([[-3.0, -4.0]]), joins)), 3)  # type: ignore[arg-type]
+        heat = back.extra("heat")
+        assert heat is not None and heat.tolist() == [[neutral, -3.0, -4.0, neutral]]
+
+
+def test_the_lowest_value_stays_itself_in_a_maximum() -> None:
+    decision = Assignment.from_index(torch.tensor([[0, 0]]), count=1)
+    assert follow(torch.tensor([[-torch.inf, -torch.inf]]), decision, "max").tolist() == [[-torch.inf]]
+    assert follow(torch.tensor([[False, True]]), decision, "max").tolist() == [[True]]
+
+
 def test_hidden_tokens_keep_theirs_out_of_sight() -> None:
     tokens = state("max")
     hidden = hide(tokens, keep_only(torch.tensor([[0, 2, 5]] * BATCH), LENGTH))

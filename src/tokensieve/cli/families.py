@@ -16,7 +16,8 @@ def families() -> None:
         table.add_column(column, overflow="fold")
     for name, family in list_families().items():
         lacking = family.lacking()
-        hint = "" if lacking is None else f" ({lacking} is not installed: pip install 'tokensieve[{lacking}]')"
+        extra = "tokensieve[transformers]" if lacking == "transformers" else lacking
+        hint = "" if lacking is None else f" ({lacking} is not installed: pip install '{extra}')"
         table.add_row(name, escape(family.description + hint), ", ".join(family.block_names()))
     show_table(table)
     backbones = new_table("Backbones of tokensieve's own, by timm's names")

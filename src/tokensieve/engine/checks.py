@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tokensieve.errors import TokensieveError
 from tokensieve.families._layout import Grid
 from tokensieve.methods._method import Method
-from tokensieve.tokens.decision import Assignment, Decision, Until
+from tokensieve.tokens.decision import Assignment, Decision, KeepMask, Until
 from tokensieve.tokens.soft import SoftAssignment
 
 if TYPE_CHECKING:
@@ -35,6 +35,11 @@ def check_decision(
     """
     if isinstance(decision, Assignment):
         left = decision.keep.shape[1]
+        if (decision.moved is None) != (decision.onto is None):
+            raise TokensieveError(
+                f"{method.name} gave an assignment with {'onto' if decision.moved is None else 'moved'} alone: moved "
+                "names the tokens that join others, onto the place in keep that each of them joins"
+            )
         if until != decision.until:
             raise TokensieveError(
                 f"{method.name} declares that dropped tokens return at {until!r} "
@@ -42,8 +47,13 @@ def check_decision(
             )
     elif isinstance(decision, SoftAssignment):
         left = decision.count
-    else:
+    elif isinstance(decision, KeepMask):
         return
+    else:
+        raise TokensieveError(
+            f"{method.name} answered with {decision!r} in block {block}: assign() gives an Assignment, a "
+            "SoftAssignment, or while training a KeepMask"
+        )
     if left != keep and rounding is not None:
         raise TokensieveError(
             f"{method.name} left {left} tokens in block {block} where multiple={rounding.multiple} asks "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tokensieve.attention.tap import Tap
 from tokensieve.errors import RefusedError, TokensieveError
 from tokensieve.families._family import own_input_size
-from tokensieve.families._locate import family_of, irreducible
+from tokensieve.families._locate import Located, family_of, irreducible
 
 
 @contextmanager
@@ -53,17 +53,20 @@ def check_identity(model: nn.Module, probe: Tensor | None = None, taps: bool = T
     family = located.family
     problems: list[str] = []
     seen: list[int] = []
+    shapes: list[tuple[int, ...]] = []
 
     def compare(number: int) -> Callable[..., None]:
         def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
             seen.append(number)
+            shapes.append(tuple(args[0].shape))
             try:
                 tap = Tap()
                 half = family.tapped(block, args[0], tap, **family.keywords(args[1:], kwargs))
                 if taps:
                     tap.attended()
                 if not torch.equal(family.mlp(block, half), out):
-                    problems.append(f"block {number} ({type(block).__name__}) differs from its two halves")
+                    differs = "differs from its two halves, which must do all that its forward does"
+                    problems.append(f"block {number} ({type(block).__name__}) {differs}")
             except (AttributeError, TypeError, RuntimeError, RefusedError) as error:
                 problems.append(f"block {number} ({type(block).__name__}): {error}")
 
@@ -89,7 +92,27 @@ def check_identity(model: nn.Module, probe: Tensor | None = None, taps: bool = T
     if not seen:
         raise RefusedError(f"the forward of {type(model).__name__} never called its blocks: it cannot be reduced")
     if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        more = f" (and {len(problems) - 1} more blocks)" if len(problems) > 1 else ""
         raise RefusedError(
             f"{type(located.owner).__name__} is not what family {family.name} expects: {problems[0]}{more}"
         )
+    if probe is None:
+        _check_layout(located, shapes)
+
+
+def _check_layout(located: Located, shapes: list[tuple[int, ...]]) -> None:
+    """Hold what the family says of the tokens to the ``shapes`` (1, L, C) that went into the blocks on an own image.
+
+    Raises:
+        RefusedError: they differ.
+    """
+    layout = located.family.layout(located.owner)
+    _, length, dim = shapes[0]
+    tokens = f"tokens ({layout.prefix} of the prefix and a grid of {' × '.join(map(str, layout.grid))})"
+    said = {"blocks": layout.depth, "channels": layout.dim, tokens: layout.prefix + layout.patches}
+    for (word, declared), ran in zip(said.items(), (len(shapes), dim, length), strict=True):
+        if declared != ran:
+            raise RefusedError(
+                f"family {located.family.name} says that {type(located.owner).__name__} has {declared} {word}, and it "
+                f"ran on {ran}: correct layout() of the family"
+            )

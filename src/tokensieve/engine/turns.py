@@ -143,8 +143,7 @@ def _with_additions(tokens: Tokens, view: View) -> Tokens:
     """The state with what the method has laid beside the tokens, and added to the loss."""
     for name, extra in view.extras.items():
         if tokens.hidden:  # no method is shown these, and nothing reads what lies beside them
-            behind = extra.patches.new_zeros(tokens.x.shape[0], tokens.hidden, *extra.patches.shape[2:])
-            extra = extra.of(torch.cat([extra.patches, behind], dim=1))
+            extra = extra.of(torch.cat([extra.patches, extra.unknown(tokens.hidden)], dim=1))
         tokens = tokens.with_extra(name, extra)
     if view.losses or view.answers:
         tokens = added.add(tokens, view.losses, view.answers)

@@ -65,6 +65,14 @@ def family_of(model: nn.Module) -> Located:
                 if reason is not None:
                     raise RefusedError(f"{type(module).__name__} cannot be reduced: {reason}")
                 return Located(family, module)
+    for module in model.modules():
+        for family in list_families().values():
+            if any(map(family.is_block, module.children())):
+                raise RefusedError(
+                    f"no family matches {type(model).__name__}: it has blocks of family {family.name}, but no module "
+                    f"that {family.name} takes for their owner (by default one with a list called blocks and "
+                    "num_prefix_tokens); a family for it overrides matches() and block_list()"
+                )
     kinds = sorted({type(b).__name__ for m in model.modules() for b in _children_named_blocks(m)})
     seen = f"its blocks are {', '.join(kinds)}" if kinds else "it has no list of blocks"
     raise RefusedError(

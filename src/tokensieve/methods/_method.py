@@ -68,6 +68,8 @@ class Method(ABC):
         super().__init_subclass__(**kwargs)
         if "name" not in cls.__dict__:
             cls.name = cls.__name__.lower()
+        if cls.point not in POINTS:
+            raise TokensieveError(f"{cls.name}: point must be one of {', '.join(map(repr, POINTS))}, got {cls.point!r}")
 
     def __post_init__(self) -> None:
         option.fit_fields(self, self.option_types(), self.name)

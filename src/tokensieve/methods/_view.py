@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,24 @@ class BlockSignals:
             else:
                 flat = follow(flat, move, how)
         return flat if score.dim() == 3 else flat.squeeze(2)
+
+
+def _no_value(name: object, value: object, joins: object, tokens: tuple[int, ...]) -> str | None:
+    """Why ``value`` cannot lie beside ``tokens`` (images, patch tokens), or None."""
+    if not isinstance(name, str) or not name:
+        return f"under the name {name!r}: expected a text that later sites read it by"
+    if joins not in get_args(Joins):
+        return f"with joins={joins!r}: expected one of {', '.join(map(repr, get_args(Joins)))}"
+    if not isinstance(value, Tensor):
+        return f"as {type(value).__name__}: expected a tensor with one value for each patch token"
+    if value.dim() not in (2, 3) or value.shape[:2] != tokens:
+        return (
+            f"of shape {tuple(value.shape)}: expected one value for each of {tokens} (images, patch tokens), "
+            "or several along a third dimension"
+        )
+    if value.dtype == torch.bool and joins in ("sum", "mean"):
+        return f"as flags, which have no {joins}: give numbers, or join them by 'max' or 'lead'"
+    return None
 
 
 def plane_of(grid: Grid, name: str) -> tuple[int, int]:
@@ -145,19 +163,21 @@ class View:
         """Lay ``value`` (B, M) or (B, M, D) beside the patch tokens shown, from this decision on, which it follows.
 
         Later sites and methods read it as ``extra(name)``, of the tokens that are present then. A token that returns
-        has what it had when it left.
+        has what it had when it left; one that was away when a value was first laid has 0, or the lowest value there is
+        where values join by their maximum.
 
         Args:
             name: replaces what lay under that name before.
-            value: of each patch token, as they stand in ``x``.
-            joins: what a token made of several has: the value of the one that "lead"s it, their "sum", their "mean" or
-                their "max".
+            value: of each patch token, as they stand in ``x``; numbers, or with "lead" and "max" flags.
+            joins: what a token made of several has: the value of the one that "lead"s it, their "sum", their "mean"
+                whatever their sizes, or their "max".
+
+        Raises:
+            TokensieveError: it is no such value, or cannot be joined like that.
         """
-        if value.shape[:2] != self.rep.shape:
-            raise TokensieveError(
-                f"method {self.method.name!r} carries {name!r} of shape {tuple(value.shape)}: expected one value for "
-                f"each of {tuple(self.rep.shape)} (images, patch tokens)"
-            )
+        problem = _no_value(name, value, joins, tuple(self.rep.shape))
+        if problem is not None:
+            raise TokensieveError(f"method {self.method.name!r} carries {name!r} {problem}")
         self.extras[name] = Extra(value, joins)
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from torch import Tensor, nn
 
 from tokensieve._version import VERSION
 from tokensieve.engine import apply as engine
-from tokensieve.errors import TokensieveError
+from tokensieve.errors import TokensieveError, TokensieveWarning
 from tokensieve.families._locate import family_of, irreducible
 from tokensieve.methods._method import Method
-from tokensieve.methods._registry import method_class
+from tokensieve.methods._registry import list_methods, method_class
 from tokensieve.models.built import BuiltModel
 from tokensieve.models.registered import is_model
 from tokensieve.models.source import CONFIG_NAME
@@ -125,6 +126,14 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, force: bool = Fals
         raise TokensieveError(f"cannot save to {target}: it is a file, expected a folder")
     if target.exists() and any(target.iterdir()) and not (target / CONFIG_NAME).exists():
         raise TokensieveError(f"{target} holds other files and no saved model: refused to replace it")
+    for method in engine.applied(model):
+        if list_methods().get(method.name) is not type(method):
+            warnings.warn(
+                f"the method {method.name!r} is defined in {type(method).__module__}, where ts.load does not look: put "
+                "it in methods/, or name it in the entry-point group tokensieve.methods",
+                TokensieveWarning,
+                stacklevel=2,
+            )
     # What rebuilds the model: the dense one by name, then the methods and how they were applied.
     name, arguments = base_of(model)
     fills = [site.reduction.fill for site in engine.sites(model)]

@@ -6,6 +6,7 @@ are moved by one kernel (``move.move_tokens``), which means the same.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -25,9 +26,9 @@ def follow(values: Tensor, decision: Decision, joins: Joins, way_back: Tensor | 
         values: (B, M) or (B, M, D), of any dtype.
         decision: over the M patch tokens.
         joins: what a token made of several has: the value of the one that leads it ("lead"), their "sum", their "mean"
-            or their "max", channel by channel. In a soft assignment the token with the largest weight leads, a sum is
-            divided as the columns of the matrix, a mean is weighted by its rows, and a maximum is over all tokens with
-            a weight above 0.
+            whatever their sizes, or their "max", channel by channel. In a soft assignment the token with the largest
+            weight leads, a sum is divided as the columns of the matrix, a mean is weighted by its rows, and a maximum
+            is over all tokens with a weight above 0.
         way_back: (B, M, S) the matrix by which a sum is divided in its stead, see ``soft.shared_out``.
 
     Returns:
@@ -70,6 +71,13 @@ def _joined(values: Tensor, assignment: Assignment, joins: Joins) -> Tensor:
 def _highest(values: Tensor, members: Tensor) -> Tensor:
     """The largest of (B, R, D) values among the ``members`` (B, K, R) of each group, the lowest number where it has
     none: (B, K, D). Channel by channel, since no (B, K, R, D) should be written out."""
-    lowest = torch.finfo(values.dtype).min if values.is_floating_point() else torch.iinfo(values.dtype).min
-    channels = [torch.where(members, channel.unsqueeze(1), lowest).amax(dim=2) for channel in values.unbind(dim=2)]
+    least = lowest(values.dtype)
+    channels = [torch.where(members, channel.unsqueeze(1), least).amax(dim=2) for channel in values.unbind(dim=2)]
     return torch.stack(channels, dim=2)
+
+
+def lowest(dtype: torch.dtype) -> float | int | bool:
+    """What no value of this type lies below."""
+    if dtype == torch.bool:
+        return False
+    return -math.inf if dtype.is_floating_point else torch.iinfo(dtype).min

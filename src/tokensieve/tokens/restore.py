@@ -67,13 +67,11 @@ def _at_old_places(table: Table, entry: Parked) -> Table:
     extras: dict[str, Extra] = {}
     for name, extra in table.extras.items():
         then = before.extras.get(name)
-        flat = extra.value if extra.value.dim() == 3 else extra.value.unsqueeze(2)
-        rows = behind_prefix(entry.index.clamp(min=0), extra.prefix)
-        now = take_rows(flat, rows)
-        away = F.pad(entry.index < 0, (extra.prefix, 0), value=False).unsqueeze(2)
-        old = torch.zeros_like(now) if then is None else then.value.view_as(now)
-        value = torch.where(away, old, now)
-        extras[name] = Extra(value if extra.value.dim() == 3 else value.squeeze(2), extra.joins, extra.prefix)
+        now = take_rows(extra.value, behind_prefix(entry.index.clamp(min=0), extra.prefix))
+        away = F.pad(entry.index < 0, (extra.prefix, 0), value=False)
+        old = extra.unknown(now.shape[1]) if then is None else then.value
+        value = torch.where(away.unsqueeze(2) if now.dim() == 3 else away, old, now)
+        extras[name] = Extra(value, extra.joins, extra.prefix)
     return before.changed(extras=extras, size_bias=None)
 
 
@@ -120,10 +118,7 @@ def _beside_each_other(now: Table, then: Table, dropped: Tensor, comes: Tensor, 
     extras: dict[str, Extra] = {}
     for name, extra in now.extras.items():
         earlier = then.extras.get(name)
-        if earlier is None:
-            value = extra.value.new_zeros(*dropped.shape, *extra.value.shape[2:])
-        else:
-            value = take_rows(earlier.patches, dropped)
+        value = extra.unknown(dropped.shape[1]) if earlier is None else take_rows(earlier.patches, dropped)
         extras[name] = extra.of(torch.cat([extra.patches, value], dim=1))
     return Table(
         rep,

@@ -12,7 +12,7 @@ from torch import Tensor
 from tokensieve.ops.moving import behind_prefix
 from tokensieve.ops.rows import take_rows
 from tokensieve.tokens.decision import Assignment
-from tokensieve.tokens.follow import Joins, follow
+from tokensieve.tokens.follow import Joins, follow, lowest
 from tokensieve.tokens.node import changed, register
 from tokensieve.tokens.soft import SoftAssignment
 
@@ -40,6 +40,12 @@ class Extra:
         """The same with other values for the patch tokens."""
         whole = torch.cat([self.value[:, : self.prefix], patches], dim=1) if self.prefix else patches
         return Extra(whole, self.joins, self.prefix)
+
+    def unknown(self, count: int) -> Tensor:
+        """(B, count) or (B, count, D) for tokens that nothing was laid beside: 0, or where values join by their maximum
+        the lowest there is."""
+        shape = (self.value.shape[0], count, *self.value.shape[2:])
+        return self.value.new_full(shape, lowest(self.value.dtype) if self.joins == "max" else 0)
 
     def take(self, index: Tensor) -> Extra:
         """That of the patch tokens at ``index`` (B, K)."""
