@@ -65,6 +65,7 @@ def test_eval_skips_and_names_images_that_cannot_be_read(images: Path, tmp_path:
     assert "none of the 2 image files can be read" in fails(*arguments)
 
 
+@pytest.mark.slow
 def test_all_methods_at_the_same_macs_and_why_some_are_left_out(images: Path, tmp_path: Path) -> None:
     file = tmp_path / "r.json"
     common = ("eval", "vit_tiny_patch16_224", "--img-size", 160, "--data", images / "val", "-j", 0, "-b", 6)

@@ -87,6 +87,7 @@ def test_two_processes_give_the_figures_of_one(place: Path, tmp_path: Path) -> N
     assert rows(two) == rows(one)
 
 
+@pytest.mark.slow
 def test_bench_times_on_the_main_process_and_leaves_none_behind_without_images(place: Path, tmp_path: Path) -> None:
     common = ("bench", place / "model", "--data", place / "data", "-j", 0, "-b", 4, "--limit", 3)
     common += ("--speed-batch-size", 1, "--rounds", 1)

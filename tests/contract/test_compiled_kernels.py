@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tokensieve as ts
+from tests.helpers.cases import one_of_each_kind
 from tests.helpers.models import CONFIGS, DEFAULTS, FACTORIES, FIRST, images, liven
 from tokensieve.attention.kernel import multiplies_pairs
 from tokensieve.ops import cpu
@@ -21,6 +22,9 @@ pytestmark = pytest.mark.skipif(
     not library_path().exists() and shutil.which("g++") is None, reason="the CPU kernels are not built"
 )
 STATIC = sorted(config for config in DEFAULTS if not any(method.ragged for method in CONFIGS[config]))
+
+# The kernels of the two papers, of merging and pruning, and of one method of each kind; the others slowly.
+SOON = {"bat", "tosa", "tome", "evit", *one_of_each_kind(FIRST[0], STATIC)}
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +66,9 @@ def reduced(family: str, name: str, config: str, dtype: torch.dtype = torch.floa
     return ts.apply(liven(FACTORIES[family][name](depth=2)).to(dtype).eval(), CONFIGS[config])
 
 
-@pytest.mark.parametrize("config", STATIC)
+@pytest.mark.parametrize(
+    "config", [pytest.param(config, marks=() if config in SOON else pytest.mark.slow) for config in STATIC]
+)
 @pytest.mark.parametrize(("family", "name"), FIRST[:1])
 def test_a_compiled_model_runs_the_kernels_that_eager_runs(family: str, name: str, config: str) -> None:
     model, graphs, called = reduced(family, name, config), Graphs(), Called()

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import tokensieve as ts
-from tests.helpers.cases import one_of_each_kind
-from tests.helpers.models import COMPOSED, CONFIGS, DEFAULTS, FACTORIES, FIRST, images, liven
+from tests.helpers.models import COMPOSED, CONFIGS, DEFAULTS, FACTORIES, images, liven
 from tokensieve.export.check import WithTokens, settled
 from tokensieve.export.format import Format
 from tokensieve.export.onnx import Onnx
@@ -27,8 +26,8 @@ RAGGED = {config for config, methods in CONFIGS.items() if any(method.ragged for
 # One composition of each kind is enough here: how methods meet does not depend on which ones they are.
 KINDS = {(methods[0].returns, methods[1].returns): config for config, methods in COMPOSED.items()}
 STATIC = sorted({*DEFAULTS, *KINDS.values()} - RAGGED)
-# The graphs that exporters read are traced for every method in test_compile.py.
-FEW = {"bat", "evit", "tome", "tosa", *one_of_each_kind(FIRST[0], STATIC), *KINDS.values()}
+# The graphs that exporters read are traced in test_compile.py, one of each kind soon and all of them slowly.
+FEW = {"bat", "evit", "tome", "tosa"}
 
 
 def soon(few: Collection[str]) -> pytest.MarkDecorator:

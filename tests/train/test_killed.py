@@ -35,7 +35,12 @@ FEWER_PATCHES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("run", "kills"), [(FINETUNE, 3), pytest.param(FINETUNE, 10, marks=pytest.mark.slow), (FEWER_PATCHES, 2)]
+    ("run", "kills"),
+    [
+        (FINETUNE, 3),
+        pytest.param(FINETUNE, 10, marks=pytest.mark.slow),
+        pytest.param(FEWER_PATCHES, 2, marks=pytest.mark.slow),
+    ],
 )
 def test_killed_and_resumed_ends_like_a_run_that_was_not(
     run: dict[str, Any], kills: int, pictures: Path, tmp_path: Path

@@ -105,6 +105,7 @@ def test_a_run_of_two_processes_goes_on_as_if_it_had_not_stopped(pictures: Path,
     assert (run / "model.safetensors").read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_a_sharded_run_saves_what_one_process_reads(pictures: Path, tmp_path: Path) -> None:
     common = [
         *SMALL,

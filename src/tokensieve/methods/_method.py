@@ -68,7 +68,7 @@ class Method(ABC):
         super().__init_subclass__(**kwargs)
         if "name" not in cls.__dict__:
             cls.name = cls.__name__.lower()
-        if cls.point not in POINTS:
+        if isinstance(cls.point, str) and cls.point not in POINTS:  # one may also depend on the options, as a property
             raise TokensieveError(f"{cls.name}: point must be one of {', '.join(map(repr, POINTS))}, got {cls.point!r}")
 
     def __post_init__(self) -> None:
