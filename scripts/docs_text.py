@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -62,3 +64,18 @@ def fill(text: str, name: str, body: str) -> str:
 def number(value: float | None, digits: int) -> str:
     """A measured number, or a dash where there is none."""
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def write_or_check(wanted: dict[Path, str], doc: str) -> int:
+    """Write the generated files that are stale, or with ``--check`` only name them: the exit status."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file is stale")
+    check: bool = parser.parse_args().check
+    stale = [p for p, text in wanted.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
+    for path in stale:
+        if check:
+            print(f"{path.relative_to(ROOT)} is stale: run `make docs`", file=sys.stderr)
+        else:
+            path.write_text(wanted[path], encoding="utf-8")
+            print(f"wrote {path.relative_to(ROOT)}")
+    return int(check and bool(stale))

@@ -11,7 +11,6 @@ python -m tests.helpers.walk) and benchmarks/results/*.json (written by ``tokens
 
 from __future__ import annotations
 
-import argparse
 import collections
 import json
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 import typer
 
 from docs_results import comparison_page, results, results_page
-from docs_text import NOTICE, ROOT, fill, listed, table, wrap
+from docs_text import NOTICE, ROOT, fill, listed, table, wrap, write_or_check
 from tokensieve.cli.app import app
 from tokensieve.engine.composition import conflicts
 from tokensieve.families._locate import list_families
@@ -259,18 +258,7 @@ def documents() -> dict[Path, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file is stale")
-    check: bool = parser.parse_args().check
-    wanted = documents()
-    stale = [p for p, text in wanted.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
-    for path in stale:
-        if check:
-            print(f"{path.relative_to(ROOT)} is stale: run `make docs`", file=sys.stderr)
-        else:
-            path.write_text(wanted[path], encoding="utf-8")
-            print(f"wrote {path.relative_to(ROOT)}")
-    return int(check and bool(stale))
+    return write_or_check(documents(), __doc__ or "")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ in methods/, which are found. A new method needs no edit: Python has it at once,
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import inspect
 import pkgutil
@@ -19,7 +18,7 @@ import textwrap
 from pathlib import Path
 
 import tokensieve
-from docs_text import ROOT, WIDTH, wrap
+from docs_text import ROOT, WIDTH, wrap, write_or_check
 from tokensieve.methods._method import Method
 from tokensieve.utils.lazy import Face
 
@@ -171,18 +170,7 @@ def documents() -> dict[Path, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file is stale")
-    check: bool = parser.parse_args().check
-    wanted = documents()
-    stale = [p for p, text in wanted.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
-    for path in stale:
-        if check:
-            print(f"{path.relative_to(ROOT)} is stale: run `make docs`", file=sys.stderr)
-        else:
-            path.write_text(wanted[path], encoding="utf-8")
-            print(f"wrote {path.relative_to(ROOT)}")
-    return int(check and bool(stale))
+    return write_or_check(documents(), __doc__ or "")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from tokensieve.tokens.move import add_spread, move_tokens
 from tokensieve.tokens.node import changed
 from tokensieve.tokens.record import Event
 from tokensieve.tokens.restore import patches_at_originals
-from tokensieve.tokens.rider import Moment, Rider
+from tokensieve.tokens.rider import Moment, riding_on
 from tokensieve.tokens.soft import SoftAssignment, mixed, rows_to_one
 from tokensieve.tokens.state import Outer, Parked, Tokens, WayBack
 
@@ -42,7 +42,10 @@ def apply(
         block, point, method: where it happened, for the record and to resolve ``until``.
         norm: what reads the tokens next, for ``Tokens.normed``; None where nothing asks for that.
     """
-    riders: Any = _followed(tokens, decision, Moment(block, point, method)) if tokens.riders else tokens.riders
+    riders = tokens.riders
+    if riders:
+        moment = Moment(block, point, method)
+        riders = riding_on(riders, lambda rider: rider.follow(decision, moment))
     if isinstance(decision, KeepMask):
         mask = decision.mask if tokens.table.mask is None else tokens.table.mask * decision.mask
         # Tokens that are away must not bring the masks back that were there when they left.
@@ -57,12 +60,6 @@ def apply(
     after = changes["x"].shape[1] - tokens.prefix
     event = Event(block, point, method, tokens.count, after, back.group if back.outer is None else None, returns)
     return tokens.changed(**changes, riders=riders, version=tokens.version + 1, events=(*tokens.events, event))
-
-
-def _followed(tokens: Tokens, decision: Decision, moment: Moment) -> dict[str, Rider]:
-    """The riders that ride on behind a decision."""
-    followed = {name: rider.follow(decision, moment) for name, rider in tokens.riders.items()}
-    return {name: rider for name, rider in followed.items() if rider is not None}
 
 
 def _moved(tokens: Tokens, assignment: Assignment, block: int, point: str, norm: Norm | None = None) -> dict[str, Any]:

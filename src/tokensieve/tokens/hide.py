@@ -18,7 +18,7 @@ from tokensieve.errors import TokensieveError
 from tokensieve.tokens import algebra
 from tokensieve.tokens.decision import Assignment, Decision, KeepMask
 from tokensieve.tokens.restore import patches_at_originals, visible
-from tokensieve.tokens.rider import Moment
+from tokensieve.tokens.rider import Moment, riding_on
 from tokensieve.tokens.soft import SoftAssignment
 from tokensieve.tokens.state import Tokens
 
@@ -84,7 +84,6 @@ def hide(tokens: Tokens, assignment: Assignment, block: int = 0, point: str = "m
     left, event = assignment.keep.shape[1], after.events[-1]
     event = replace(event, before=before.count, after=left, group=_shown(after.back.group, left))
     moment = Moment(block, point, method)
-    riders = {name: rider.hide(assignment, moment) for name, rider in tokens.riders.items()}
     back = after.back
     if tokens.back.fill == "last":
         back = replace(back, canvas=patches_at_originals(before))
@@ -92,7 +91,7 @@ def hide(tokens: Tokens, assignment: Assignment, block: int = 0, point: str = "m
         hidden=tokens.hidden + leaving,
         back=back,
         events=(*after.events[:-1], event),
-        riders={name: rider for name, rider in riders.items() if rider is not None},
+        riders=riding_on(tokens.riders, lambda rider: rider.hide(assignment, moment)),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,11 +11,11 @@ from torch import Tensor
 from tokensieve.ops.moving import behind_prefix, put_back, regroup
 from tokensieve.ops.rows import invert, one_hot, take_rows
 from tokensieve.tokens.node import changed
+from tokensieve.tokens.rider import riding_on
 from tokensieve.tokens.soft import given_back
 from tokensieve.tokens.table import Extra, Table
 
 if TYPE_CHECKING:
-    from tokensieve.tokens.rider import Rider
     from tokensieve.tokens.state import Fill, Parked, Tokens
 
 
@@ -31,20 +30,14 @@ def returning(tokens: Tokens, block: int, after_attention: bool = False) -> Toke
         tokens = _unpark(tokens, place)
     if not due or not tokens.riders:
         return tokens
-    return tokens.changed(riders=_brought_back(tokens.riders, block, after_attention))
-
-
-def _brought_back(riders: Mapping[str, Rider], block: int, after_attention: bool) -> dict[str, Rider]:
-    back = {name: rider.returned(block, after_attention) for name, rider in riders.items()}
-    return {name: rider for name, rider in back.items() if rider is not None}
+    return tokens.changed(riders=riding_on(tokens.riders, lambda rider: rider.returned(block, after_attention)))
 
 
 def _unpark(tokens: Tokens, place: int = -1) -> Tokens:
     """The state with the tokens of one parked group among the others again."""
     entry = tokens.back.parked[place]
     before = entry.before
-    parked = tokens.back.parked
-    parked = tuple(other for other in parked if other is not entry)
+    parked = tuple(other for other in tokens.back.parked if other is not entry)
     if entry.start is not None:
         return _part(tokens, entry, parked)
     if tokens.version == entry.version and tokens.count + entry.dropped.shape[1] >= before.count:

@@ -5,6 +5,7 @@ A rider lives in the file of its feature. It is an immutable dataclass, made kno
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -47,3 +48,8 @@ class Rider:
     def attend(self, attended: Attended) -> Rider:
         """What becomes of it behind the attention of a block."""
         return self
+
+
+def riding_on(riders: Mapping[str, Rider], becomes: Callable[[Rider], Rider | None]) -> dict[str, Rider]:
+    """What each rider ``becomes``, by name, without those that end."""
+    return {name: after for name, rider in riders.items() if (after := becomes(rider)) is not None}
