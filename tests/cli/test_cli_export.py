@@ -26,6 +26,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ts.save(model, tmp_path_factory.mktemp("saved") / "model")
 
 
+@pytest.mark.slow
 def test_a_model_by_name_is_exported_and_timed(tmp_path: Path) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)

@@ -63,9 +63,14 @@ def test_help_and_what_is_mistyped_need_not_even_torch(arguments: tuple[object, 
     ("arguments", "code", "said"),
     [
         (("methods",), 0, "tome"),
-        (("methods", "tome"), 0, "Options"),
+        pytest.param(("methods", "tome"), 0, "Options", marks=pytest.mark.slow),
         (("bench", "test_vit", "-m", "tom:r=3"), 2, "did you mean 'tome'"),
-        (("train", "test_vit", "-o", "run", "--stage", "finetune", "-m", "tome:kep=3"), 2, "tome has no option 'kep'"),
+        pytest.param(
+            ("train", "test_vit", "-o", "run", "--stage", "finetune", "-m", "tome:kep=3"),
+            2,
+            "tome has no option 'kep'",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_methods_and_specs_need_torch_alone(arguments: tuple[object, ...], code: int, said: str) -> None:

@@ -68,6 +68,7 @@ def rows(file: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in SPEED} for row in found]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_figures_of_one(place: Path, tmp_path: Path) -> None:
     # 24 files in batches of 5: three whole batches for one process, one whole and one of 4 for the other.
     common = ("eval", place / "model", "--data", place / "data", "-j", 0, "-b", 5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +12,6 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tokensieve as ts
-from tests.helpers.cases import one_of_each_kind
 from tests.helpers.models import CONFIGS, DEFAULTS, FACTORIES, FIRST, images, liven
 from tokensieve.attention.kernel import multiplies_pairs
 from tokensieve.ops import cpu
@@ -23,8 +22,14 @@ pytestmark = pytest.mark.skipif(
 )
 STATIC = sorted(config for config in DEFAULTS if not any(method.ragged for method in CONFIGS[config]))
 
-# The kernels of the two papers, of merging and pruning, and of one method of each kind; the others slowly.
-SOON = {"bat", "tosa", "tome", "evit", *one_of_each_kind(FIRST[0], STATIC)}
+# The kernels of the two papers, of merging and of pruning; the others slowly.
+SOON = ("bat", "evit", "tome", "tosa")
+
+
+def these(configs: Collection[str], soon: Collection[str]) -> pytest.MarkDecorator:
+    """Parametrises over ``configs``; those outside ``soon`` run only in ``make test-slow``."""
+    marked = [pytest.param(config, marks=() if config in soon else pytest.mark.slow) for config in configs]
+    return pytest.mark.parametrize("config", marked)
 
 
 @pytest.fixture(autouse=True)
@@ -66,9 +71,7 @@ def reduced(family: str, name: str, config: str, dtype: torch.dtype = torch.floa
     return ts.apply(liven(FACTORIES[family][name](depth=2)).to(dtype).eval(), CONFIGS[config])
 
 
-@pytest.mark.parametrize(
-    "config", [pytest.param(config, marks=() if config in SOON else pytest.mark.slow) for config in STATIC]
-)
+@these(STATIC, SOON)
 @pytest.mark.parametrize(("family", "name"), FIRST[:1])
 def test_a_compiled_model_runs_the_kernels_that_eager_runs(family: str, name: str, config: str) -> None:
     model, graphs, called = reduced(family, name, config), Graphs(), Called()
@@ -83,7 +86,7 @@ def test_a_compiled_model_runs_the_kernels_that_eager_runs(family: str, name: st
     assert graphs.ours == called.ours
 
 
-@pytest.mark.parametrize("config", ["bat", "tosa", "tome", "evit"])
+@these(SOON, ("bat",))
 def test_the_kernels_keep_the_batch_dynamic(config: str) -> None:
     model, graphs = reduced("timm-vit", "plain", config), Graphs()
     compiled = torch.compile(model, backend=graphs, fullgraph=True)
@@ -105,7 +108,7 @@ def test_our_attention_runs_in_compiled_bfloat16_models() -> None:
     assert "attend" in graphs.ours
 
 
-@pytest.mark.parametrize("config", ["bat", "tosa", "tome", "evit"])
+@these(SOON, ("tome",))
 def test_a_compiled_training_step_has_gradients_and_none_of_the_kernels_on_their_way(config: str) -> None:
     model, graphs = reduced("timm-vit", "plain", config), Graphs()
     x = images(2)

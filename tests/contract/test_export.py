@@ -27,7 +27,7 @@ RAGGED = {config for config, methods in CONFIGS.items() if any(method.ragged for
 KINDS = {(methods[0].returns, methods[1].returns): config for config, methods in COMPOSED.items()}
 STATIC = sorted({*DEFAULTS, *KINDS.values()} - RAGGED)
 # The graphs that exporters read are traced in test_compile.py, one of each kind soon and all of them slowly.
-FEW = {"bat", "evit", "tome", "tosa"}
+FEW = {"bat", "tome"}
 
 
 def soon(few: Collection[str]) -> pytest.MarkDecorator:
@@ -88,7 +88,7 @@ def test_onnx_picks_the_same_tokens_without_a_scatter(config: str, tmp_path: Pat
     same_tokens_and_answers(model, onnx_outputs(path))
 
 
-@soon(("bat", "tosa"))
+@soon(("tosa",))
 def test_openvino_picks_the_same_tokens(config: str, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     model = reduced(config)

@@ -49,7 +49,7 @@ print(len(stored))
 """
 
 
-@pytest.mark.parametrize(("family", "name"), FIRST_OF_TIMM[:1] + FIRST[-1:])
+@pytest.mark.parametrize(("family", "name"), [FIRST_OF_TIMM[0], pytest.param(*FIRST[-1], marks=pytest.mark.slow)])
 def test_pickle_in_a_fresh_process(family: str, name: str, tmp_path: Path) -> None:
     x, stored = images(2), {}
     for config, methods in CONFIGS.items():

@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 import tokensieve as ts
+from tests.helpers.cases import one_of_each_kind
+from tests.helpers.models import FIRST
 from tokensieve.cli.app import app
 from tokensieve.engine.counts import counts
 from tokensieve.engine.schedule import schedule
@@ -94,12 +96,11 @@ def _untrained_selectors_are_meant() -> Any:
 
 
 def planned() -> list[Any]:
-    """(launch, name): every method on one of the two made-up devices in turn, and slowly on the other as well."""
-    return [
-        pytest.param(launch, name, marks=pytest.mark.slow if (number + place) % 2 else ())
-        for place, launch in enumerate((0.0, 2e-6))
-        for number, name in enumerate(PLANNED)
-    ]
+    """(launch, name): one method of each kind on one of two made-up devices; slowly every method on both."""
+    kinds = sorted(one_of_each_kind(FIRST[0], PLANNED))
+    soon = {((0.0, 2e-6)[number % 2], name) for number, name in enumerate(kinds)}
+    cases = [(launch, name) for launch in (0.0, 2e-6) for name in PLANNED]
+    return [pytest.param(*case, marks=() if case in soon else pytest.mark.slow) for case in cases]
 
 
 @pytest.mark.parametrize(("launch", "name"), planned())

@@ -27,7 +27,8 @@ from tokensieve.train.stages import build
 from tokensieve.train.updates import make_optimizer
 
 Make = Callable[..., TrainOptions]
-NAMES = pytest.mark.parametrize("name", ["lemevit_tiny", "psvit_tiny", "imagepiece_tiny"])
+NAMES = ["psvit_tiny", "lemevit_tiny", "imagepiece_tiny"]
+each_name = pytest.mark.parametrize("name", NAMES)
 SCRATCH: dict[str, Any] = {"stage": "scratch", "method": None, "recipe": "scratch", "steps": 3}
 
 
@@ -36,7 +37,7 @@ def psvit() -> nn.Module:
     return timm.create_model("psvit_tiny", **options)
 
 
-@NAMES
+@pytest.mark.parametrize("name", [NAMES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])])
 def test_they_learn_from_scratch_and_a_run_that_was_stopped_ends_with_the_same_weights(
     name: str, arguments: Make, pictures: Path
 ) -> None:
@@ -63,7 +64,7 @@ def test_they_learn_from_scratch_and_a_run_that_was_stopped_ends_with_the_same_w
     assert [row["gmacs"] for row in rows] == [count(loaded, probe_input(loaded)).total / 1e9] * 3
 
 
-@NAMES
+@each_name
 def test_the_plan_has_their_macs(name: str, arguments: Make) -> None:
     summary = prepare(arguments(model=name, **SCRATCH)).summary()
     model = timm.create_model(name, num_classes=3, img_size=64).eval()

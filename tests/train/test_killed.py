@@ -37,7 +37,7 @@ FEWER_PATCHES: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("run", "kills"),
     [
-        (FINETUNE, 3),
+        (FINETUNE, 1),
         pytest.param(FINETUNE, 10, marks=pytest.mark.slow),
         pytest.param(FEWER_PATCHES, 2, marks=pytest.mark.slow),
     ],

@@ -53,6 +53,12 @@ def launch(processes: int, *arguments: object, sharded: bool = False) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def alone(*arguments: object) -> None:
+    """``tokensieve`` in this process."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+
+
 @pytest.mark.parametrize(
     "loss",
     [
@@ -76,9 +82,9 @@ def test_two_processes_give_the_gradients_of_one_with_twice_the_batch(
     # One update of plain gradient descent at rate 1: the weights lose exactly the gradient.
     common += ["--opt", "sgd", "--lr", "1", "--weight-decay", "0", "--sched", "step", "--steps", "1"]
     common += ["--mixup", "0", "--cutmix", "0"]
-    launch(1, *common, "--batch-size", 8, "-o", tmp_path / "one")
+    alone(*common, "--batch-size", 8, "-o", tmp_path / "one")
     launch(2, *common, "--batch-size", 4, "-o", tmp_path / "two")
-    launch(1, *common, "--batch-size", 4, "--grad-accum-steps", 2, "-o", tmp_path / "passes")
+    alone(*common, "--batch-size", 4, "--grad-accum-steps", 2, "-o", tmp_path / "passes")
     one, two, passes = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two", "passes"))
     torch.manual_seed(0)
     started = load_file(tmp_path / "one" / "checkpoints" / "step-00000001" / "model.safetensors")

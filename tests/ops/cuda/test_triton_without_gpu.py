@@ -164,7 +164,9 @@ def test_launches_follow_from_shapes_alone(case: str) -> None:
 
 
 @needs_no_interpreter
-@pytest.mark.parametrize("case", IN_HALF)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if "-" in case else ()) for case in IN_HALF]
+)
 def test_compiles_for_a_gpu_of_today(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiles(IN_HALF[case], 90, tmp_path, monkeypatch)
 
