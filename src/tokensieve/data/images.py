@@ -10,8 +10,11 @@ import torch
 from timm.data import ImageNetInfo, create_dataset, create_loader, infer_imagenet_subset
 from torch import nn
 from torch.utils.data import IterableDataset
+from torchvision.transforms import Compose
 
+from tokensieve.data.folders import is_no_class, leave_out
 from tokensieve.data.options import BATCH_SIZE, DataOptions
+from tokensieve.data.pictures import InMode
 from tokensieve.data.stream import ImageStream, ReadableImages, collate, evenly
 from tokensieve.data.transforms import data_config
 from tokensieve.errors import TokensieveError
@@ -21,6 +24,7 @@ from tokensieve.utils.processes import Processes, leave_interrupts_to_the_parent
 
 CLASS_MAP = "class_map.txt"
 MODES = {1: "L", 3: "RGB"}
+DECODING = ("hfids", "wds")  # streams that decode images themselves; they convert none if no mode is asked for
 SOURCES = ("", "folder", "digits", "hfds", "hfids", "wds", "tfds", "torch")
 
 
@@ -36,8 +40,12 @@ def open_images(options: DataOptions, model: nn.Module) -> ImageStream:
     images = labelled_images(options, model, mode, notes)
     limit, total = options.limit, len(images) or None
     if isinstance(images, IterableDataset):
+        loader = _loader(images, config, options)
+        streamed: Any = images
+        if not streamed.reader.input_img_mode:  # timm leaves the mode to the transform
+            streamed.transform = Compose([InMode(mode), streamed.transform])
         total = total if limit is None else min(limit, total or limit)
-        return ImageStream(_loader(images, config, options), total, limit, tuple(notes))
+        return ImageStream(loader, total, limit, tuple(notes))
     indices = evenly(len(images), limit)
 
     def divide(processes: Processes) -> tuple[Any, int]:
@@ -124,7 +132,7 @@ def _check_source(options: DataOptions) -> str:
 
 
 def _create(options: DataOptions, class_map: Any, mode: str) -> Any:
-    source = options.dataset or options.data
+    source, kind = options.dataset or options.data, options.dataset.partition("/")[0].lower()
     try:
         if options.dataset == "digits":
             return above("data set digits").open_split(options.split)  # of the demo extra
@@ -135,7 +143,7 @@ def _create(options: DataOptions, class_map: Any, mode: str) -> Any:
             class_map=class_map or "",  # type: ignore[arg-type]  # timm takes a file name as well
             batch_size=options.batch_size or BATCH_SIZE,
             num_samples=options.limit,
-            input_img_mode=mode,
+            input_img_mode="" if kind in DECODING else mode,
         )
     except ModuleNotFoundError as error:
         raise TokensieveError(f"cannot read images from {source!r}: pip install {error.name} first") from error
@@ -163,6 +171,9 @@ def _labelled(options: DataOptions, model: nn.Module, mode: str, notes: list[str
             notes.append(f"folders are named by WordNet identifiers: classes are numbered as in {subset}")
             class_map = {name: number for number, name in enumerate(order)}
             images = _create(options, class_map, mode)
+    leave_out(images, bool(class_map), notes)
+    if not images.reader.samples:
+        raise TokensieveError(f"{options.data!r} has images in hidden folders alone: expected one sub-folder a class")
     _check_classes(images, options, model, class_map, notes)
     return images
 
@@ -192,13 +203,14 @@ def _check_classes(images: Any, options: DataOptions, model: Any, class_map: Any
         )
     if not class_map and len(numbered) != classes:
         raise TokensieveError(
-            f"{options.data!r} has {len(numbered)} class folders and the model {classes} classes: give --class-map "
+            f"{options.data!r} has images of {len(numbered)} classes and the model {classes} classes: give --class-map "
             "FILE, the class names in the order of the model's answers, or --num-classes"
         )
     if class_map and max(numbered.values()) >= classes:
         raise TokensieveError(
             f"the class map has {len(numbered)} classes and the model {classes}: they do not belong together"
         )
-    unknown = sorted({e.name for e in os.scandir(images.reader.root) if e.is_dir()} - set(numbered))
+    folders = {entry.name for entry in os.scandir(images.reader.root) if entry.is_dir()}
+    unknown = sorted(name for name in folders - set(numbered) if not is_no_class(name))
     if class_map and unknown:
         notes.append(f"{len(unknown)} folders are not in the class map and are left out, such as {unknown[0]!r}")

@@ -79,7 +79,9 @@ class DataOptions(SourceOptions):
     data: Annotated[
         str | None,
         Option(
-            "Images, one sub-folder a class; or a data set's root.", names=("--data", "--data-dir"), metavar="FOLDER"
+            "Images, one sub-folder a class; or a data set's root. Rotation in EXIF is not followed, as in timm.",
+            names=("--data", "--data-dir"),
+            metavar="FOLDER",
         ),
     ] = None
     batch_size: Annotated[

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from tokensieve.data.pictures import UnknownPixelsError, in_mode
 from tokensieve.errors import TokensieveError
 from tokensieve.utils.processes import Processes
 
@@ -49,6 +50,8 @@ class ReadableImages(Dataset[tuple[Any, Any]]):
         index = self.indices[number]
         try:
             image, target = self._read(index)
+        except UnknownPixelsError as error:
+            return None, f"{self._name(index)} ({error})"
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             return None, self._name(index)
         label = NO_LABEL if target is None else target
@@ -58,10 +61,10 @@ class ReadableImages(Dataset[tuple[Any, Any]]):
         reader = getattr(self.images, "reader", None)
         if reader is None:  # torchvision's data sets open their images themselves
             image, target = self.images[index]
-            return image.convert(self.mode), target
+            return in_mode(image, self.mode), target
         file, target, *_ = reader[index]
         with Image.open(file) as opened:
-            return opened.convert(self.mode), target
+            return in_mode(opened, self.mode), target
 
     def _name(self, index: int) -> str:
         named = getattr(self.images, "filename", None)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tokensieve.data.pictures import in_mode
 from tokensieve.errors import TokensieveError
 from tokensieve.pixels.task import Task
 
@@ -39,7 +40,7 @@ class HubPairs:
         image = row[self.image]
         if not isinstance(image, Image.Image):
             image = Image.fromarray(np.asarray(image, dtype=np.uint8))
-        return image.convert("RGB"), np.asarray(row[self.target])
+        return in_mode(image, "RGB"), np.asarray(row[self.target])
 
     def name(self, index: int) -> str:
         return f"number {index} of {self.called}"

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tokensieve.data.folders import is_no_class
+from tokensieve.data.pictures import in_mode
 from tokensieve.errors import TokensieveError
 from tokensieve.pixels.task import Task
 
@@ -56,7 +58,7 @@ class FolderPairs:
 
     def read(self, index: int) -> tuple[Image.Image, NDArray[Any]]:
         with Image.open(self.images[index]) as opened:
-            image = opened.convert("RGB")
+            image = in_mode(opened, "RGB")
         return image, read_target(self.targets[index])
 
     def name(self, index: int) -> str:
@@ -114,9 +116,14 @@ def _places(root: Path, splits: tuple[str, ...], task: Task) -> list[tuple[Path,
     return found
 
 
+def _files(folder: Path) -> list[Path]:
+    """What ``folder`` holds, without hidden files, in the order of the names."""
+    return sorted(path for path in folder.iterdir() if not is_no_class(path.name))
+
+
 def _paired(images: Path, targets: Path, task: Task) -> tuple[FolderPairs, tuple[str, ...]]:
-    pictures = {path.stem: path for path in sorted(images.iterdir()) if path.suffix.lower() in ENDINGS}
-    maps = {path.stem: path for path in sorted(targets.iterdir()) if path.suffix.lower() in task.endings}
+    pictures = {path.stem: path for path in _files(images) if path.suffix.lower() in ENDINGS}
+    maps = {path.stem: path for path in _files(targets) if path.suffix.lower() in task.endings}
     both = [stem for stem in pictures if stem in maps]
     if not both:
         first = next(iter(pictures.values()), None)

@@ -13,12 +13,13 @@ from PIL import Image, ImageOps
 from timm.data import create_transform
 from torch import Tensor
 
+from tokensieve.data.pictures import UnknownPixelsError, in_mode
 from tokensieve.errors import TokensieveError
 from tokensieve.show.draw import PANEL
 
 
 def read_image(path: Path) -> Image.Image:
-    """The image as RGB, upright by its EXIF orientation; transparent parts on white, 16-bit grey scaled to 8.
+    """The image as RGB, upright by its EXIF orientation; transparent parts on white, more bits scaled to 8.
 
     Raises:
         TokensieveError: no such file, a folder, or not an image that can be decoded.
@@ -34,18 +35,17 @@ def read_image(path: Path) -> Image.Image:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TokensieveError(f"cannot read {path} as an image ({reason}): give a JPEG, PNG or WebP file") from error
-    return _as_rgb(image)
+    try:
+        return _as_rgb(image)
+    except UnknownPixelsError as error:
+        raise TokensieveError(f"cannot read {path} as an image: {error}") from error
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.asarray(image, dtype=np.float64)
-        top = 255.0 if values.max(initial=0) <= 255 else 65535.0
-        return Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         layered = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
-    return image.convert("RGB")
+    return in_mode(image, "RGB")
 
 
 def model_input(image: Image.Image, config: dict[str, Any]) -> Tensor:

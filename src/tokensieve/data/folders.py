@@ -1,0 +1,57 @@
+"""Folders in an image folder that are no classes: hidden ones, those that macOS packs along, and empty ones."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+ARCHIVED = "__MACOSX"  # what macOS puts beside the files of an archive
+
+
+def is_no_class(name: str) -> bool:
+    """Whether a file or folder of this name was put there by a program for itself, as notebooks' checkpoints are."""
+    return name.startswith(".") or name == ARCHIVED
+
+
+def leave_out(images: Any, numbered: bool, notes: list[str]) -> None:
+    """Take images in folders that are no classes out of timm's ``images``, and name the folders in ``notes``.
+
+    Args:
+        images: timm's data set of a folder.
+        numbered: whether a class map has numbered the classes; else the classes that are left are numbered anew.
+        notes: gets one line for hidden and one for empty folders.
+    """
+    reader, root = images.reader, Path(images.reader.root)
+    junk: set[str] = set()
+    kept: list[tuple[str, int]] = []
+    for file, label in reader.samples:
+        parts = Path(file).relative_to(root).parts
+        found = next((part for part in parts if is_no_class(part)), None)
+        if found is None:
+            kept.append((file, label))
+        elif found != parts[-1]:
+            junk.add(found)
+    left_out = len(reader.samples) - len(kept)
+    if left_out:
+        what = ", ".join(map(repr, sorted(junk))) or "files whose names begin with a dot"
+        notes.append(f"{left_out} image files are no class's and are left out: {what}")
+        reader.samples = kept
+        if not numbered:
+            _number_anew(reader)
+    empty = sorted(
+        entry.name
+        for entry in os.scandir(root)
+        if entry.is_dir() and not is_no_class(entry.name) and not any(files for _, _, files in os.walk(entry.path))
+    )
+    if empty:
+        notes.append(f"{len(empty)} folders are empty and count as no class: {', '.join(map(repr, empty[:3]))}")
+
+
+def _number_anew(reader: Any) -> None:
+    """Number the classes of a timm reader from 0 again, in the same order, without those that have no image."""
+    used = {label for _, label in reader.samples}
+    names = [name for name, label in sorted(reader.class_to_idx.items(), key=lambda item: item[1]) if label in used]
+    places = {reader.class_to_idx[name]: number for number, name in enumerate(names)}
+    reader.samples = [(file, places[label]) for file, label in reader.samples]
+    reader.class_to_idx = {name: number for number, name in enumerate(names)}
