@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -33,9 +34,11 @@ def test_ppt_prunes_in_one_image_and_merges_in_another(images: Tensor) -> None:
 
 @pytest.mark.parametrize("keep", [0.9, 0.6, 0.3])
 @pytest.mark.parametrize(("neighbours", "proportional"), [(1, False), (5, False), (5, True)])
-def test_dpc_knn(images: Tensor, keep: float, neighbours: int, proportional: bool) -> None:
-    model = ts.apply(tiny(), ts.DPCKNN(keep=keep, sites=SITES, neighbours=neighbours, proportional=proportional))
-    compare(model, images, before=reference.dpcknn(SITES, keep, neighbours, None), log_size=proportional)
+@pytest.mark.parametrize("itself", [True, False])
+def test_dpc_knn(images: Tensor, keep: float, neighbours: int, proportional: bool, itself: bool) -> None:
+    method = ts.DPCKNN(keep=keep, sites=SITES, neighbours=neighbours, proportional=proportional, itself=itself)
+    wanted = reference.dpcknn(SITES, keep, neighbours, None, itself)
+    compare(ts.apply(tiny(), method), images, before=wanted, log_size=proportional)
 
 
 def test_dpc_knn_with_learned_weights(images: Tensor) -> None:
@@ -86,9 +89,11 @@ def test_pitome(images: Tensor, keep: float, margin: float, proportional: bool) 
 @pytest.mark.parametrize("r", [1, 6, 40])
 @pytest.mark.parametrize(("info", "size"), [(1 / 20, 1 / 40), (0.0, 0.0), (0.5, 0.5)])
 @pytest.mark.parametrize("proportional", [True, False])
-def test_mctf(images: Tensor, r: int, info: float, size: float, proportional: bool) -> None:
-    model = ts.apply(tiny(), ts.MCTF(r=r, info=info, size=size, proportional=proportional))
-    compare(model, images, middle=reference.mctf(tuple(range(1, DEPTH)), r, info, size), log_size=proportional)
+@pytest.mark.parametrize("order", ["position", "edge"])
+def test_mctf(images: Tensor, r: int, info: float, size: float, proportional: bool, order: Any) -> None:
+    model = ts.apply(tiny(), ts.MCTF(r=r, info=info, size=size, proportional=proportional, order=order))
+    sites = tuple(range(1, DEPTH))
+    compare(model, images, middle=reference.mctf(sites, r, info, size, order == "edge"), log_size=proportional)
 
 
 @pytest.mark.parametrize("proportional", [True, False])
@@ -103,6 +108,12 @@ def test_diffrate(images: Tensor, proportional: bool) -> None:
 def test_ats(images: Tensor, samples: int) -> None:
     model = ts.apply(tiny(), ts.ATS(samples=samples, sites=SITES))
     compare_each(model, images, middle=reference.ats(SITES, [samples] * 3))
+
+
+@pytest.mark.parametrize("samples", [2, 20, 48])
+def test_ats_as_published(images: Tensor, samples: int) -> None:
+    model = ts.apply(tiny(), ts.ATS(samples=samples, sites=SITES, levels="published"))
+    compare_each(model, images, middle=reference.ats_as_published(SITES, samples))
 
 
 @pytest.mark.parametrize(("keep", "samples"), [(0.9, [44, 39, 35]), (0.5, [24, 12, 6])])
@@ -155,9 +166,10 @@ def test_jmp_merges_in_one_image_and_prunes_in_another(images: Tensor) -> None:
 
 @pytest.mark.parametrize("keep", [0.98, 0.6, 0.3])
 @pytest.mark.parametrize("sites", [(1, 3, 4), (2,)])
-def test_evo_vit(images: Tensor, keep: float, sites: tuple[int, ...]) -> None:
-    model = ts.apply(tiny(), ts.EvoViT(keep=keep, sites=sites))
-    middle, before = spans.evo_vit(sites, keep, DEPTH)
+@pytest.mark.parametrize("representative", [True, False])
+def test_evo_vit(images: Tensor, keep: float, sites: tuple[int, ...], representative: bool) -> None:
+    model = ts.apply(tiny(), ts.EvoViT(keep=keep, sites=sites, representative=representative))
+    middle, before = spans.evo_vit(sites, keep, DEPTH, representative)
     with torch.no_grad():
         logits, tokens = model(images), model.forward_features(images)
     stages = [(s.attended, s.processed) for s in ts.trace(model, images).stages]

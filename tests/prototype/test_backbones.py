@@ -220,7 +220,8 @@ def products(name: str, grids: list[int]) -> int:
         if name == "psvit_tiny":  # every second block has no map of its own
             total += (depth + (depth + 1) // 2) * (1 + patches) ** 2 * dim
         else:
-            pairs = [16 * patches, 2 * 16 * patches, 2 * 16 * patches, (16 + patches) ** 2, (16 + patches) ** 2][stage]
+            apart = 16**2 + patches**2  # image and meta tokens attend among themselves
+            pairs = [16 * patches, 2 * 16 * patches, 2 * 16 * patches, apart, apart][stage]
             total += depth * 2 * pairs * dim
     return total
 

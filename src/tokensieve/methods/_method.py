@@ -85,6 +85,13 @@ class Method(ABC):
         For a ragged method the most it may leave. Equal to ``patches`` means the site does nothing at all.
         """
 
+    def refuse(self, layout: Layout) -> str | None:
+        """Why the options do not fit a model of this layout, in words behind the method's name; default None: they do.
+
+        Asked once, when methods are applied; images of other sizes may have fewer tokens than the layout says.
+        """
+        return None
+
     def fewest(self, patches: int) -> int:
         """The fewest of ``patches`` tokens that one site can leave; only asked where counts are rounded. Default: 1."""
         return 1
@@ -124,6 +131,16 @@ class Method(ABC):
     def sharing(self, depth: int) -> frozenset[int]:
         """The blocks that attend by the map of the block before, all behind the first site. Default: none."""
         return frozenset()
+
+    def watches(self, depth: int) -> frozenset[int]:
+        """Blocks behind whose attention ``watch`` is called, whether the method acts there or not. Default: none."""
+        return frozenset()
+
+    def watch(self, view: View) -> None:  # noqa: B027 - most methods watch nothing
+        """Carry what the attention of a block says (``View.carry``), for a decision in a later block.
+
+        ``view`` shows the tokens and the signals that ``needs`` names; it has no learned part, and nothing can leave.
+        """
 
     def behind(self, tokens: Tokens, block: int, layout: Layout, training: bool) -> Tokens:
         """What becomes of the state behind the MLP of every block from the first site on, before a method acts there.

@@ -40,7 +40,7 @@ class Cells(Mixing):
 
 def pooled(x: Tensor, bands: Bands) -> Tensor:
     """Adaptive average pooling: patches (B, rows · columns, C) to cells (B, height · width, C)."""
-    image = x.reshape(x.shape[0], bands.rows, bands.columns, -1).permute(0, 3, 1, 2)
+    image = x.reshape(x.shape[0], bands.rows, bands.columns, x.shape[2]).permute(0, 3, 1, 2)
     return F.adaptive_avg_pool2d(image, (bands.height, bands.width)).flatten(2).transpose(1, 2)
 
 

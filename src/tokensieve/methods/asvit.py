@@ -31,7 +31,9 @@ class ASViT(Method):
     and half as much throughput again [authors].
 
     The loss is called "macs", ``macs_weight`` · |cost − target|. Our choice: the cost is a share of the dense blocks'
-    MACs, counted for an MLP of ratio 4 (the paper counts GMACs); scores are multiplied by N / 196, so that the
+    MACs, counted for an MLP of ratio 4 (the paper counts G of operations, with the patch embedding and, an element, 5
+    for a softmax or a norm and 8 for an activation; its code keeps the mean number of a batch in all its images);
+    scores are multiplied by N / 196, so that the
     published thresholds fit other numbers N of patches; an image of which no token is above the threshold keeps its
     best one. The published thresholds lie below 1 / 196, so they remove nothing of a model of random weights, whose
     attention is even; on DeiT-Tiny without training they leave 79 % of the MACs, and 69 % after 48 updates of 32 images

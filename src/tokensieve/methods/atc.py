@@ -27,7 +27,7 @@ class ATC(Pruning):
 
     Options:
         keep: share of the tokens that is left at each site, or one share per site; counted from all N patch tokens of
-            the model's input size, int(N · keep^i) after the i-th site.
+            the image, int(N · keep^i) after the i-th site.
         sites: 0-based blocks; default 3, 6, 9 of 12, scaled to the depth.
         linkage: distance of two clusters: the smallest ("single"), largest ("complete") or mean ("average") of members.
         metric: what distances are measured on: "keys" as published, or "x", the tokens themselves.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,16 +27,20 @@ class ATS(Method):
     11.6, 9.8 and 8.8 GMACs: 81.8, 81.7, 81.4, 80.5 and 79.6 top-1; DeiT-S 79.7 at 2.9 fine-tuned [authors].
 
     Our choice: K levels (2i − 1) / 2K, each taking the first token whose summed score reaches it; equal scores go by
-    index. An image's answer does not depend on its batch: short images are padded and the padding masked out. Models
-    without a class token score by attention received.
+    index. The authors' code (``levels="published"``) scales the sums to [0, 1] by the least and the largest, spreads
+    the levels evenly from the smallest above 0 to 1, and takes the nearest sum. An image's answer does not depend on
+    its batch: short images are padded and the padding masked out. Models without a class token score by attention
+    received.
 
     Options:
-        samples: K, levels at each site, or one number per site; None for as many as the model's input has patches.
+        samples: K, levels at each site, or one number per site; None for as many as the image has patches.
         sites: 0-based blocks; default 3 to 11 of 12, scaled to the depth.
+        levels: which values are looked up and how: "even", ours, or "published", 2 samples at least.
     """
 
     samples: int | tuple[int, ...] | None = None
     sites: tuple[int, ...] | None = None
+    levels: Literal["even", "published"] = "even"
 
     ragged = True
     paper = ("Adaptive Token Sampling for Efficient Vision Transformers", "Fayyaz et al.", 2021, "2111.15667")
@@ -44,7 +49,8 @@ class ATS(Method):
         super().__post_init__()
         if self.samples is not None:
             numbers = self.samples if isinstance(self.samples, tuple) else (self.samples,)
-            require(all(n >= 1 for n in numbers), self, "samples", "1 or more")
+            fewest = 2 if self.levels == "published" else 1
+            require(all(n >= fewest for n in numbers), self, "samples", f"{fewest} or more")
 
     def blocks(self, depth: int) -> tuple[int, ...]:
         return checked_sites(self.sites, tuple(range(3, 12)), depth, self.name)
@@ -65,7 +71,8 @@ class ATS(Method):
 
     def _drawn(self, score: Tensor, view: View) -> Tensor:
         """(B, M) bool: which tokens stay."""
-        drawn = inverse_samples(score, self._levels(view.site, view.layout))
+        sample = inverse_samples if self.levels == "even" else nearest_samples
+        drawn = sample(score, self._levels(view.site, view.layout))
         return drawn if view.alive is None else drawn & view.alive
 
 
@@ -78,9 +85,10 @@ class ATSShare(ATS):
 
     Options:
         keep: samples at each site as a share of those before, or one share per site; int(N · keep^i) of the N patch
-            tokens of the model's input size. 1 removes nothing.
+            tokens of the image. 1 removes nothing.
         sites: 0-based blocks; default 3, 6, 9 of 12, scaled to the depth.
         samples: levels at each site in place of the number that ``keep`` gives, or one number per site.
+        levels: as in ``ats``.
     """
 
     keep: float | tuple[float, ...] = 0.7
@@ -101,6 +109,36 @@ class ATSShare(ATS):
         if self.samples is not None:
             return super()._levels(site, layout)
         return share_of_all(layout.patches, self.keep, site)
+
+
+def nearest_samples(score: Tensor, levels: int) -> Tensor:
+    """Inverse transform sampling as the authors' code does it: each level draws the token of the nearest summed score.
+
+    Args:
+        score: (B, M), not negative; -inf counts as zero. Equal scores keep their order.
+        levels: K, 2 at least. The sums y by rising score are scaled to [0, 1] by the first and the last of them; the
+            levels lie evenly from the smallest y above 0 to 1, and of two equally near sums the smaller one is drawn.
+
+    Returns:
+        (B, M) bool, at least one True in a row.
+    """
+    score = score.detach()
+    present = score > -torch.inf
+    rising, order = score.clamp(min=0).masked_fill(~present, -1).sort(dim=1, stable=True)
+    summed = rising.clamp(min=0).cumsum(dim=1)
+    last = summed[:, -1:]
+    least = summed.masked_fill(rising < 0, torch.inf).amin(dim=1, keepdim=True)
+    tiny = torch.finfo(summed.dtype).tiny
+    scaled = (summed - least) / (last - least).clamp(min=tiny)
+    scaled = scaled.masked_fill(rising < 0, -torch.inf)
+    start = scaled.masked_fill(scaled <= 0, torch.inf).amin(dim=1, keepdim=True).clamp(max=1)
+    part = torch.arange(levels, device=score.device, dtype=score.dtype) / max(levels - 1, 1)
+    wanted = start + part * (1 - start)
+    above = torch.searchsorted(scaled, wanted).clamp(max=score.shape[1] - 1)
+    below = torch.searchsorted(scaled, scaled.gather(1, (above - 1).clamp(min=0)))
+    nearer = (scaled.gather(1, above) - wanted).abs() < (wanted - scaled.gather(1, below)).abs()
+    place = torch.where(nearer, above, below)
+    return torch.zeros_like(score, dtype=torch.bool).scatter(1, order.gather(1, place), True)
 
 
 def inverse_samples(score: Tensor, levels: int) -> Tensor:

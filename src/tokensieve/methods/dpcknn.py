@@ -26,19 +26,22 @@ class DPCKNN(Pruning):
     centres and every other token joins its nearest centre. Reads no attention. Needs no training with equal weights;
     TCFormer trains the weights exp(w · x + b) with which the members of a cluster merge.
 
-    Our choice: no random noise on the density, equal values go by index; a token is not its own neighbour; a fresh
-    learned weight is the equal one. No number is published for this setting on a plain ViT.
+    Our choice: no random noise on the density, equal values go by index; a token is not its own neighbour, which it is
+    in the authors' code (``itself``); a fresh learned weight is the equal one. No number is published for this setting
+    on a plain ViT.
 
     Options:
         keep: share of the tokens that is left at each site, or one share per site; counted from all N patch tokens of
-            the model's input size, int(N · keep^i) after the i-th site.
+            the image, int(N · keep^i) after the i-th site.
         sites: 0-based blocks; default 3, 6, 9 of 12, scaled to the depth.
         neighbours: nearest tokens that the density averages over.
+        itself: whether a token is the nearest of its own neighbours, at distance 0.
         weight: of a token in a merge: "equal", its "size", or "learned", exp(w · x + b), to be trained.
         proportional: log-size attention in later blocks.
     """
 
     neighbours: int = 5
+    itself: bool = False
     weight: Literal["equal", "size", "learned"] = "equal"
     proportional: bool = False
 
@@ -67,7 +70,8 @@ class DPCKNN(Pruning):
         return linear
 
     def assign(self, view: View) -> Assignment:
-        centres, others, onto = density_peaks(view.x, view.keep, min(self.neighbours, view.count - 1))
+        neighbours = min(self.neighbours, view.count - (not self.itself))
+        centres, others, onto = density_peaks(view.x, view.keep, neighbours, self.itself)
         return Assignment(keep=centres, moved=others, onto=onto, weight=self._weight(view))
 
     def _weight(self, view: View) -> Tensor | None:

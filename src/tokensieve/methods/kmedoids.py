@@ -27,11 +27,12 @@ class KMedoids(Pruning):
     its cluster becomes the medoid. The medoids go on unchanged; the others of a cluster are given its medoid's value
     when all tokens are given back. Needs no training; the paper fine-tunes. No number of it is claimed here.
 
-    Our choice: d is the Euclidean distance of the tokens; ties go by index.
+    Our choice: d is the Euclidean distance of the tokens; ties go by index. The sum is over the cluster, as in the
+    paper; public code for it weighs the distances to all tokens of the image, a slip that is not followed here.
 
     Options:
         keep: share of the tokens that is left at each site, or one share per site; counted from all N patch tokens of
-            the model's input size, int(N · keep^i) after the i-th site.
+            the image, int(N · keep^i) after the i-th site.
         sites: 0-based blocks before which it acts, from 1 on; default 3, 6, 9 of 12, scaled to the depth.
         update: what weighs the distances when a medoid is chosen: "weighted", attention received, or "equal", nothing.
         rounds: how often medoids are moved; 0 leaves the tokens of the highest attention received.

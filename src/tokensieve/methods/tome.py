@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tokensieve.errors import TokensieveError
 from tokensieve.methods._counts import checked_sites, inflected, removed
 from tokensieve.methods._method import Method, require
 from tokensieve.methods._view import Layout, Signal, View
@@ -53,15 +52,14 @@ class ToMe(Method):
     def needs(self, layout: Layout) -> frozenset[Signal]:
         return frozenset({"keys"}) if self.metric == "keys" else frozenset()
 
+    def refuse(self, layout: Layout) -> str | None:
+        largest, every = max(self.r) if isinstance(self.r, tuple) else self.r, layout.patches
+        if largest <= every // 2:
+            return None
+        return f"r must be at most half of the {every} patch tokens, {every // 2}, got {largest}"
+
     def remaining(self, patches: int, site: int, layout: Layout) -> int:
-        asked = self._asked(site, layout)
-        largest = max(self.r) if isinstance(self.r, tuple) else self.r
-        every = layout.patches
-        if largest > every // 2:
-            raise TokensieveError(
-                f"tome: r must be at most half of the {every} patch tokens, {every // 2}, got {largest}"
-            )
-        return patches - removed(patches, asked)
+        return patches - removed(patches, self._asked(site, layout))
 
     def fewest(self, patches: int) -> int:
         return patches - removed(patches, patches)

@@ -25,7 +25,9 @@ def squared_distances(features: Tensor) -> Tensor:
 
 
 @operator
-def density_peaks(features: Tensor, clusters: int, neighbours: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def density_peaks(
+    features: Tensor, clusters: int, neighbours: int | None = None, itself: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """Cluster tokens around the peaks of their density.
 
     With d_ij = ‖x_i − x_j‖ / √C: density ρ_i = exp(−mean_j d_ij²), over all tokens or the ``neighbours`` nearest; δ_i
@@ -36,13 +38,17 @@ def density_peaks(features: Tensor, clusters: int, neighbours: int | None = None
         features: (B, M, C).
         clusters: number of clusters, 1 to M.
         neighbours: how many nearest tokens the density averages over; None for all.
+        itself: whether a token is one of its own nearest, at distance 0; no kernel serves that.
 
     Returns:
         ``centres`` (B, clusters) ascending, ``others`` (B, M - clusters) ascending, ``onto`` (B, M - clusters): the
         place in ``centres`` of the centre that each of the others joins.
     """
     squared = squared_distances(features)
-    near = squared if neighbours is None else squared.topk(neighbours + 1, dim=2, largest=False).values[..., 1:]
+    first = 0 if itself else 1
+    near = squared
+    if neighbours is not None:
+        near = squared.topk(neighbours + first, dim=2, largest=False).values[..., first:]
     density = torch.exp(-near.mean(dim=2))
     length = features.shape[1]
     earlier = torch.ones(length, length, dtype=torch.bool, device=features.device).tril(-1)
@@ -69,13 +75,18 @@ def _density_peaks(features: Tensor, clusters: int, neighbours: int) -> tuple[Te
 
 
 @density_peaks.on_cpu
-def _(features: Tensor, clusters: int, neighbours: int | None = None) -> tuple[Tensor, Tensor, Tensor] | Any:
-    return _density_peaks(features, clusters, neighbours or 0) if cpu.serves(features) else NotImplemented
+def _(
+    features: Tensor, clusters: int, neighbours: int | None = None, itself: bool = False
+) -> tuple[Tensor, Tensor, Tensor] | Any:
+    served = not itself and cpu.serves(features)
+    return _density_peaks(features, clusters, neighbours or 0) if served else NotImplemented
 
 
 @density_peaks.on_cuda
-def _(features: Tensor, clusters: int, neighbours: int | None = None) -> tuple[Tensor, Tensor, Tensor] | Any:
-    if features.dtype not in cuda.FLOATS or features.shape[1] > cuda.MOST_TOKENS or not cuda.serves(features):
+def _(
+    features: Tensor, clusters: int, neighbours: int | None = None, itself: bool = False
+) -> tuple[Tensor, Tensor, Tensor] | Any:
+    if itself or features.dtype not in cuda.FLOATS or features.shape[1] > cuda.MOST_TOKENS or not cuda.serves(features):
         return NotImplemented
     from tokensieve.ops.cuda import density
 

@@ -11,26 +11,38 @@ from tests.helpers.references.plain import Reducer, Run, _rebuild, class_attenti
 from tests.helpers.references.untrained import unit
 
 
-def evo_vit(sites: tuple[int, ...], keep: float, depth: int) -> tuple[Reducer, Reducer]:
-    """Evo-ViT: what to do in the middle of a block, and before one (also behind the last) where tokens part."""
+def evo_vit(sites: tuple[int, ...], keep: float, depth: int, representative: bool = True) -> tuple[Reducer, Reducer]:
+    """Evo-ViT: what to note in the middle of a block, and what to do before one (also behind the last)."""
     held: list[tuple[Tensor, list[list[int]], list[list[int]], Tensor]] = []
+    score: list[float] = []
+    informative: list[int] = []
 
     def middle(run: Run, block: int) -> None:
-        if block not in sites:
-            return
-        score = class_attention(run)
-        count = math.ceil(round(keep * len(score), 6))
-        if count + 1 >= len(score):
-            return
-        chosen = sorted(top(score, count))
-        others = [i for i in range(len(score)) if i not in chosen]
-        whole, members = run.x, run.members
-        _rebuild(run, [[i] for i in chosen] + [others], score)
-        held.append((whole, members, [[i] for i in chosen] + [others], run.x))
+        seen = class_attention(run)
+        if block == sites[0] - 1:
+            score[:] = seen
+        elif sites[0] <= block < sites[-1]:
+            for place, token in enumerate(informative if held else range(len(score))):
+                score[token] = (score[token] + seen[place]) / 2
 
     def before(run: Run, block: int) -> None:
-        if not held or block not in (*sites, depth):
+        if held and block in (*sites, depth):
+            part(run)
+        if block not in sites:
             return
+        count = math.ceil(round(keep * len(score), 6))
+        if count + representative >= len(score):
+            return
+        informative[:] = sorted(top(score, count))
+        others = [i for i in range(len(score)) if i not in informative]
+        whole, members = run.x, run.members
+        groups = [[i] for i in informative]
+        if representative:
+            groups.append(others)
+        _rebuild(run, groups, score)
+        held.append((whole, members, groups, run.x))
+
+    def part(run: Run) -> None:
         whole, members, groups, start = held.pop()
         out = [run.x[0]] + [whole[i + 1] for i in range(len(members))]
         for place, group in enumerate(groups):
@@ -64,10 +76,12 @@ def algm(sites: tuple[int, ...], side: int, threshold: float) -> Reducer:
             cosine = {i: float(x[i] @ x[j]) for i, j in best.items()}
             mean = sum(cosine.values()) / len(cosine)
             deviation = math.sqrt(sum((c - mean) ** 2 for c in cosine.values()) / max(len(cosine) - 1, 1))
-            target = [best[i] if i in best and cosine[i] >= mean + deviation / 5 else i for i in target]
+            bar = mean + deviation / (block + 1)
+            target = [best[i] if i in best and cosine[i] >= bar else i for i in target]
         groups: dict[int, list[int]] = {i: [] for i in sorted(set(target))}
         for i, to in enumerate(target):
             groups[to].append(i)
-        _rebuild(run, list(groups.values()), None)
+        merged = [group for group in groups.values() if len(group) > 1] if block == sites[0] else []
+        _rebuild(run, merged + [group for group in groups.values() if group not in merged], None)
 
     return middle

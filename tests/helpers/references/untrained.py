@@ -75,7 +75,9 @@ def distances(x: Tensor) -> list[list[float]]:
     return [[float((a - b).norm()) / math.sqrt(x.shape[1]) for b in x] for a in x]
 
 
-def dpcknn(sites: tuple[int, ...], keep: float, neighbours: int, weights: Tensor | None) -> Reducer:
+def dpcknn(
+    sites: tuple[int, ...], keep: float, neighbours: int, weights: Tensor | None, itself: bool = False
+) -> Reducer:
     """DPC-KNN; ``weights`` (C,) of exp(w · x), or None for equal ones."""
 
     def before(run: Run, block: int) -> None:
@@ -86,7 +88,7 @@ def dpcknn(sites: tuple[int, ...], keep: float, neighbours: int, weights: Tensor
         apart = distances(x)
         density = []
         for i in range(length):
-            near = sorted(apart[i][j] ** 2 for j in range(length) if j != i)[:neighbours]
+            near = sorted(apart[i][j] ** 2 for j in range(length) if itself or j != i)[:neighbours]
             density.append(math.exp(-sum(near) / len(near)))
         largest = max(max(row) for row in apart)
         score = []
@@ -219,7 +221,7 @@ def pitome(depth: int, keep: float, margin: float) -> Reducer:
     return middle
 
 
-def mctf(sites: tuple[int, ...], r: int, info: float, size: float) -> Reducer:
+def mctf(sites: tuple[int, ...], r: int, info: float, size: float, by_edge: bool) -> Reducer:
     """MCTF: three criteria, half of the edges in each direction, means by attention times size."""
 
     def middle(run: Run, block: int) -> None:
@@ -246,8 +248,11 @@ def mctf(sites: tuple[int, ...], r: int, info: float, size: float) -> Reducer:
             groups[best[a]] += groups.pop(a)
         left = [a for a in left if a in groups]
         best = {b: max(left, key=lambda a, b=b: weight[a, b]) for b in right}
-        for b in sorted(right, key=lambda b: -weight[best[b], b])[: remove - remove // 2]:
+        ranked = sorted(right, key=lambda b: -weight[best[b], b])
+        for b in ranked[: remove - remove // 2]:
             groups[best[b]] += groups.pop(b)
+        if by_edge:
+            groups = {i: groups[i] for i in [*left, *ranked] if i in groups}
         _rebuild(run, list(groups.values()), [w * s for w, s in zip(received, sizes, strict=True)])
 
     return middle
@@ -270,6 +275,26 @@ def diffrate(counts: list[tuple[int, int]]) -> Reducer:
             for m in run.members[i]:
                 run.gone[m] = run.x[i + 1]
         _rebuild(run, list(groups.values()), [1.0] * len(score))
+
+    return middle
+
+
+def ats_as_published(sites: tuple[int, ...], samples: int) -> Reducer:
+    """ATS with the levels of its authors' code, each taking the nearest value of the distribution."""
+
+    def middle(run: Run, block: int) -> None:
+        if block not in sites:
+            return
+        score = value_weighted(run)
+        rising = sorted(range(len(score)), key=lambda i: (score[i], i))
+        summed = [sum(score[j] for j in rising[: place + 1]) for place in range(len(rising))]
+        if len(score) == 1:
+            return
+        scaled = [(value - summed[0]) / (summed[-1] - summed[0]) for value in summed]
+        start = min(value for value in scaled if value > 0)
+        levels = [start + number * (1 - start) / (samples - 1) for number in range(samples)]
+        drawn = {min(range(len(scaled)), key=lambda i, y=y: (abs(scaled[i] - y), i)) for y in levels}
+        drop(run, sorted(rising[place] for place in drawn))
 
     return middle
 

@@ -32,7 +32,7 @@ class CrossAttention(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.scale = dim**-0.5
+        self.scale = HEAD_WIDTH**-0.5
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2 * dim)
         self.proj = nn.Linear(dim, dim)
@@ -66,7 +66,7 @@ class DualCrossAttention(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Ordinary attention over image and meta tokens together."""
+    """Ordinary attention of the image tokens to one another, and of the meta tokens, by the same weights."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -75,9 +75,12 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, meta: Tensor) -> tuple[Tensor | None, Tensor]:
-        queries, keys, values = self.qkv(torch.cat([meta, x], dim=1)).chunk(3, dim=2)
-        out = self.proj(_attend(queries, keys, values, self.scale))
-        return out[:, meta.shape[1] :], out[:, : meta.shape[1]]
+        return self._among(x), self._among(meta)
+
+    def _among(self, tokens: Tensor) -> Tensor:
+        queries, keys, values = self.qkv(tokens).chunk(3, dim=2)
+        out: Tensor = self.proj(_attend(queries, keys, values, self.scale))
+        return out
 
 
 ATTENTION: dict[Mixing, type[nn.Module]] = {
@@ -93,19 +96,18 @@ class LeMeBlock(nn.Module):
     def __init__(self, dim: int, mixing: Mixing, drop_path: float) -> None:
         super().__init__()
         self.position = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = ATTENTION[mixing](dim)
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, 4 * dim)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor, meta: Tensor) -> tuple[Tensor, Tensor]:
         """The image (B, C, H, W) and the meta tokens (B, M, C) after the block."""
-        x = x + self.position(x)
-        tokens = x.flatten(2).transpose(1, 2)
+        tokens = (x + self.position(x)).flatten(2).transpose(1, 2)
         update, meta_update = self.attn(self.norm1(tokens), self.norm1(meta))
         meta = self._add(meta, meta_update)
-        if update is None:
+        if update is None:  # where it only gathers, positions go into keys and values and nowhere else
             return x, meta
         return self._add(tokens, update).transpose(1, 2).reshape(x.shape), meta
 
@@ -144,14 +146,14 @@ def _halve(dim_in: int, dim: int) -> nn.Sequential:
 class LeMeViT(StagedBackbone):
     """Learnable meta tokens: 16 tokens that gather the image, and through which image tokens exchange information.
 
-    Five stages at strides 4, 4, 8, 16, 32. In the first the meta tokens gather from the image (cross-attention, the
-    image changes by its depth-wise convolution alone); in the next two image and meta tokens attend to each other (dual
-    cross-attention, linear in the number of image tokens); in the last two all attend to all.
+    Five stages at strides 4, 4, 8, 16, 32. In the first the meta tokens gather from the image (cross-attention; the
+    image stays as it is, its depth-wise convolution feeds keys and values alone); in the next two image and meta tokens
+    attend to each other (dual cross-attention, linear in the number of image tokens); in the last two the image tokens
+    attend to one another and so do the meta tokens, by the same weights.
 
     Parameters and MACs are those of the paper to the digits it gives (8.64 M and 1.78 G, 16.40 M and 3.74 G, 53.10 M
     and 11.06 G at 224² pixels, products of queries, keys and values not counted); its accuracies are not claimed, as
-    there are no weights. Our choice where the paper is silent, without effect on either: GELU inside the stem, and
-    HEAD_WIDTH^-½ as the scale of the last two stages.
+    there are no weights. With the authors' weights, which map onto its parameters one to one, it answers as theirs.
 
     Args:
         dims, depths: channels and blocks of the five stages; channels in multiples of 32.
