@@ -108,14 +108,22 @@ class Tap(TorchFunctionMode):
             return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, scale=scale, **others)
         return biased_attention(query, key, value, bias, scale=scale, dropout_p=dropout_p)
 
-    def attended(self) -> Attended:
-        """What the calls were computed from; several parallel attentions are laid side by side as heads."""
+    def check(self) -> None:
+        """Refuse an attention that made no call: what the tap carries was not computed with.
+
+        Raises:
+            RefusedError: there was none.
+        """
         if not self.calls:
             raise RefusedError(
-                "the block's attention never called the fused kernel (F.scaled_dot_product_attention): build the model "
-                "with fused attention on, so that its signals can be read: timm.layers.set_fused_attn(True), or in "
-                "transformers model.set_attn_implementation('sdpa')"
+                "the block's attention never called the fused kernel (F.scaled_dot_product_attention), where methods "
+                "read and bias it: build the model with fused attention on, timm.layers.set_fused_attn(True), and "
+                "leave attn.fused_attn as it is, or in transformers model.set_attn_implementation('sdpa')"
             )
+
+    def attended(self) -> Attended:
+        """What the calls were computed from; several parallel attentions are laid side by side as heads."""
+        self.check()
         queries, keys, values, scale = self.calls[0]
         if len(self.calls) > 1:
             queries, keys, values = (

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from tokensieve.engine import grid, hooks
-from tokensieve.engine.around import SievedOwner
-from tokensieve.engine.block import SITE, SievedBlock, Site
-from tokensieve.engine.probe import check_identity
+from tokensieve.engine import grid, hooks, running
+from tokensieve.engine.around import REDUCTION, SievedOwner
+from tokensieve.engine.block import SievedBlock, Site
+from tokensieve.engine.probe import check_identity, device_of
 from tokensieve.engine.reduction import Reduction, settle
+from tokensieve.engine.running import SITE
 from tokensieve.engine.schedule import schedule
 from tokensieve.engine.takeover import TakenOver, give_back, take_over
 from tokensieve.errors import RefusedError, TokensieveError
@@ -60,7 +60,7 @@ def apply(
 
     Args:
         model: a model of a known family, or one that contains such a model, of timm or of Hugging Face's transformers.
-            Not yet compiled or wrapped.
+            Not yet wrapped for data parallelism.
         methods: a method, a composition in the order in which it acts, or its spec ("tome:r=4+tosa:keep=0.5").
         fill: what stands at the place of tokens that are gone for good when all are given back: "last" (their last
             value), "mean" (the mean of those present) or "auto": "mean" for heads that pool over patches, else "last".
@@ -90,16 +90,14 @@ def apply(
     layout = located.family.layout(located.owner)
     plan = schedule(chosen, layout)
     pools = located.family.pools(model, located.owner)
-    reduction = settle(located.family, layout, chosen, plan, fill, pools, multiple, masked)
-    tapped = _taps(taps, layout)
-    check_identity(model, probe, taps=any(m.needs(layout) or m.log_size_attention for m in chosen))
+    reduction = settle(located.family, layout, chosen, plan, fill, pools, multiple, masked, _taps(taps, layout))
+    check_identity(model, probe, taps=masked or any(_is_watched(method, layout) for method in chosen))
     # The blocks are taken over from the first one on where a method acts.
     blocks = located.family.blocks(located.owner)
-    reference = next(blocks[0].parameters())
-    for number in range(min(plan, default=layout.depth), layout.depth):
+    for number in range(reduction.first, layout.depth):
         block = blocks[number]
-        site = Site(reduction, number, plan.get(number, ()), tapped=number in tapped)
-        site.to(device=reference.device, dtype=reference.dtype)
+        site = Site(reduction, number, plan.get(number, ()))
+        site.to(device=device_of(block), dtype=next(block.parameters()).dtype)
         site.train(block.training)
         block.add_module(SITE, site)
         take_over(block, SievedBlock)
@@ -112,12 +110,21 @@ def _attach_around(model: nn.Module, located: Located, reduction: Reduction) -> 
     family, owner = located.family, located.owner
     if hasattr(owner, "forward_intermediates"):
         take_over(owner, SievedOwner)
+        vars(owner)[REDUCTION] = reduction
+    else:
+        running.attach(owner, reduction)
     # Only for those: a compiler puts no ContextVar into its graph, and images of another size than the model's set one.
     if family.images is not None and any(m.undivided or m.looks_at_grid for m in reduction.methods):
         grid.attach(owner, family.images, family.patch_size(owner), reduction.layout.grid)
     for entry in family.readings(model, owner):
         hooks.attach(entry)
     hooks.refuse_masks(owner)
+
+
+def _is_watched(method: Method, layout: Layout) -> bool:
+    """Whether a method reads the fused attention, or changes what it is computed on."""
+    reads = method.needs(layout) or method.sharing(layout.depth)
+    return bool(reads) or method.log_size_attention or method.ragged
 
 
 def _taps(taps: Sequence[int] | None, layout: Layout) -> frozenset[int]:
@@ -137,6 +144,8 @@ def remove(model: nn.Module) -> nn.Module:
     for module in list(model.modules()):
         hooks.detach(module)
         grid.detach(module)
+        running.detach(module)
+        vars(module).pop(REDUCTION, None)
         if isinstance(module, SievedBlock):
             del module._modules[SITE]
         give_back(module)
@@ -178,7 +187,7 @@ def _refuse_changed(model: nn.Module) -> None:
             f"methods are applied already ({', '.join(map(str, applied(model)))}): call ts.remove(model) first, "
             "or give all of them to one ts.apply as a list"
         )
-    wrapped = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch._dynamo.eval_frame.OptimizedModule)
+    wrapped = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     if isinstance(model, wrapped):
         raise RefusedError(
             f"the model is wrapped in {type(model).__name__}: apply methods to the plain model first, then wrap it"

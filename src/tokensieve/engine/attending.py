@@ -76,7 +76,8 @@ class Attending:
         shares = self.borrows or self.lends
         rows = PADDED if tokens.table.alive is None or shares or not packs else self.rows(tokens)
         watched = own or shares or bias is not None or (bool(tokens.riders) and bool(_attending(tokens)))
-        plain = not (watched or bool(self.turns.steps) or any(entry.after_attention for entry in tokens.back.parked))
+        acts = bool(self.turns.steps) or bool(self.turns.watchers)
+        plain = not (watched or acts or any(entry.after_attention for entry in tokens.back.parked))
         return Call(kwargs, tokens.x.shape[1], tokens.table.mask, bias, own, rows, plain)
 
     def rows(self, tokens: Tokens) -> Rows:
@@ -109,6 +110,8 @@ class Attending:
         else:
             x = call.rows.unpack(self.family.tapped(block, call.rows.pack(tokens.x), tap, **call.kwargs))
         tokens = tokens.changed(x=x)
+        if shares or call.bias is not None or call.rows is not PADDED:
+            tap.check()
         # What rides along sees it.
         if shares:
             lent = SharedMaps(tuple((one[0], one[1]) for one in tap.calls)) if self.lends else None

@@ -8,27 +8,67 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from tokensieve.engine import running
 from tokensieve.engine.attending import Attending, Call
 from tokensieve.engine.grid import running_grid
 from tokensieve.engine.hooks import refuse_block_mask
 from tokensieve.engine.reduction import Reduction
+from tokensieve.engine.running import SITE
 from tokensieve.engine.schedule import Step
 from tokensieve.engine.takeover import TakenOver
 from tokensieve.engine.turns import Turns
+from tokensieve.errors import RefusedError
 from tokensieve.methods._method import Method
 from tokensieve.methods._view import BlockSignals
 from tokensieve.ops.norm import Norm
+from tokensieve.tokens import link
 from tokensieve.tokens.record import Stage
 from tokensieve.tokens.restore import returning, visible
 from tokensieve.tokens.state import Tokens
 
-SITE = "tokensieve"  # the name of the child module that a block with sites carries
 BESIDE = "_tokensieve_state"  # the attribute of a tensor out of a tapped block that holds the compact state
+
+
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """What a tapped block hands on beside its tensor.
+
+    Attributes:
+        tokens: the compact state.
+        restored: (B, P + N, C) all tokens, equal to the tensor that was handed on.
+        version: of that tensor, which counts changes in place; None where nothing counts them.
+    """
+
+    tokens: Tokens
+    restored: Tensor
+    version: int | None
+
+    def state(self, x: Tensor) -> Tokens:
+        """The state for the block behind, given what came there of the tensor that was handed on."""
+        waited_for = bool(x._backward_hooks) or x.retains_grad or getattr(x, BESIDE, None) is None
+        return link.through(self.tokens, self.restored, x) if waited_for and x.requires_grad else self.tokens
+
+
+def version_of(x: Tensor) -> int | None:
+    """How often ``x`` was changed in place; None in graphs and inference mode, where nobody counts."""
+    return None if torch.compiler.is_compiling() or x.is_inference() else x._version
+
+
+def beside_of(x: Tensor) -> Beside | None:
+    """What lies beside ``x``, the output of a tapped block or what backward hooks have made of it; None where it was
+    replaced or changed in place."""
+    beside: Beside | None = getattr(x, BESIDE, None)
+    if beside is None and torch.is_grad_enabled() and not torch.compiler.is_compiling() and x._base is not None:
+        beside = getattr(x._base, BESIDE, None)  # a module's backward hooks wrap what they wait for in a view
+    if beside is None or x.shape != beside.restored.shape:
+        return None
+    return beside if beside.version is None or beside.version == version_of(x) else None
 
 
 class Site(nn.Module):
@@ -38,14 +78,13 @@ class Site(nn.Module):
         reduction: of the model.
         block: 0-based number of the block.
         steps: the methods that act here.
-        tapped: whether the block hands on a plain tensor with every token.
     """
 
-    def __init__(self, reduction: Reduction, block: int, steps: Sequence[Step], tapped: bool = False) -> None:
+    def __init__(self, reduction: Reduction, block: int, steps: Sequence[Step]) -> None:
         super().__init__()
         self.reduction = reduction
         self.block = block
-        self.tapped = tapped
+        self.tapped = block in reduction.taps
         self.last = block == reduction.layout.depth - 1
         self.learned = nn.ModuleDict()
         for step in steps:
@@ -59,9 +98,12 @@ class Site(nn.Module):
 
     def take(self, steps: Sequence[Step], methods: Sequence[Method]) -> None:
         """Act by ``steps`` of a composition of the same ``methods`` with other options from now on."""
-        self.reduction = replace(self.reduction, methods=tuple(methods))
-        self.turns.reduction = self.reduction
+        self.settle(replace(self.reduction, methods=tuple(methods)))
         self.turns.take(steps)
+
+    def settle(self, reduction: Reduction) -> None:
+        """Be part of a ``reduction`` of the same methods from now on."""
+        self.reduction = self.turns.reduction = reduction
 
     def extra_repr(self) -> str:
         return ", ".join(f"{step.method.point}: {step.method}" for step in self.turns.steps)
@@ -70,6 +112,9 @@ class Site(nn.Module):
         """Run ``block`` on ``x``: a plain (B, L, C) tensor at the first site, ``Tokens`` behind it."""
         if kwargs:
             refuse_block_mask(kwargs)
+        running.at_block(self.block)
+        if block._backward_hooks or block._backward_pre_hooks:
+            self._need_tensors()
         training, turns = block.training, self.turns
         # 1. The state is taken in from the block before.
         tokens = self.state_of(x)
@@ -82,6 +127,8 @@ class Site(nn.Module):
             return self._hand_on(self._ran(tokens, block.dense(tokens.x, **call.kwargs), call, training))
         # 4. The tokens attend.
         tokens, signals = self.attending.run(tokens, block, call)
+        if turns.watchers and signals is not None:
+            tokens = turns.watch(tokens, signals)
         # 5. Methods act in the middle.
         if turns.at["middle"]:
             tokens = turns.act(tokens, "middle", training, signals, self._next_norm(block, tokens))
@@ -92,13 +139,40 @@ class Site(nn.Module):
         # 8. Methods act after the block, and the state is handed on.
         return self._hand_on(turns.act(tokens, "after", training, signals) if turns.at["after"] else tokens)
 
+    def _need_tensors(self) -> None:
+        """Backward hooks on the block see gradients of tensors only.
+
+        Raises:
+            RefusedError: what goes into the block or leaves it is a state.
+        """
+        read = {self.block - 1} if self.block > self.reduction.first else set()
+        read |= set() if self.last else {self.block}
+        if torch.is_grad_enabled() and not read <= self.reduction.taps:
+            raise RefusedError(
+                f"a backward hook waits at block {self.block}, where a model with reduced tokens hands on a compact "
+                f"state: with ts.apply(..., taps={sorted(read | self.reduction.taps)}) these are plain tensors with "
+                "gradients"
+            )
+
     def state_of(self, x: Tensor | Tokens) -> Tokens:
-        """The state that the block before handed on, or a first one from a tensor (B, L, C) out of a dense block."""
+        """The state that the block before handed on, or a first one from a tensor (B, L, C) out of a dense block.
+
+        Raises:
+            RefusedError: the block before was to hand on a state and did not, or is another one than it was.
+        """
         if isinstance(x, Tokens):
+            if x.stages and x.stages[-1].block != self.block - 1:
+                raise RefusedError(
+                    f"block {self.block} ran behind block {x.stages[-1].block}: the list of blocks was changed after "
+                    "ts.apply; call ts.remove(model), change it, and apply again"
+                )
             return x
-        beside: Tokens | None = getattr(x, BESIDE, None)
+        beside = beside_of(x)
         if beside is not None:
-            return beside
+            return beside.state(x)
+        before = self.block - 1
+        if before >= self.reduction.first and before not in self.reduction.taps:
+            raise RefusedError(running.not_asked(before))
         layout = self.reduction.layout
         grid = running_grid() or layout.grid
         known = grid if math.prod(grid) == x.shape[1] - layout.prefix else None
@@ -156,9 +230,11 @@ class Site(nn.Module):
             return tokens.restore()
         if not self.tapped:
             return tokens
-        whole = tokens.restore("last")
-        whole = whole.view_as(whole)  # an alias, so that the state may hold the tensor itself
-        setattr(whole, BESIDE, tokens)
+        restored = tokens.restore("last")
+        # Another tensor than the state may hold; with gradients one of its own, so that they can be told apart.
+        wanted = restored.requires_grad and torch.is_grad_enabled()
+        whole = restored.clone() if wanted else restored.view_as(restored)
+        setattr(whole, BESIDE, Beside(tokens, restored, version_of(whole)))
         return whole
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -172,6 +248,8 @@ class SievedBlock(TakenOver):
     """Mixed into a block's class while the block has a Site. The block's own forward stays reachable as ``dense``."""
 
     def forward(self, x: Tensor | Tokens, *args: Any, **kwargs: Any) -> Tensor | Tokens:
+        if SITE not in self._modules:  # somebody has kept this method, and the methods were removed since then
+            return type(self).forward(self, x, *args, **kwargs)
         site: Site = self._modules[SITE]  # type: ignore[assignment]
         return site.run(self, x, site.reduction.family.keywords(args, kwargs))
 

@@ -52,6 +52,7 @@ def counts(
         TokensieveError: a method leaves no token, or more than there are.
     """
     patches = layout.patches if patches is None else patches
+    layout = layout.of(patches)
 
     def own(block: int, step: Step, present: int) -> int:
         left = step.method.remaining(present, step.ordinal, layout)

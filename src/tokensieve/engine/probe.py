@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tokensieve.attention.tap import Tap
+from tokensieve.engine.takeover import TakenOver, give_back, take_over
 from tokensieve.errors import RefusedError, TokensieveError
-from tokensieve.families._family import own_input_size
+from tokensieve.families._family import Family, own_input_size
 from tokensieve.families._locate import Located, family_of, irreducible
+
+PROBE = "_tokensieve_probe"  # the attribute of a block that holds its probe
 
 
 @contextmanager
@@ -36,49 +40,144 @@ def probe_input(model: nn.Module) -> Tensor:
         owner, size = located.owner, located.family.input_size(located.owner)
     else:
         size = own_input_size(owner)
-    weight = next(owner.parameters())
     generator = torch.Generator().manual_seed(0)
-    image = torch.rand(1, *size, generator=generator) * 2 - 1
-    return image.to(device=weight.device, dtype=weight.dtype)
+    image = torch.rand(1, *size, generator=generator, device="cpu") * 2 - 1
+    return image.to(device=device_of(owner), dtype=next(owner.parameters()).dtype)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where ``module`` runs: where its weights are, or where accelerate takes them when they are asked for.
+
+    Raises:
+        RefusedError: its weights are on the meta device, and nothing says where they are to go.
+    """
+    weights = (weight.device for weight in module.parameters())
+    placed = next((device for device in weights if device.type != "meta"), None)
+    if placed is not None:
+        return placed
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        for one in getattr(hook, "hooks", (hook,)):
+            device = getattr(one, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+    raise RefusedError(
+        f"the weights of this {type(module).__name__} are on the meta device, which has no values: load them first"
+    )
+
+
+def uncompiled(model: nn.Module) -> AbstractContextManager[object]:
+    """While it runs, a model that is compiled, or has compiled parts, runs as it was written."""
+    compiled = any(part._compiled_call_impl is not None or _is_wrapper(part) for part in model.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+
+
+def _is_wrapper(module: nn.Module) -> bool:
+    """Whether ``module`` is what torch.compile gives; torch._dynamo is not imported to see."""
+    return type(module).__name__ == "OptimizedModule"
+
+
+@dataclass
+class Probe:
+    """What one block of a dense model does, asked while the model runs.
+
+    Attributes:
+        family: runs the block in halves.
+        name: of the block, for sentences.
+        taps: whether its attention must use the fused kernel.
+        shape: of what went into it; None before it ran.
+        problem: what is wrong with it, or None.
+    """
+
+    family: Family
+    name: str
+    taps: bool
+    shape: tuple[int, ...] | None = None
+    problem: str | None = None
+    out: Any = None
+
+    def compare(self, block: ProbedBlock, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The block's own answer, compared bit by bit with that of its two halves."""
+        out = block.dense(x, *args, **kwargs)
+        self.shape, self.out = tuple(x.shape), out
+        try:
+            tap = Tap()
+            half = self.family.tapped(block, x, tap, **self.family.keywords(args, kwargs))
+            if self.taps:
+                tap.check()
+            if not torch.equal(self.family.mlp(block, half), out):
+                self.problem = "differs from its two halves, which must do all that its forward does"
+        except (AttributeError, TypeError, RuntimeError, RefusedError) as error:
+            self.problem = f": {error}"
+        return out
+
+    def handed_on(self, block: nn.Module, args: Any, out: Any) -> None:
+        """The forward hook behind all others: what leaves the block must be what its forward gave."""
+        if self.problem is None and out is not self.out:
+            self.problem = "hands on what a hook has put in the place of its output: apply methods before such hooks"
+
+    def said(self) -> str | None:
+        """What is wrong, in words behind the block's name."""
+        if self.shape is None:
+            return (
+                "was never asked when the model ran: its forward is replaced on the module, or the model's forward "
+                "does not call it"
+            )
+        return self.problem
+
+
+class ProbedBlock(TakenOver):
+    """Mixed into a block's class while it is probed."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        probe: Probe = vars(self)[PROBE]
+        return probe.compare(self, x, args, kwargs)
+
+    def dense(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The block's original forward."""
+        return super().forward(x, *args, **kwargs)  # type: ignore[misc]
+
+
+@contextmanager
+def _probed(located: Located, taps: bool) -> Iterator[list[Probe]]:
+    """Probes in all blocks, in their order; the blocks are as they were afterwards."""
+    blocks = located.family.blocks(located.owner)
+    if len({id(block) for block in blocks}) < len(blocks):
+        raise RefusedError(
+            f"{type(located.owner).__name__} runs one block at several depths, where methods act differently: give "
+            "every depth a block of its own (copy.deepcopy)"
+        )
+    probes, handles = [], []
+    try:
+        for number, block in enumerate(blocks):
+            probe = Probe(located.family, f"block {number} ({type(block).__name__})", taps)
+            probes.append(probe)
+            take_over(block, ProbedBlock)
+            vars(block)[PROBE] = probe
+            handles.append(block.register_forward_hook(probe.handed_on))
+        yield probes
+    finally:
+        for handle in handles:
+            handle.remove()
+        for block in blocks:
+            vars(block).pop(PROBE, None)
+            if isinstance(block, ProbedBlock):
+                give_back(block)
 
 
 def check_identity(model: nn.Module, probe: Tensor | None = None, taps: bool = True) -> None:
     """Run every block of a dense model both as it is and in its family's two halves, and compare bit by bit.
 
     Raises:
-        RefusedError: a block differs, or (with ``taps``) its attention does not use the fused kernel.
+        RefusedError: a block differs, is never asked, or (with ``taps``) its attention does not use the fused kernel.
         TokensieveError: the model does not run on the ``probe`` given.
     """
     located = family_of(model)
-    family = located.family
-    problems: list[str] = []
-    seen: list[int] = []
-    shapes: list[tuple[int, ...]] = []
-
-    def compare(number: int) -> Callable[..., None]:
-        def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-            seen.append(number)
-            shapes.append(tuple(args[0].shape))
-            try:
-                tap = Tap()
-                half = family.tapped(block, args[0], tap, **family.keywords(args[1:], kwargs))
-                if taps:
-                    tap.attended()
-                if not torch.equal(family.mlp(block, half), out):
-                    differs = "differs from its two halves, which must do all that its forward does"
-                    problems.append(f"block {number} ({type(block).__name__}) {differs}")
-            except (AttributeError, TypeError, RuntimeError, RefusedError) as error:
-                problems.append(f"block {number} ({type(block).__name__}): {error}")
-
-        return hook
-
-    handles = [
-        block.register_forward_hook(compare(number), with_kwargs=True)
-        for number, block in enumerate(family.blocks(located.owner))
-    ]
     try:
-        with evaluating(model):
+        with _probed(located, taps) as probes, evaluating(model), uncompiled(model):
             model(probe_input(model) if probe is None else probe)
+    except RefusedError:
+        raise
     except Exception as error:
         if probe is None:
             raise
@@ -86,15 +185,14 @@ def check_identity(model: nn.Module, probe: Tensor | None = None, taps: bool = T
         raise TokensieveError(
             f"the model does not run on the probe {given} ({error}): give images (1, C, H, W) of its own kind"
         ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not seen:
+    shapes = [one.shape for one in probes if one.shape is not None]
+    if not shapes:
         raise RefusedError(f"the forward of {type(model).__name__} never called its blocks: it cannot be reduced")
+    problems = [f"{one.name} {said}".replace(" :", ":") for one in probes if (said := one.said()) is not None]
     if problems:
         more = f" (and {len(problems) - 1} more blocks)" if len(problems) > 1 else ""
         raise RefusedError(
-            f"{type(located.owner).__name__} is not what family {family.name} expects: {problems[0]}{more}"
+            f"{type(located.owner).__name__} is not what family {located.family.name} expects: {problems[0]}{more}"
         )
     if probe is None:
         _check_layout(located, shapes)

@@ -24,6 +24,9 @@ class Reduction:
         fill: what stands at the place of tokens that are gone for good.
         rounding: of the token counts, or None.
         masked: whether tokens dropped for good are masked and not removed while training.
+        first: number of the first block with a site.
+        taps: blocks whose output is a plain tensor with every token.
+        follows_head: whether ``fill`` was left to the head of the model, which users change.
     """
 
     family: Family
@@ -32,6 +35,14 @@ class Reduction:
     fill: Fill
     rounding: Rounding | None = None
     masked: bool = False
+    first: int = 0
+    taps: frozenset[int] = frozenset()
+    follows_head: bool = False
+
+
+def fill_for(pools: bool) -> Fill:
+    """What fills the places of tokens that are gone, for a head that pools over patches or does not."""
+    return "mean" if pools else "last"
 
 
 def settle(
@@ -43,8 +54,9 @@ def settle(
     pools: bool,
     multiple: int | None,
     masked: bool,
+    taps: frozenset[int],
 ) -> Reduction:
-    """The reduction that a user asks for; see ``apply.apply`` for ``fill``, ``multiple`` and ``masked``.
+    """The reduction that a user asks for; see ``apply.apply`` for ``fill``, ``multiple``, ``masked`` and ``taps``.
 
     Args:
         family, layout: of the model.
@@ -63,8 +75,10 @@ def settle(
             "masked=True is for methods that leave the same number of tokens in every image; a ragged one masks its "
             "tokens itself while training: leave masked out"
         )
-    chosen: Fill = ("mean" if pools else "last") if fill == "auto" else "last" if fill == "last" else "mean"
-    return Reduction(family, layout, methods, chosen, rounding, masked)
+    chosen = fill_for(pools if fill == "auto" else fill == "mean")
+    watched = (block for method in methods for block in method.watches(layout.depth))
+    first = min([*plan, *watched], default=layout.depth)
+    return Reduction(family, layout, methods, chosen, rounding, masked, first, taps, fill == "auto")
 
 
 def _rounding(

@@ -46,6 +46,9 @@ def schedule(methods: Sequence[Method], layout: Layout) -> dict[int, tuple[Step,
                 f"{layout.depth}"
             )
         _check_lists(method, len(acting))
+        reason = method.refuse(layout)
+        if reason is not None:
+            raise TokensieveError(f"{method.name}: {reason}")
         for ordinal, block in enumerate(acting):
             steps = plan.setdefault(block, [])
             if any(type(step.method) is type(method) and step.method.point == method.point for step in steps):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from tokensieve.engine.block import SievedBlock, Site
-from tokensieve.engine.probe import evaluating
+from tokensieve.engine.probe import evaluating, uncompiled
 from tokensieve.families._locate import family_of
 from tokensieve.tokens.record import Event, Stage
 from tokensieve.tokens.state import Tokens
@@ -44,7 +44,7 @@ def trace(model: nn.Module, x: Tensor) -> Trace:
         if isinstance(site, Site)
     ]
     try:
-        with evaluating(model):
+        with evaluating(model), uncompiled(model):
             model(x)
     finally:
         for handle in handles:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import nn
@@ -11,6 +10,7 @@ from torch import nn
 from tokensieve.engine import checks
 from tokensieve.engine.reduction import Reduction
 from tokensieve.engine.schedule import Step
+from tokensieve.families._layout import Layout
 from tokensieve.methods import _added as added
 from tokensieve.methods._method import POINTS, Point
 from tokensieve.methods._view import BlockSignals, Signal, View
@@ -40,11 +40,13 @@ class Turns:
         """Act by ``steps`` from now on."""
         layout = self.reduction.layout
         self.steps = tuple(steps)
-        self.asked: dict[tuple[str, int, tuple[int, ...] | None], int] = {}
+        self.asked: dict[tuple[str, int, int, tuple[int, ...] | None], int] = {}
         self.declared = {s.key: s.method.needs(layout) for s in self.steps}
         self.returns = {s.key: s.method.returns_at(s.ordinal, layout) for s in self.steps}
         self.at = {point: tuple(s for s in self.steps if s.method.point == point) for point in POINTS}
-        self.needs = frozenset[Signal]().union(*self.declared.values())
+        depth = layout.depth
+        self.watchers = tuple(m for m in self.reduction.methods if self.block in m.watches(depth))
+        self.needs = frozenset[Signal]().union(*self.declared.values(), *(m.needs(layout) for m in self.watchers))
 
     def act(
         self,
@@ -77,7 +79,7 @@ class Turns:
             # The method sees the tokens and decides.
             observed = signals.observed.get(step.key) if signals is not None and signals.observed else None
             view = View(
-                *(shown, method, self.reduction.layout, self.block, step.ordinal, keep),
+                *(shown, method, self.layout_of(shown), self.block, step.ordinal, keep),
                 *(self.declared[step.key], self.part(step), training, signals, observed),
             )
             decision = method.assign(view)
@@ -93,6 +95,17 @@ class Turns:
                 tokens = algebra.apply(tokens, whole, self.block, point, step.label, last)
             if signals is not None:
                 signals.follow(decision)
+        return tokens
+
+    def watch(self, tokens: Tokens, signals: BlockSignals) -> Tokens:
+        """The state with what the methods carry on that watch the attention of this block."""
+        shown = visible(tokens) if tokens.hidden else tokens
+        layout = self.layout_of(shown)
+        for method in self.watchers:
+            where = (self.block, -1, shown.count)
+            view = View(shown, method, layout, *where, method.needs(layout), None, False, signals)
+            method.watch(view)
+            tokens = _with_additions(tokens, view)
         return tokens
 
     def part(self, step: Step) -> nn.Module | None:
@@ -127,16 +140,17 @@ class Turns:
             return min(tokens.count, rounding.left(self.block, step, tokens.originals))
         if torch.compiler.is_dynamo_compiling():
             return self._remaining(step, tokens)
-        question = (step.key, tokens.count, tokens.grid)
+        question = (step.key, tokens.count, tokens.originals, tokens.grid)
         if question not in self.asked:  # an answer never changes, and asking takes longer than a kernel
             self.asked[question] = self._remaining(step, tokens)
         return self.asked[question]
 
     def _remaining(self, step: Step, tokens: Tokens) -> int:
-        layout = self.reduction.layout
-        if step.method.undivided and tokens.grid is not None and tokens.grid != layout.grid:
-            layout = replace(layout, grid=tokens.grid)
-        return step.method.remaining(tokens.count, step.ordinal, layout)
+        return step.method.remaining(tokens.count, step.ordinal, self.layout_of(tokens))
+
+    def layout_of(self, tokens: Tokens) -> Layout:
+        """The layout of the image that runs: shares are shares of its patches."""
+        return self.reduction.layout.of(tokens.originals, tokens.grid)
 
 
 def _with_additions(tokens: Tokens, view: View) -> Tokens:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Grid = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a model's token sequence looks like, fixed when methods are applied.
+    """What the token sequence of a model looks like at its input size, or that of one image (``of``).
 
     Attributes:
         depth: number of blocks.
@@ -33,3 +33,8 @@ class Layout:
     def patches(self) -> int:
         """N, the patches at the model's input size."""
         return math.prod(self.grid)
+
+    def of(self, patches: int, grid: Grid | None = None) -> Layout:
+        """The layout of an image of ``patches`` on ``grid``; where that is not known they lie in one row."""
+        found = (patches,) if grid is None else grid
+        return self if grid == self.grid or (grid is None and patches == self.patches) else replace(self, grid=found)

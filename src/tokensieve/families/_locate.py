@@ -61,10 +61,11 @@ def family_of(model: nn.Module) -> Located:
     for module in model.modules():
         for family in list_families().values():
             if family.matches(module):
-                reason = family.refuse(module)
+                owner = _innermost(family, module)
+                reason = family.refuse(owner)
                 if reason is not None:
-                    raise RefusedError(f"{type(module).__name__} cannot be reduced: {reason}")
-                return Located(family, module)
+                    raise RefusedError(f"{type(owner).__name__} cannot be reduced: {reason}")
+                return Located(family, owner)
     for module in model.modules():
         for family in list_families().values():
             if any(map(family.is_block, module.children())):
@@ -79,6 +80,13 @@ def family_of(model: nn.Module) -> Located:
         f"no family matches {type(model).__name__}: {seen}; supported are "
         + "; ".join(f"{f.name} ({f.description})" for f in list_families().values())
     )
+
+
+def _innermost(family: Family, module: nn.Module) -> nn.Module:
+    """The module inside ``module`` that has the blocks itself: wrappers, of torch.compile and of PEFT for example, hand
+    on every attribute of what they wrap, and so match as well."""
+    blocks = family.block_list(module)
+    return [one for one in module.modules() if family.matches(one) and family.block_list(one) is blocks][-1]
 
 
 def _children_named_blocks(module: nn.Module) -> list[nn.Module]:

@@ -63,6 +63,8 @@ class TimmViT(Family):
         return Kinds._make(getattr(importlib.import_module(module), own) for module, _, own in places)
 
     def refuse(self, owner: nn.Module) -> str | None:
+        if not hasattr(owner, "patch_embed"):
+            return "it has no patch_embed of timm's vision_transformer, and its images may differ in their patch grids"
         for module in owner.modules():
             if isinstance(module, (self.kinds.diff_attention, self.kinds.diff_parallel_scaling)):
                 return "differential attention subtracts two maps, so no row of it is a distribution over tokens"

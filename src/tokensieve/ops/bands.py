@@ -58,7 +58,7 @@ class Bands:
         if self.count * self.depth == self.rows:
             return values.reshape(shape)
         row, _ = self._slots(values.device)
-        return values.reshape(batch, self.rows, -1).index_select(1, row.flatten()).view(shape)
+        return values.reshape(batch, self.rows, self.columns * channels).index_select(1, row.flatten()).view(shape)
 
     def unpatched(self, values: Tensor) -> Tensor:
         """(B, K, Q, D) back to (B, rows · columns, D) in order."""
@@ -70,14 +70,14 @@ class Bands:
         band = row * self.height // self.rows // self.reach
         start = (band * (self.reach * self.rows) + self.height - 1) // self.height
         slot = band * self.depth + row - start
-        return values.reshape(batch, self.count * self.depth, -1).index_select(1, slot).view(shape)
+        return values.reshape(batch, self.count * self.depth, self.columns * channels).index_select(1, slot).view(shape)
 
     def cells(self, values: Tensor) -> Tensor:
         """(B, height · width, D) in order to (B, K, T, D); padding is zero."""
         missing = self.count * self.reach - self.height
         if missing:
             values = F.pad(values, (0, 0, 0, missing * self.width))
-        return values.reshape(values.shape[0], self.count, self.reach * self.width, -1)
+        return values.reshape(values.shape[0], self.count, self.reach * self.width, values.shape[2])
 
     def uncelled(self, values: Tensor) -> Tensor:
         """(B, K, T, D) back to (B, height · width, D) in order."""

@@ -98,7 +98,7 @@ def greedy_pairs(similarities: Tensor, count: int, rounds: int = 6) -> tuple[Ten
     lowest = torch.finfo(similarities.dtype).min
     # Closing edges by adding minus infinity is four times faster on a CPU than filling under a mask.
     diagonal = torch.eye(length, dtype=torch.bool, device=similarities.device)
-    closed = torch.zeros_like(similarities[0]).masked_fill(diagonal, -torch.inf)
+    closed = similarities.new_zeros(length, length).masked_fill(diagonal, -torch.inf)
     open_edges = similarities.detach() + closed
     partner = positions.expand(batch, -1)
     value = torch.full((batch, length), lowest, dtype=similarities.dtype, device=similarities.device)

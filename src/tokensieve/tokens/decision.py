@@ -183,20 +183,27 @@ def ragged(mask: Tensor, capacity: int | None = None) -> Assignment:
 
 
 def _extremes(counts: Tensor) -> tuple[int, int]:
-    """The smallest and the largest of ``counts`` (B,), in one host sync; images of one length need no padding."""
+    """The smallest and the largest of ``counts`` (B,), in one host sync; images of one length need no padding.
+
+    Where there is no image, both are 1.
+    """
+    if counts.shape[0] == 0:
+        return 1, 1
     least, most = torch.stack(counts.aminmax()).tolist()
     return least, most
 
 
-def ragged_merge(joins: Tensor, alive: Tensor | None = None) -> Assignment:
+def ragged_merge(joins: Tensor, alive: Tensor | None = None, lead: Tensor | None = None) -> Assignment:
     """Merge a different number of tokens in every image.
 
     Args:
         joins: (B, M) int64, the token that each token joins, itself where it stays; no token joins one that moves.
         alive: (B, M) bool, which slots hold a token now; None when all do. The others stay padding.
+        lead: (B, M) bool, which of the tokens that stay come first; None when none do.
 
-    Tokens that stay keep their order, so what an image becomes does not depend on its batch (one host sync). Where all
-    images keep as many, there is no padding, and the merge is a plain one.
+    Tokens that stay keep their order among those that lead and among the others, so what an image becomes does not
+    depend on its batch (one host sync). Where all images keep as many, there is no padding, and the merge is a plain
+    one.
     """
     positions = torch.arange(joins.shape[1], device=joins.device)
     stays = joins == positions
@@ -205,7 +212,8 @@ def ragged_merge(joins: Tensor, alive: Tensor | None = None) -> Assignment:
     counts = stays.sum(dim=1)
     least, capacity = _extremes(counts)
     padded = least < capacity
-    order = (~stays).int().sort(dim=1, stable=True).indices
+    rank = (~stays).int() if lead is None else 1 + (~stays).int() - (stays & lead).int()
+    order = rank.sort(dim=1, stable=True).indices
     target = invert(order).gather(1, joins)
     if alive is not None:
         target = target.masked_fill(~alive, -1)

@@ -53,15 +53,16 @@ def _unpark(tokens: Tokens, place: int = -1) -> Tokens:
 
 
 def _at_old_places(table: Table, entry: Parked) -> Table:
-    """The table of before, with the extras of today where a token was present."""
+    """The table of before, with the extras of today where a token was present and not one of several in one."""
     before = entry.before.table
     if not table.extras:
         return before if before.size_bias is None else before.changed(size_bias=None)
     extras: dict[str, Extra] = {}
+    absent = entry.index < 0 if entry.start is None else ~_alone(entry, table.rep.shape[1])
     for name, extra in table.extras.items():
         then = before.extras.get(name)
         now = take_rows(extra.value, behind_prefix(entry.index.clamp(min=0), extra.prefix))
-        away = F.pad(entry.index < 0, (extra.prefix, 0), value=False)
+        away = F.pad(absent, (extra.prefix, 0), value=False)
         old = extra.unknown(now.shape[1]) if then is None else then.value
         value = torch.where(away.unsqueeze(2) if now.dim() == 3 else away, old, now)
         extras[name] = Extra(value, extra.joins, extra.prefix)
@@ -122,15 +123,19 @@ def _beside_each_other(now: Table, then: Table, dropped: Tensor, comes: Tensor, 
     )
 
 
+def _alone(entry: Parked, count: int) -> Tensor:
+    """(B, M) bool: which tokens of before are by themselves in one of the ``count`` present."""
+    members = one_hot(entry.index, count, torch.int32)
+    return members.sum(dim=2).gather(1, entry.index) == 1
+
+
 def _part(tokens: Tokens, entry: Parked, parked: tuple[Parked, ...]) -> Tokens:
     """Merged tokens part: each has its own value of before, plus what the token it had joined has changed by."""
     before, start, prefix = entry.before, entry.start, tokens.prefix
     assert start is not None and tokens.version == entry.version  # ``schedule`` refuses a method that would move them
     present = put_back(tokens.x, entry.index, None, prefix, with_prefix=True)
     gain = put_back(tokens.x - start, entry.index, None, prefix, with_prefix=True)
-    members = one_hot(entry.index, tokens.count, torch.int32)
-    alone = members.sum(dim=2).gather(1, entry.index) == 1
-    alone = F.pad(alone, (prefix, 0), value=True).unsqueeze(2)
+    alone = F.pad(_alone(entry, tokens.count), (prefix, 0), value=True).unsqueeze(2)
     return tokens.changed(
         x=torch.where(alone, present, before.x + gain),
         table=_at_old_places(tokens.table, entry),

@@ -59,9 +59,9 @@ class Blend:
                 return sum(parts, torch.zeros((), dtype=values.dtype, device=values.device)).to(new.dtype)
             offsets = torch.arange(batch, device=new.device).view(batch, 1, 1) * new.shape[1]
             bags = (self.index + offsets).reshape(batch * count, terms)
-            table = values.reshape(batch * new.shape[1], -1)
+            table = values.reshape(batch * new.shape[1], new.shape[2])
             summed = F.embedding_bag(bags, table, per_sample_weights=weight.reshape(batch * count, terms), mode="sum")
-        return summed.view(batch, count, -1).to(new.dtype)
+        return summed.view(batch, count, new.shape[2]).to(new.dtype)
 
     def averaging(self) -> Blend:
         """The same with weights that sum to one."""

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
+
+from tokensieve.errors import TokensieveError
+
+# What only a tensor that stays can do: gradients and changes would reach a restored one, which nothing reads again.
+LASTING = ("grad", "register_hook", "register_post_accumulate_grad_hook", "requires_grad_", "retain_grad", "backward")
+OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "matmul", "pow", "and", "or", "xor")
 
 
 class StandIn:
     """What other code takes for a (B, P + N, C) tensor.
 
-    Indexing it, computing with it, or handing it to a torch function such as a norm restores it first. So layers that
-    are read come out whole, and the rest stays compact.
+    Indexing it, computing and comparing with it, or handing it to a torch function such as a norm restores it first. So
+    layers that are read come out whole, and the rest stays compact. What would change it, or wait for its gradient, is
+    refused.
     """
 
     def whole(self) -> Tensor:
         """The tensor that it stands in for."""
         raise NotImplementedError  # each subclass has its own
+
+    def cannot(self, what: str) -> str:
+        """Why ``what`` is refused, and what to do instead."""
+        raise NotImplementedError
 
     @classmethod
     def __torch_function__(
@@ -29,10 +40,21 @@ class StandIn:
     def __getitem__(self, item: Any) -> Tensor:
         return self.whole()[item]
 
+    def __setitem__(self, item: Any, value: Any) -> NoReturn:
+        raise TokensieveError(self.cannot("be written into"))
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or not hasattr(Tensor, name):
             raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+        if name in LASTING or (name.endswith("_") and not name.endswith("__")):
+            raise TokensieveError(self.cannot(f"have its {name} asked for"))
         return getattr(self.whole(), name)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __bool__(self) -> bool:
+        return bool(self.whole())
 
 
 def _as_tensor(value: Any) -> Any:
@@ -51,9 +73,18 @@ def _operator(name: str) -> Callable[..., Any]:
     return of_whole
 
 
+def _in_place(name: str) -> Callable[..., Any]:
+    def refused(self: StandIn, other: Any) -> NoReturn:
+        raise TokensieveError(self.cannot(f"be changed in place ({name})"))
+
+    refused.__name__ = name
+    return refused
+
+
 # Python looks operators up on the class, past ``__getattr__``.
-for _name in ("add", "sub", "mul", "truediv", "matmul", "pow"):
+for _name in OPERATORS:
     for _side in ("", "r"):
         setattr(StandIn, f"__{_side}{_name}__", _operator(f"__{_side}{_name}__"))
-for _name in ("neg", "abs", "len", "iter", "array"):
+    setattr(StandIn, f"__i{_name}__", _in_place(f"__i{_name}__"))
+for _name in ("neg", "pos", "abs", "invert", "len", "iter", "array", "eq", "ne", "lt", "le", "gt", "ge"):
     setattr(StandIn, f"__{_name}__", _operator(f"__{_name}__"))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from tokensieve.ops.moving import put_back
 from tokensieve.tokens.node import register
@@ -63,7 +64,7 @@ class WayBack:
     fill: Fill = "last"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tokens(StandIn):
     """The tokens between two blocks of a reduced model, and all that is needed to give every original back.
 
@@ -191,6 +192,29 @@ class Tokens(StandIn):
     def whole(self) -> Tensor:
         """(B, P + N, C) the tokens as a layer that is read hands them out."""
         return self.restore("last")
+
+    def cannot(self, what: str) -> str:
+        """Why ``what`` is refused, and what to do instead."""
+        block = self.stages[-1].block if self.stages else "NUMBER"
+        return (
+            f"the output of block {block} is the compact state of a model with reduced tokens, which cannot {what}: "
+            f"with ts.apply(..., taps=[{block}]) it is a plain tensor of all tokens, with its gradient"
+        )
+
+    def to(self, *args: Any, **kwargs: Any) -> Tokens | Tensor:
+        """The state on another device, still compact, as tools move it that place blocks on devices.
+
+        Arguments as of ``Tensor.to``. In another dtype it is a tensor of all tokens, for somebody who reads it.
+        """
+        names = ("copy", "memory_format")
+        how = {name: value for name, value in kwargs.items() if name not in names}
+        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **how)
+        if dtype is not None and dtype != self.dtype:
+            return self.whole().to(*args, **kwargs)
+        if device is None or device == self.device:
+            return self
+        moved: Tokens = tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=non_blocking), self)
+        return moved
 
     @property
     def shape(self) -> torch.Size:

@@ -31,7 +31,8 @@ from torch.overrides import TorchFunctionMode
 
 from tokensieve.attention.signals import Attended, spread_shares
 from tokensieve.attention.tap import Tap
-from tokensieve.engine.block import SITE, SievedBlock, Site
+from tokensieve.engine.block import SievedBlock, Site
+from tokensieve.engine.running import SITE
 from tokensieve.errors import TokensieveError
 from tokensieve.families._locate import family_of
 from tokensieve.ops.rows import at_least_float32

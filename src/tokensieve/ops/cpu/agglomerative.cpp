@@ -115,9 +115,11 @@ Tensor agglomerate(const Tensor& distances, int64_t clusters, int64_t linkage) {
       }
       for (int64_t left = length; left > clusters; --left) {
         float lowest;
-        const int64_t i = find_lowest(value.data(), gone.data(), 0, length, &lowest);
-        if (i < 0) break;  // only distances that are no numbers are left
-        const int64_t j = nearest[i];
+        int64_t i = find_lowest(value.data(), gone.data(), 0, length, &lowest), j = i < 0 ? -1 : nearest[i];
+        if (i < 0) {  // only distances that are no numbers are left: the first two clusters join
+            for (i = 0; gone[i] != 0.0f;) ++i;
+            for (j = i + 1; gone[j] != 0.0f;) ++j;
+        }
         float* row = matrix + i * length;
         join_rows(row, matrix + j * length, size[i], size[j], linkage, length);
         size[i] += size[j];

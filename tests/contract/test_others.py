@@ -1,0 +1,478 @@
+"""What others do to a model before or after methods are applied: the right answer in either order, or a sentence.
+
+accelerate and forwards set on a block, compilers, FSDP2, checkpointing, switched-off kernels, changed blocks and heads.
+"""
+
+from __future__ import annotations
+
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import tokensieve as ts
+from tests.helpers.cases import every_case, kinds_of
+from tests.helpers.models import CONFIGS, DEFAULTS, DEPTH, FIRST, FIRST_OF_TIMM, build, dense_answer, images, run
+from tokensieve.families._locate import family_of
+
+ORDERS = pytest.mark.parametrize("first", ["apply", "others"])
+every_family = pytest.mark.parametrize(("family", "name"), FIRST)
+SPEC = "tome:r=4"
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def blocks_of(model: nn.Module) -> Any:
+    located = family_of(model)
+    return located.family.block_list(located.owner)
+
+
+def both_orders(
+    first: str, model: nn.Module, others: Callable[[nn.Module], Any], config: str = "tome", x: Tensor | None = None
+) -> None:
+    """The reduced answer whatever comes first, bit for bit, and the dense one once methods are removed."""
+    x = images(2) if x is None else x
+    torch.manual_seed(0)  # learned parts are drawn anew with every apply
+    dense = run(model, x)
+    reduced = run(ts.apply(model, CONFIGS[config]), x)
+    ts.remove(model)
+    torch.manual_seed(0)
+    if first == "others":
+        others(model)
+        ts.apply(model, CONFIGS[config])
+    else:
+        others(ts.apply(model, CONFIGS[config]))
+    assert torch.equal(run(model, x), reduced)
+    assert not torch.equal(reduced, dense)
+    assert not ts.is_applied(ts.remove(model))
+    assert torch.equal(run(model, x), dense)
+
+
+# accelerate
+
+
+def dispatched(model: nn.Module) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    accelerate.dispatch_model(model, {"": "cpu"}, main_device="cpu", force_hooks=True)
+
+
+def dispatched_by_block(model: nn.Module) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    places = {name: "cpu" for name, _ in model.named_parameters()}
+    for name, module in model.named_modules():
+        if any(module is block for block in blocks_of(model)):
+            places = {own: place for own, place in places.items() if not own.startswith(f"{name}.")} | {name: "cpu"}
+    accelerate.dispatch_model(model, places, main_device="cpu", force_hooks=True)
+
+
+def offloaded(model: nn.Module) -> None:
+    pytest.importorskip("accelerate").cpu_offload(model, execution_device="cpu")
+
+
+@ORDERS
+@pytest.mark.parametrize("others", [dispatched, dispatched_by_block, offloaded])
+@every_family
+def test_accelerate(family: str, name: str, others: Callable[[nn.Module], None], first: str) -> None:
+    both_orders(first, build(family, name), others)
+
+
+@ORDERS
+@every_case(DEFAULTS, FIRST[:1])
+def test_every_method_under_dispatch(family: str, name: str, config: str, first: str) -> None:
+    both_orders(first, build(family, name), dispatched, config)
+
+
+def test_weights_on_disk(tmp_path: Path) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    both_orders(
+        "others", build(*FIRST[0]), lambda model: accelerate.disk_offload(model, tmp_path, execution_device="cpu")
+    )
+
+
+def test_the_state_moves_as_a_whole_and_stays_compact() -> None:
+    model, seen = ts.apply(build(*FIRST[0]), "tome:r=4"), []
+    blocks_of(model)[0].register_forward_hook(lambda block, args, out: seen.append(out))
+    run(model, images(2))
+    (state,) = seen
+    assert state.to("cpu") is state and state.to(device="cpu", non_blocking=True) is state
+    moved = state.to("meta")
+    assert type(moved) is ts.Tokens and moved.x.shape == state.x.shape
+    assert moved.x.is_meta and moved.group.is_meta and moved.rep.is_meta
+    whole = state.to(torch.float64)
+    assert type(whole) is Tensor and torch.equal(whole, state.restore("last").double())
+
+
+def test_weights_without_values_are_refused() -> None:
+    model = build(*FIRST[0]).to("meta")
+    with pytest.raises(ts.RefusedError, match="are on the meta device, which has no values: load them first"):
+        ts.apply(model, SPEC)
+    assert not ts.is_applied(model)
+
+
+# A forward of somebody else's
+
+
+def wrapped(block: nn.Module) -> None:
+    own = block.forward
+    block.forward = lambda *args, **kwargs: own(*args, **kwargs)  # type: ignore[method-assign]
+
+
+@every_family
+def test_a_forward_that_was_wrapped_before_is_refused_and_one_wrapped_afterwards_runs(family: str, name: str) -> None:
+    model = build(family, name)
+    dense = dense_answer(family, name)
+    reduced = run(ts.apply(build(family, name), SPEC), images(2))
+    ts.apply(model, SPEC)
+    for block in blocks_of(model):
+        wrapped(block)
+    assert torch.equal(run(model, images(2)), reduced)
+    ts.remove(model)
+    assert torch.equal(run(model, images(2)), dense)
+    with pytest.raises(
+        ts.RefusedError, match=r"was replaced on the module itself \(by .*wrapped.*: .*del module.forward"
+    ):
+        ts.apply(model, SPEC)
+    assert not ts.is_applied(model) and torch.equal(run(model, images(2)), dense)
+    for block in blocks_of(model):
+        del block.forward
+    assert torch.equal(run(ts.apply(model, SPEC), images(2)), reduced)
+
+
+@pytest.mark.parametrize("number", range(DEPTH))
+@every_family
+def test_a_block_that_does_not_ask_its_methods_is_found_at_the_first_run(family: str, name: str, number: int) -> None:
+    model = ts.apply(build(family, name), SPEC)
+    block = blocks_of(model)[number]
+    block.forward = types.MethodType(type(blocks_of(build(family, name))[0]).forward, block)
+    with pytest.raises(ts.RefusedError, match=f"block {number} ran without the methods in it"):
+        run(model, images(2))
+    with pytest.raises(ts.RefusedError, match="ran without"), torch.no_grad():
+        model(images(2))
+
+
+@every_family
+def test_a_hook_that_replaces_what_a_block_hands_on(family: str, name: str) -> None:
+    model = ts.apply(build(family, name), SPEC)
+    handle = blocks_of(model)[1].register_forward_hook(lambda block, args, out: out * 1.0)
+    with pytest.raises(ts.RefusedError, match=r"block 1 ran without .* taps=\[0\]|hook put a tensor"):
+        run(model, images(2))
+    handle.remove()
+    assert run(model, images(2)).isfinite().all()
+    # In front of apply it is found by the probe.
+    dense = build(family, name)
+    blocks_of(dense)[1].register_forward_hook(lambda block, args, out: out * 1.0)
+    with pytest.raises(ts.RefusedError, match="a hook has put in the place of its output"):
+        ts.apply(dense, SPEC)
+
+
+@every_family
+def test_a_list_of_blocks_that_was_changed(family: str, name: str) -> None:
+    model = ts.apply(build(family, name), SPEC)
+    blocks = blocks_of(model)
+    del blocks[1]
+    with pytest.raises(ts.RefusedError, match="block 2 ran behind block 0: the list of blocks was changed"):
+        run(model, images(2))
+    # Fewer at the end are a shorter model, whose tokens are given back all the same.
+    short = ts.apply(build(family, name), SPEC)
+    wanted = build(family, name)
+    for one in (short, wanted):
+        del blocks_of(one)[DEPTH - 1]
+    assert run(short, images(2)).shape == run(wanted, images(2)).shape
+
+
+def test_one_block_at_several_depths_is_refused() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", depth=3)
+    model.blocks[1] = model.blocks[0]
+    with pytest.raises(ts.RefusedError, match="one block at several depths"):
+        ts.apply(model, SPEC)
+    assert not ts.is_applied(model)
+
+
+# Compilers
+
+
+def compiled_blocks(model: nn.Module) -> None:
+    for block in blocks_of(model):
+        block.compile(backend="eager")
+
+
+@pytest.mark.parametrize("ran", [False, True], ids=["fresh", "ran"])
+@pytest.mark.parametrize("how", ["compile", "blocks", "wrapper"])
+@ORDERS
+def test_compiled_before_or_afterwards(first: str, how: str, ran: bool) -> None:
+    torch.compiler.reset()
+    model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, embed_dim=48, num_heads=3).eval()
+    x = torch.randn(2, 3, 64, 64)
+    dense, reduced = run(model, x), run(ts.apply(model, SPEC), x)
+    if first == "others":
+        ts.remove(model)
+    if how == "compile":
+        model.compile(backend="eager")
+    elif how == "blocks":
+        compiled_blocks(model)
+    whole: Any = torch.compile(model, backend="eager") if how == "wrapper" else model
+    if ran:
+        run(whole, x)
+    if first == "others":
+        ts.apply(whole, SPEC)
+    torch.testing.assert_close(run(whole, x), reduced)
+    assert len(ts.trace(whole, x).events) == 2  # what runs compiled is recorded as it was written
+    ts.remove(whole)
+    torch.testing.assert_close(run(whole, x), dense)
+    torch.compiler.reset()
+
+
+def test_a_model_inside_of_wrappers_that_hand_on_its_attributes() -> None:
+    class HandsOn(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def __getattr__(self, name: str) -> Any:
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                return getattr(super().__getattr__("inner"), name)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.inner(x)
+
+    model = build(*FIRST[0])
+    both_orders("others", HandsOn(model), lambda wrapper: None)
+    assert family_of(HandsOn(model)).owner is model
+
+
+# FSDP2
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[Any]:
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@ORDERS
+@every_family
+def test_sharded_by_fsdp2(family: str, name: str, first: str, one_process: Any) -> None:
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    def shard(model: nn.Module) -> None:
+        for block in blocks_of(model):
+            fully_shard(block, mesh=one_process)
+        fully_shard(model, mesh=one_process)
+
+    model = build(family, name)
+    kind = type(blocks_of(model)[0])
+    both_orders(first, model, shard)
+    block = blocks_of(model)[0]
+    assert isinstance(block, FSDPModule) and isinstance(block, kind) and not ts.is_applied(model)
+    ts.apply(model, SPEC).train()(images(2))  # and on
+
+
+# Gradients
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    model.zero_grad()
+    out = model(images(2))
+    (out if isinstance(out, Tensor) else out[0]).square().sum().backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@contextmanager
+def reentrant(model: nn.Module) -> Iterator[None]:
+    located = family_of(model)
+    if hasattr(located.owner, "set_grad_checkpointing"):
+        located.owner.set_grad_checkpointing()
+        timm.layers.set_reentrant_ckpt(True)
+        try:
+            yield
+        finally:
+            timm.layers.set_reentrant_ckpt(False)
+    else:
+        inner: Any = model
+        inner.model.gradient_checkpointing_enable({"use_reentrant": True})
+        yield
+
+
+@every_family
+def test_reentrant_checkpoints_are_refused_before_gradients_are_lost(family: str, name: str) -> None:
+    dense = build(family, name).train()
+    with reentrant(dense):
+        try:
+            gradients(dense)
+        except ValueError:
+            pytest.skip("torch itself has no reentrant checkpoints of blocks with keyword arguments")
+    model = ts.apply(build(family, name), SPEC).train()
+    with reentrant(model):
+        with pytest.raises(ts.RefusedError, match="use_reentrant=False"):
+            gradients(model)
+        with torch.no_grad():
+            model(images(2))  # no gradient is lost where none is wanted
+
+
+# The fused kernel
+
+
+@every_case(DEFAULTS, FIRST_OF_TIMM)
+def test_without_the_fused_kernel_an_answer_stays_right_or_is_refused(family: str, name: str, config: str) -> None:
+    """Images do not look at one another, and no bias is lost."""
+    for when in ("before", "afterwards"):
+        model = build(family, name)
+        if when == "before":
+            switch_off(model)
+        try:
+            torch.manual_seed(0)
+            ts.apply(model, CONFIGS[config])
+            torch.manual_seed(0)
+            with_kernel = run(ts.apply(build(family, name), CONFIGS[config]), images(3))
+            if when == "afterwards":
+                switch_off(model)
+            answer = run(model, images(3))
+        except ts.RefusedError as error:
+            assert "set_fused_attn(True)" in str(error)
+            continue
+        torch.testing.assert_close(answer, with_kernel, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(run(model, images(3)[1:2]), answer[1:2], rtol=1e-4, atol=1e-4)
+
+
+def switch_off(model: nn.Module) -> None:
+    found = [module for module in model.modules() if hasattr(module, "fused_attn")]
+    for module in found:
+        module.fused_attn = False  # type: ignore[assignment]
+    assert found
+
+
+def test_transformers_own_attention_is_refused() -> None:
+    pytest.importorskip("transformers")
+    model: Any = build("hf-vit", "vit")
+    model.model.set_attn_implementation("eager")
+    with pytest.raises(ts.RefusedError, match=r"set_attn_implementation\('sdpa'\)"):
+        ts.apply(model, "algm")
+    model.model.set_attn_implementation("sdpa")
+    ts.apply(model, "tome:r=4")
+    model.model.set_attn_implementation("eager")
+    with pytest.raises(ts.RefusedError, match=r"set_attn_implementation\('sdpa'\)"):
+        run(model, images(2))
+
+
+# What a user changes between apply and the run
+
+
+def small(**options: Any) -> Any:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"img_size": 64, "patch_size": 8, "depth": 4, "embed_dim": 48, "num_heads": 3}
+    return timm.create_model("vit_tiny_patch16_224", **(sizes | {"num_classes": 10} | options)).eval()
+
+
+SHARES = [
+    name
+    for name, (method,) in DEFAULTS.items()
+    if method.knob == "keep" and not method.ragged and not kinds_of(name) & {"learned"} and not method.gridded
+]
+
+
+def test_levels_are_of_the_image_that_runs() -> None:
+    model = ts.apply(small(dynamic_img_size=True), ts.ATS(sites=(2,)))
+    for side in (32, 96):
+        patches = (side // 8) ** 2
+        left = ts.trace(model, torch.randn(1, 3, side, side)).stages[-1].processed - 1
+        assert 0.3 * patches < left < patches
+
+
+@pytest.mark.parametrize("config", SHARES)
+def test_shares_are_of_the_image_that_runs(config: str) -> None:
+    """A model made for one size gives at another what a model made for that size gives."""
+    anywhere = ts.apply(small(dynamic_img_size=True), DEFAULTS[config])
+    for side in (32, 96):
+        built = small(img_size=side)
+        x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(3))
+        counts = [stage.processed for stage in ts.trace(ts.apply(built, DEFAULTS[config]), x).stages]
+        assert [stage.processed for stage in ts.trace(anywhere, x).stages] == counts
+
+
+def test_another_input_size_after_apply() -> None:
+    model = ts.apply(small(), "algm")
+    model.set_input_size(img_size=(96, 48))
+    other = small(img_size=(96, 48))
+    ts.remove(other).load_state_dict({k: v for k, v in ts.remove(model).state_dict().items()})
+    ts.apply(other, "algm")
+    model = ts.apply(small(), "algm")
+    model.set_input_size(img_size=(96, 48))
+    x = torch.randn(2, 3, 96, 48)
+    torch.testing.assert_close(run(model, x), run(other, x))
+
+
+@pytest.mark.parametrize("how", ["reset_classifier", "attribute"])
+def test_another_pooling_after_apply(how: str) -> None:
+    """What fills the places of dropped tokens is what the head that reads them needs."""
+    model, wanted = ts.apply(small(), "topk:keep=0.5:sites=[1]"), small(global_pool="avg", fc_norm=False)
+    if how == "reset_classifier":
+        model.reset_classifier(10, "avg")
+        ts.remove(wanted).load_state_dict(dict(ts.remove(small(global_pool="avg", fc_norm=False)).state_dict()))
+        model.head.load_state_dict(wanted.head.state_dict())
+    else:
+        model.global_pool = "avg"
+    ts.apply(wanted, "topk:keep=0.5:sites=[1]")
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(run(model, x), run(wanted, x))
+    chosen = ts.apply(small(), "topk:keep=0.5:sites=[1]", fill="last")
+    before = run(chosen, x)
+    chosen.global_pool = "avg"
+    assert not torch.equal(run(chosen, x), before)
+    assert not torch.equal(run(chosen, x), run(wanted, x))  # a fill that was asked for stays
+
+
+# Inputs that the dense model takes
+
+
+@every_case(CONFIGS, FIRST)
+def test_an_empty_batch(family: str, name: str, config: str) -> None:
+    try:
+        run(build(family, name), images(0))
+    except RuntimeError:
+        pytest.skip("the dense model takes no empty batch")
+    model = ts.apply(build(family, name), CONFIGS[config])
+    assert run(model, images(0)).shape == (0, *dense_answer(family, name).shape[1:])
+
+
+@every_case(CONFIGS, FIRST)
+def test_an_image_that_is_not_finite_harms_itself_only(family: str, name: str, config: str) -> None:
+    model, x = ts.apply(build(family, name), CONFIGS[config]), images(3)
+    wanted = run(model, x)
+    for wrong in (torch.nan, torch.inf):
+        broken = x.clone()
+        broken[1] = wrong
+        answer = run(model, broken)
+        torch.testing.assert_close(answer[[0, 2]], wanted[[0, 2]], rtol=1e-5, atol=1e-5)
+        assert not answer[1].isfinite().all()
+
+
+def test_a_probe_under_another_default_device() -> None:
+    model = build(*FIRST[0])
+    with torch.device("meta"):
+        ts.apply(model, SPEC)
+    assert run(model, images(2)).isfinite().all()
+
+
+def test_models_of_packed_images_are_refused_in_a_sentence() -> None:
+    model = timm.create_model("naflexvit_base_patch16_gap", depth=2)
+    with pytest.raises(ts.RefusedError, match="NaFlexVit cannot be reduced: it has no patch_embed"):
+        ts.apply(model, SPEC)
+    assert not ts.is_applied(model)
