@@ -19,7 +19,7 @@ import tokensieve as ts
 from tokensieve.data.transforms import data_config
 from tokensieve.measure import macs
 from tokensieve.prototype import backbones
-from tokensieve.prototype.backbones.lemevit import DualCrossAttention
+from tokensieve.prototype.backbones.lemevit import DualCrossAttention, LeMeViT
 
 SIZE = (64, 96)
 
@@ -211,6 +211,29 @@ def test_sizes_are_published_ones(name: str, parameters: float, published: float
     found_parameters, found_macs = counted(name)
     assert round(found_parameters / 1e6, 3) == parameters
     assert round(found_macs / 1e9, 2) == published
+
+
+def test_lemevit_answers_as_its_authors_network() -> None:
+    """Recorded from models/lemevit.py of ViTAE-Transformer/LeMeViT (1b48783): stages C, D, D, S, S, head_dim 32, 16
+    queries, the other options at their defaults; float64, the same weights by their places, every key matched."""
+    model = LeMeViT(dims=(32, 32, 64, 64, 96), depths=(1, 1, 1, 2, 1), num_classes=10).double().eval()
+    generator, weights = torch.Generator().manual_seed(1), {}
+    for name, value in sorted(model.state_dict().items()):
+        weights[name] = value
+        if not value.dtype.is_floating_point:
+            continue
+        noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        if "running_var" in name:
+            weights[name] = 1 + 0.1 * noise.abs()
+        elif value.dim() < 2:
+            weights[name] = float(name.endswith("weight")) + 0.2 * noise
+        else:
+            weights[name] = noise / math.sqrt(value[0].numel())
+    model.load_state_dict(weights)
+    x = torch.randn(2, 3, 64, 96, generator=generator, dtype=torch.float64)
+    recorded = [4.8934089579402675, -0.6179557757508382, 4.5967110198182075, 7.380998970776884, 4.382640177597654]
+    with torch.no_grad():
+        torch.testing.assert_close(model(x)[0, :5], torch.tensor(recorded).double(), rtol=0, atol=1e-6)
 
 
 def products(name: str, grids: list[int]) -> int:

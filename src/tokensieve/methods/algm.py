@@ -20,12 +20,12 @@ class ALGM(Method):
     """Adaptive Local-then-Global Merging: first like neighbours become one, later like tokens anywhere.
 
     In the middle of block 0 of 12 the four tokens of a 2×2 window merge where the mean cosine of their six pairs
-    reaches ``threshold``; merged windows come first from then on, the other tokens behind them. In the middle of block
-    4 tokens alternate between two sides, and each of one side merges into its most similar one of the other where their
-    cosine reaches the image's own bar: the mean of these best cosines plus 1/L of their standard deviation, L the
-    block's number counted from 1 (a fifth at block 4, a seventh at block 6). Both compare the tokens themselves and
-    merge means weighted by size. Made for segmentation, where all tokens return behind the decoder: ADE20K S 45.3 to
-    46.4 mIoU at 134 to 192 images/s, trained with it [authors]. Works without training.
+    reaches ``threshold``; merged windows come first from then on, the most alike first, the other tokens behind them.
+    In the middle of block 4 tokens alternate between two sides, and each of one side merges into its most similar one
+    of the other where their cosine reaches the image's own bar: the mean of these best cosines plus 1/L of their
+    standard deviation, L the block's number counted from 1 (a fifth at block 4, a seventh at block 6). Both compare the
+    tokens themselves and merge means weighted by size. Made for segmentation, where all tokens return behind the
+    decoder: ADE20K S 45.3 to 46.4 mIoU at 134 to 192 images/s, trained with it [authors]. Works without training.
 
     Our choice: windows that the grid cuts off do not merge; the deviation is the unbiased one. Images keep different
     numbers of tokens and an image's answer does not depend on its batch (the authors' code takes the fewest merges in
@@ -63,14 +63,14 @@ class ALGM(Method):
         return patches
 
     def assign(self, view: View) -> Assignment:
-        if view.site > 0:
-            return ragged_merge(self._matches(view), view.alive)
-        joins = self._windows(view)
-        members = torch.zeros_like(joins).scatter_add(1, joins, torch.ones_like(joins))
-        return ragged_merge(joins, view.alive, lead=members > 1)
+        if view.site == 0:
+            joins, rank = self._windows(view)
+            return ragged_merge(joins, view.alive, rank)
+        return ragged_merge(self._matches(view), view.alive)
 
-    def _windows(self, view: View) -> Tensor:
-        """(B, M): the token that each joins, at the first site, where all of them are present and in order."""
+    def _windows(self, view: View) -> tuple[Tensor, Tensor | None]:
+        """(B, M) the token that each joins, at the first site, where all of them are present and in order, and (B, M)
+        by what those that stay are ordered: merged windows first, the most alike first."""
         positions = torch.arange(view.count, device=view.x.device)
         if view.plane is None:
             corners, steps = positions[: view.count // 4 * 4 : 4], positions[:4]
@@ -79,16 +79,16 @@ class ALGM(Method):
             corners = positions.view(rows, columns)[: rows // 2 * 2 : 2, : columns // 2 * 2 : 2].flatten()
             steps = positions[:2].unsqueeze(1) * columns + positions[:2]
         if not corners.shape[0]:
-            return positions.expand(view.x.shape[0], -1)
+            return positions.expand(view.x.shape[0], -1), None
         members = corners.unsqueeze(1) + steps.flatten()  # (W, 4)
         four = unit_rows(view.x)[:, members]
         with torch.autocast(view.x.device.type, enabled=False):
             mean = torch.triu(four @ four.transpose(2, 3), diagonal=1).sum(dim=(2, 3)) / 6
-        merges = mean >= self.threshold
         window = self._window_of(positions, view.plane)
         inside = window < corners.shape[0]
         window = window.clamp(max=corners.shape[0] - 1)
-        return torch.where(merges[:, window] & inside, corners[window], positions)
+        merges = (mean >= self.threshold)[:, window] & inside
+        return torch.where(merges, corners[window], positions), torch.where(merges, -mean[:, window], 2.0)
 
     def _window_of(self, positions: Tensor, grid: tuple[int, int] | None) -> Tensor:
         """(M,): the window that each token lies in, and a number past the last one where it lies in none."""

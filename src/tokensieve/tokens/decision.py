@@ -193,17 +193,16 @@ def _extremes(counts: Tensor) -> tuple[int, int]:
     return least, most
 
 
-def ragged_merge(joins: Tensor, alive: Tensor | None = None, lead: Tensor | None = None) -> Assignment:
+def ragged_merge(joins: Tensor, alive: Tensor | None = None, rank: Tensor | None = None) -> Assignment:
     """Merge a different number of tokens in every image.
 
     Args:
         joins: (B, M) int64, the token that each token joins, itself where it stays; no token joins one that moves.
         alive: (B, M) bool, which slots hold a token now; None when all do. The others stay padding.
-        lead: (B, M) bool, which of the tokens that stay come first; None when none do.
+        rank: (B, M) float, by which the tokens that stay are ordered, the lowest first; None by their places.
 
-    Tokens that stay keep their order among those that lead and among the others, so what an image becomes does not
-    depend on its batch (one host sync). Where all images keep as many, there is no padding, and the merge is a plain
-    one.
+    Tokens that stay keep their order where they rank alike, so what an image becomes does not depend on its batch (one
+    host sync). Where all images keep as many, there is no padding, and the merge is a plain one.
     """
     positions = torch.arange(joins.shape[1], device=joins.device)
     stays = joins == positions
@@ -212,7 +211,7 @@ def ragged_merge(joins: Tensor, alive: Tensor | None = None, lead: Tensor | None
     counts = stays.sum(dim=1)
     least, capacity = _extremes(counts)
     padded = least < capacity
-    rank = (~stays).int() if lead is None else 1 + (~stays).int() - (stays & lead).int()
+    rank = (~stays).int() if rank is None else rank.masked_fill(~stays, torch.inf)
     order = rank.sort(dim=1, stable=True).indices
     target = invert(order).gather(1, joins)
     if alive is not None:

@@ -63,11 +63,13 @@ def algm(sites: tuple[int, ...], side: int, threshold: float) -> Reducer:
         x = unit(run.x[1:])
         count = len(x)
         target = list(range(count))
+        alike: dict[int, float] = {}
         if block == sites[0]:
             for row in range(0, side - 1, 2):
                 for column in range(0, side - 1, 2):
                     four = [(row + i) * side + column + j for i in range(2) for j in range(2)]
                     pairs = [float(x[i] @ x[j]) for i in four for j in four if i < j]
+                    alike[four[0]] = sum(pairs) / 6
                     if sum(pairs) / 6 >= threshold:
                         target = [four[0] if i in four else to for i, to in enumerate(target)]
         else:
@@ -82,6 +84,7 @@ def algm(sites: tuple[int, ...], side: int, threshold: float) -> Reducer:
         for i, to in enumerate(target):
             groups[to].append(i)
         merged = [group for group in groups.values() if len(group) > 1] if block == sites[0] else []
+        merged.sort(key=lambda group: -alike[group[0]])
         _rebuild(run, merged + [group for group in groups.values() if group not in merged], None)
 
     return middle
