@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import tokensieve as ts
+from tokensieve.methods.ats import nearest_samples
 
 
 def vit(**options: Any) -> tuple[Any, torch.Generator]:
@@ -60,3 +61,40 @@ def test_algm(threshold: float, image: int, lengths: tuple[int, int], recorded: 
         same(model(x)[image], recorded)
     stages = ts.trace(model, x[image : image + 1]).stages
     assert (stages[0].processed, stages[4].processed) == lengths
+
+
+def test_ats() -> None:
+    """create_ys and the nearest values of AdaptiveTokenSampler, adaptivetokensampling/ATS (9271257), 12 reference
+    tokens. On 200 random draws of 12 to 196 scores it took the same tokens."""
+    score = torch.rand(1, 24, generator=torch.Generator().manual_seed(7), dtype=torch.float64) ** 4
+    assert nearest_samples(score, 11)[0].nonzero()[:, 0].tolist() == [2, 4, 8, 13, 15, 17, 19, 20, 21, 22]
+
+
+@pytest.mark.parametrize(
+    ("graph", "recorded"),
+    [
+        ("mixed", [0.9570719032565035, -0.7080304507377659, -0.059609492853583725, -1.0899471231984998]),
+        ("spatial", [0.6388722707916727, 0.17348258316792278, -0.5631162310770824, -2.171910149312069]),
+        ("semantic", [1.3665248027442372, 0.23668104187670472, -0.26382522487380605, -1.4819481919269106]),
+    ],
+)
+def test_gtp(graph: Any, recorded: list[float]) -> None:
+    """select (MixedAttnMax) and propagate (GraphProp) of models_v3.py, Ackesnal/GTP-ViT (97a1178), in every block, on
+    the graph of its forward_features: 5 tokens a block, alpha .2, 8 neighbours, no scales, all of the attention."""
+    model, generator = vit()
+    x = torch.randn(2, 3, 64, 64, generator=generator, dtype=torch.float64)
+    ts.apply(model, ts.GTP(r=5, alpha=0.2, graph=graph, similar=8, drawn="once"))
+    with torch.no_grad():
+        same(model(x)[0], recorded)
+
+
+def test_expedite() -> None:
+    """TokenClusteringBlock before block 5 and TokenReconstructionBlock in front of the last norm, of mmseg/ops of
+    Expedit-LargeScale-Vision-Transformer/Expedit-Segmenter (63f4066): 6 × 6 clusters, t = .02, 20 nearest."""
+    model, generator = vit()
+    x = torch.randn(2, 3, 64, 64, generator=generator, dtype=torch.float64)
+    x = F.interpolate(x[:, :, ::8, ::8], scale_factor=8, mode="bilinear") + 0.1 * x
+    ts.apply(model, ts.Expedite(keep=36 / 64, sites=(5,), sharpness=0.02, norm="l2", search="image"))
+    with torch.no_grad():
+        tokens = model.forward_features(x)
+    same(tokens[0, 10], [-0.8503303484051612, 0.17100077336932945, -0.16696525514778238, 0.2598936290884136])

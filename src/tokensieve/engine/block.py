@@ -126,9 +126,10 @@ class Site(nn.Module):
         if call.plain:
             return self._hand_on(self._ran(tokens, block.dense(tokens.x, **call.kwargs), call, training))
         # 4. The tokens attend.
+        entered = tokens
         tokens, signals = self.attending.run(tokens, block, call)
         if turns.watchers and signals is not None:
-            tokens = turns.watch(tokens, signals)
+            tokens = turns.watch(tokens, entered, signals)
         # 5. Methods act in the middle.
         if turns.at["middle"]:
             tokens = turns.act(tokens, "middle", training, signals, self._next_norm(block, tokens))

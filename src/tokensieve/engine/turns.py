@@ -97,9 +97,9 @@ class Turns:
                 signals.follow(decision)
         return tokens
 
-    def watch(self, tokens: Tokens, signals: BlockSignals) -> Tokens:
-        """The state with what the methods carry on that watch the attention of this block."""
-        shown = visible(tokens) if tokens.hidden else tokens
+    def watch(self, tokens: Tokens, entered: Tokens, signals: BlockSignals) -> Tokens:
+        """The state behind the attention, with what the methods carry on that watch it; they see what ``entered``."""
+        shown = visible(entered) if entered.hidden else entered
         layout = self.layout_of(shown)
         for method in self.watchers:
             where = (self.block, -1, shown.count)

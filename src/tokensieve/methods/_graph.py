@@ -29,12 +29,17 @@ def most_similar(features: Tensor, count: int) -> Tensor:
 
     Of equally alike tokens the lower index counts as more so; False on the diagonal.
     """
+    chosen = named_by_each(features, count)
+    return chosen | chosen.transpose(1, 2)
+
+
+def named_by_each(features: Tensor, count: int) -> Tensor:
+    """Which ``count`` tokens are most alike to each, by cosine: (B, M, M) bool, a row for each; itself is none."""
     length = features.shape[1]
     alike = similarity(features.detach(), features.detach())
     itself = torch.eye(length, dtype=torch.bool, device=alike.device)
     nearest = alike.masked_fill(itself, -torch.inf).sort(dim=2, descending=True, stable=True).indices[:, :, :count]
-    chosen = named(nearest.flatten(0, 1), length).view(alike.shape) > 0
-    return (chosen | chosen.transpose(1, 2)) & ~itself
+    return (named(nearest.flatten(0, 1), length).view(alike.shape) > 0) & ~itself
 
 
 def normalised(adjacency: Tensor, dtype: torch.dtype) -> Tensor:

@@ -139,7 +139,8 @@ class Method(ABC):
     def watch(self, view: View) -> None:  # noqa: B027 - most methods watch nothing
         """Carry what the attention of a block says (``View.carry``), for a decision in a later block.
 
-        ``view`` shows the tokens and the signals that ``needs`` names; it has no learned part, and nothing can leave.
+        ``view`` shows the tokens as they went into the block and the signals that ``needs`` names; it has no learned
+        part, and nothing can leave.
         """
 
     def behind(self, tokens: Tokens, block: int, layout: Layout, training: bool) -> Tokens:

@@ -15,11 +15,17 @@ from tokensieve.methods._method import Method, require
 from tokensieve.methods._view import Layout, View
 from tokensieve.ops.rows import at_least_float32
 from tokensieve.tokens.decision import Decision, KeepMask, ragged
+from tokensieve.tokens.node import register
+from tokensieve.tokens.rider import Rider
 from tokensieve.tokens.state import Tokens
 from tokensieve.tokens.table import Extra
 
 # What each token carries: the weighted sum of its states so far, (B, P + M, C), and the sum of its halting scores.
 HALTING = "halting"
+SCORES = "halting-scores"  # what rides along while training
+
+AHEAD = 0.98  # of the Gaussian lies before its centre
+TINY = 1e-30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +45,11 @@ class AViT(Method):
     nothing of this; 36 at 1000 bring the blocks run, with the remainder, from 13 to 6, at the cost of the answers. So
     expect to train long, as the authors do, or lower ``shift``.
 
-    Losses: "ponder", ``ponder`` · the mean over tokens of the blocks run plus the remainder; "prior", ``prior`` · KL of
-    the mean weights of the blocks, which sum to one, to a Gaussian over the blocks. While training tokens that have
-    halted are masked. Our choice: the weights are what is compared with the Gaussian; its centre and width; where all
-    patch tokens of an image have halted the first one stays, so that none is empty. An image's answer does not depend
+    Losses: "ponder", ``ponder`` · the mean over tokens of the blocks run plus the remainder; "prior", ``prior`` / L ·
+    Σ_l t_l (log t_l − log d_l) over the L blocks, where it is positive: d_l is the mean halting score of a block over
+    the sum of all, within .01 and .99, and t a Gaussian over the blocks of which .98 lie before its centre. While
+    training tokens that have halted are masked. Our choice: where all patch tokens of an image have halted the first
+    one stays, so that none is empty. An image's answer does not depend
     on its batch: short images are padded and the padding masked out. Heads that pool over patches see those left at the
     end, as with every method; ``fill="last"`` gives them the weighted states of all.
 
@@ -53,7 +60,7 @@ class AViT(Method):
         sites: 0-based blocks behind which tokens may halt; default all but the last, behind which they all do.
         ponder: weight of the loss that counts blocks.
         prior: weight of the loss that says where tokens should halt.
-        centre: block, of 12, around which that is.
+        centre: block, of 12, around which that is, above 0.
         width: standard deviation of it, in blocks of 12.
     """
 
@@ -64,7 +71,7 @@ class AViT(Method):
     ponder: float = 5e-4
     prior: float = 1e-3
     centre: float = 8.0
-    width: float = 5.0
+    width: float = 1.0
 
     name = "a-vit"
     point = "after"
@@ -79,6 +86,7 @@ class AViT(Method):
         require(self.ponder >= 0, self, "ponder", "0 or more")
         require(self.prior >= 0, self, "prior", "0 or more")
         require(self.width > 0, self, "width", "above 0")
+        require(self.centre > 0, self, "centre", "above 0")
 
     def blocks(self, depth: int) -> tuple[int, ...]:
         return tuple(range(depth - 1)) if self.sites is None else checked_sites(self.sites, (), depth, self.name)
@@ -101,7 +109,14 @@ class AViT(Method):
         spent = torch.ones_like(before) if last else torch.where(halts, 1.0, before + score)
         total = total + weight.unsqueeze(2) * x
         if training:
-            tokens = add(tokens, self._losses(before, weight, halts | last, block, layout))
+            run = (before < 1).to(weight.dtype)
+            ponder = (run + weight * (run * (halts | last))).mean()
+            scores = (*halting_scores(tokens), (score * run).mean())
+            tokens = tokens.with_rider(SCORES, None if last else HaltingScores(scores))
+            losses = [Loss("ponder", self.ponder * ponder)]
+            if last:
+                losses.append(Loss("prior", self.prior * self._divergence(torch.stack(scores), layout.depth)))
+            tokens = add(tokens, losses)
         # A token that halts here leaves with what it gives: the weighted mean of its states.
         leaves = F.pad(~self._stays(spent[:, tokens.prefix :], present(tokens)), (tokens.prefix, 0), value=False) | last
         x = torch.where(leaves.unsqueeze(2), total.to(x.dtype), x)
@@ -127,16 +142,36 @@ class AViT(Method):
         stays = self._stays(at_least_float32(carried[..., -1]), present(view.tokens))
         return KeepMask(mask=stays.to(view.x.dtype)) if view.training else ragged(stays)
 
-    def _losses(self, before: Tensor, weight: Tensor, halts: Tensor, block: int, layout: Layout) -> tuple[Loss, Loss]:
-        """What one block adds to both losses."""
-        run = (before < 1).to(weight.dtype)
-        ponder = (run + weight * (run * halts)).mean()
-        places = [place * REFERENCE_DEPTH / layout.depth for place in range(layout.depth)]
-        logs = [-0.5 * ((place - self.centre) / self.width) ** 2 for place in places]
-        wanted = logs[block] - math.log(sum(map(math.exp, logs)))
-        share = weight.mean()
-        prior = share * (share.clamp(min=torch.finfo(share.dtype).tiny).log() - wanted)
-        return Loss("ponder", self.ponder * ponder), Loss("prior", self.prior * prior)
+    def _divergence(self, scores: Tensor, depth: int) -> Tensor:
+        """How far the mean scores (L,) of the blocks are from the Gaussian that they should follow."""
+        share = (scores / scores.sum().clamp(min=torch.finfo(scores.dtype).tiny)).clamp(0.01, 0.99)
+        blocks = sorted({*self.blocks(depth), depth - 1})
+        places = [block * REFERENCE_DEPTH / depth for block in blocks]
+        densities = [math.exp(-0.5 * ((place - self.centre) / self.width) ** 2) for place in places]
+        before = sum(density for place, density in zip(places, densities, strict=True) if place < self.centre)
+        wanted = [max(AHEAD * density / max(before, TINY), TINY) for density in densities]
+        terms = [part * (math.log(part) - own.log()) for part, own in zip(wanted, share, strict=True)]
+        return torch.stack(terms).sum().clamp(min=0) / len(blocks)
+
+
+@dataclass(frozen=True)
+class HaltingScores(Rider):
+    """The mean halting score of each block so far, for the loss behind the last one.
+
+    Attributes:
+        means: scalars.
+    """
+
+    means: tuple[Tensor, ...]
+
+
+register(HaltingScores, ("means",))
+
+
+def halting_scores(tokens: Tokens) -> tuple[Tensor, ...]:
+    """What ``HaltingScores`` has collected up to this state."""
+    rider = tokens.riders.get(SCORES)
+    return rider.means if isinstance(rider, HaltingScores) else ()
 
 
 def present(tokens: Tokens) -> Tensor | None:

@@ -27,8 +27,10 @@ class Expedite(Method):
 
     Our choice: t follows the scale of the features; cells keep the aspect of the grid; a cluster carries the position
     of the patch in the middle of its cell; the most alike clusters are sought in the window, so that time and memory
-    grow with the patches and not with their square (``search=image`` seeks them everywhere). It must be the first
-    method that removes tokens.
+    grow with the patches and not with their square, and their weights sum to one. The authors' code divides them by
+    their Euclidean length and seeks them everywhere (``norm=l2``, ``search=image``); in Segmenter it norms the clusters
+    before it blends them, where here the model's norm sees the blended patches. It must be the first method that
+    removes tokens.
 
     Options:
         keep: clusters as a share of the patches: a grid of round(√keep · rows) × round(√keep · columns) cells. 28 × 28

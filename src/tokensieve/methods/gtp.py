@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from tokensieve.methods._counts import checked_sites
-from tokensieve.methods._graph import diagonal_and_columns, grid_neighbours, most_similar, normalised
+from tokensieve.methods._graph import diagonal_and_columns, grid_neighbours, most_similar, named_by_each, normalised
 from tokensieve.methods._method import Method, require
 from tokensieve.methods._view import Layout, Signal, View
-from tokensieve.ops.rows import split_top, take_rows
+from tokensieve.ops.rows import at_least_float32, split_top, take_rows
 from tokensieve.tokens.decision import Assignment
+
+GRAPH = "gtp"  # what lies beside each token where the graph is drawn once: its row of the normalised one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +27,10 @@ class GTP(Method):
     x + alpha · Σ Â x_gone, where Â = D^-½ G D^-½ and G joins patches that are neighbours on the grid (of 8) or among
     each other's ``similar`` most alike. Needs no training. No number of the paper is claimed here.
 
-    Our choice: G is drawn anew at each block from the tokens present, as no state is kept between blocks (the paper
-    draws it once, from the embeddings); a pair is joined where either names the other; sizes do not propagate, so there
-    is no log-size attention; a token that left returns with its last value; attention is not sparsified.
+    Our choice: G is drawn anew at each block from the tokens present, and a pair is joined where either names the
+    other. The paper draws it once, from the patches with their positions, and joins a token to those that it names
+    itself; its rows and columns are cut as tokens leave (``drawn="once"``). Sizes do not propagate, so there is no
+    log-size attention; a token that left returns with its last value; attention is not sparsified.
 
     Options:
         r: tokens that leave in each block.
@@ -35,6 +38,7 @@ class GTP(Method):
         alpha: how strongly tokens that leave are added to their neighbours; 0 drops them.
         graph: neighbours by place ("spatial"), by likeness ("semantic") or both ("mixed").
         similar: how many of the most alike tokens, by the cosine of x, are joined to each.
+        drawn: the graph anew at "each" site, or "once", from what goes into the first block of the model.
     """
 
     r: int = 8
@@ -42,6 +46,7 @@ class GTP(Method):
     alpha: float = 0.2
     graph: Literal["mixed", "spatial", "semantic"] = "mixed"
     similar: int = 8
+    drawn: Literal["each", "once"] = "each"
 
     knob = "r"
     looks_at_grid = True
@@ -64,23 +69,41 @@ class GTP(Method):
     def needs(self, layout: Layout) -> frozenset[Signal]:
         return frozenset({"logits"})
 
+    def watches(self, depth: int) -> frozenset[int]:
+        return frozenset({0} if self.drawn == "once" and self.blocks(depth) else ())
+
+    def watch(self, view: View) -> None:
+        near = grid_neighbours(view.rep, self._columns(view))
+        graph = near
+        if self.graph != "spatial":
+            alike = named_by_each(view.x, min(self.similar, view.count - 1))
+            graph = alike if self.graph == "semantic" else torch.logical_or(near, alike)
+        view.carry(GRAPH, normalised(graph, at_least_float32(view.x).dtype), "lead")
+
     def remaining(self, patches: int, site: int, layout: Layout) -> int:
         return max(1, patches - self.r)
 
     def assign(self, view: View) -> Assignment:
-        diagonal, columns = diagonal_and_columns(view.attended)
-        rank = view.score(diagonal.amax(dim=1) * columns.amax(dim=1))
+        diagonal, received = diagonal_and_columns(view.attended)
+        rank = view.score(diagonal.amax(dim=1) * received.amax(dim=1))
         keep, dropped = split_top(rank, view.keep)
-        adjacency = normalised(self._graph(view), rank.dtype)
-        spread = take_rows(adjacency, keep).gather(2, dropped.unsqueeze(1).expand(-1, view.keep, -1))
+        if self.drawn == "once":
+            adjacency = view.extra(GRAPH)  # a row for each token present, a column for each patch of the image
+            assert adjacency is not None
+            columns = view.rep.gather(1, dropped)
+        else:
+            adjacency, columns = normalised(self._graph(view), rank.dtype), dropped
+        spread = take_rows(adjacency, keep).gather(2, columns.unsqueeze(1).expand(-1, view.keep, -1))
         return Assignment(keep=keep, dropped=dropped, spread=self.alpha * spread, reduce="sum")
 
     def _graph(self, view: View) -> Tensor:
         """(B, M, M) bool: which tokens are joined."""
-        # Where the grid is not known, patches are taken to be in a row.
-        columns = view.tokens.originals if view.plane is None else view.plane[1]
-        near = grid_neighbours(view.rep, columns)
+        near = grid_neighbours(view.rep, self._columns(view))
         if self.graph == "spatial":
             return near
         alike = most_similar(view.x, min(self.similar, view.count - 1))
         return alike if self.graph == "semantic" else torch.logical_or(near, alike)
+
+    def _columns(self, view: View) -> int:
+        """Patches in a row of the grid; where that is not known, all are taken to be in one."""
+        return view.tokens.originals if view.plane is None else view.plane[1]
