@@ -44,6 +44,7 @@ from tokensieve.methods.controls import TopK as TopK
 from tokensieve.methods.cropr import Cropr as Cropr
 from tokensieve.methods.diffrate import DiffRate as DiffRate
 from tokensieve.methods.dpcknn import DPCKNN as DPCKNN
+from tokensieve.methods.dtem import DTEM as DTEM
 from tokensieve.methods.dynamicvit import DynamicViT as DynamicViT
 from tokensieve.methods.evit import EViT as EViT
 from tokensieve.methods.evovit import EvoViT as EvoViT
@@ -53,7 +54,6 @@ from tokensieve.methods.kmedoids import KMedoids as KMedoids
 from tokensieve.methods.mctf import MCTF as MCTF
 from tokensieve.methods.pitome import PiToMe as PiToMe
 from tokensieve.methods.ppt import PPT as PPT
-from tokensieve.methods.prototype.dtem import DTEM as DTEM
 from tokensieve.methods.prototype.imagepiece import ImagePiece as ImagePiece
 from tokensieve.methods.prototype.jmp import JMP as JMP
 from tokensieve.methods.prototype.psvit import PSViT as PSViT

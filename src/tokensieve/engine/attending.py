@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tokensieve.attention.kernel import attends_faster, key_bias
@@ -103,6 +104,10 @@ class Attending:
         shares = self.borrows or self.lends
         if not (needs or call.own or shares or riders) and call.bias is None:
             return tokens.changed(x=self.family.attention(block, tokens.x, **call.kwargs)), None
+        inputs = None
+        if "inputs" in needs:
+            with torch.no_grad():
+                inputs = self.family.attention_input(block, tokens.x)
         # The model's own attention runs, watched by a tap.
         tap = self._tap(tokens, block, call)
         if call.rows is PADDED:
@@ -124,14 +129,15 @@ class Attending:
         # The methods here see what they declared.
         if not needs:
             return tokens, None
-        return tokens, self._signals(tokens, tap.attended())
+        return tokens, self._signals(tokens, tap.attended(), inputs)
 
-    def _signals(self, tokens: Tokens, attended: Attended) -> BlockSignals:
+    def _signals(self, tokens: Tokens, attended: Attended, inputs: Tensor | None) -> BlockSignals:
         shown = tokens
         if tokens.hidden:
             shown = visible(tokens)
             attended = first_keys(attended, shown.x.shape[1])
-        signals = BlockSignals(attended, shown.table.alive)
+            inputs = None if inputs is None else inputs[:, : shown.x.shape[1]]
+        signals = BlockSignals(attended, shown.table.alive, inputs)
         if self.turns.at["after"]:
             self.turns.observe(shown, signals)
         return signals

@@ -26,12 +26,18 @@ def check_grid(method: Method, tokens: Tokens, grid: Grid) -> None:
 
 
 def check_decision(
-    decision: Decision, keep: int, until: Until, method: Method, block: int, rounding: Rounding | None
+    decision: Decision,
+    keep: int,
+    until: Until,
+    method: Method,
+    block: int,
+    rounding: Rounding | None,
+    count: int | None,
 ) -> None:
     """Refuse a decision that is not what the method said before.
 
-    It leaves another number of patch tokens than ``keep`` (a ragged method may leave fewer), or its dropped tokens
-    return elsewhere than ``until``.
+    It leaves another number of patch tokens than ``keep`` (a ragged method may leave fewer, and while training one that
+    relaxes its decision may leave all ``count`` of them), or its dropped tokens return elsewhere than ``until``.
     """
     if isinstance(decision, Assignment):
         left = decision.keep.shape[1]
@@ -47,6 +53,8 @@ def check_decision(
             )
     elif isinstance(decision, SoftAssignment):
         left = decision.count
+        if left == count:
+            return
     elif isinstance(decision, KeepMask):
         return
     else:

@@ -83,7 +83,9 @@ class Turns:
                 *(self.declared[step.key], self.part(step), training, signals, observed),
             )
             decision = method.assign(view)
-            checks.check_decision(decision, keep, self.returns[step.key], method, self.block, self.reduction.rounding)
+            every = shown.count if training else None
+            how = (self.returns[step.key], method, self.block, self.reduction.rounding, every)
+            checks.check_decision(decision, keep, *how)
             if view.extras or view.losses or view.answers:
                 tokens = _with_additions(tokens, view)
             # The state follows: tokens move, or while training hide behind a mask.

@@ -143,6 +143,11 @@ class Family(ABC):
     def mlp(self, block: nn.Module, x: Tensor) -> Tensor:
         """``x`` (B, L, C) after the MLP half of the block, residual included."""
 
+    def attention_input(self, block: nn.Module, x: Tensor) -> Tensor:
+        """(B, L, C), what the projections of the block's attention are given of ``x``. Default: ``block.norm1(x)``."""
+        normed: Tensor = block.norm1(x)  # type: ignore[operator]
+        return normed
+
     def mlp_norm(self, block: nn.Module) -> Norm | None:
         """The LayerNorm that the MLP half begins with, where it is a plain one without hooks
         (``families._modules.norm_of``) and ``mlp_behind_norm`` goes on behind it. Default: None."""

@@ -24,6 +24,9 @@ class HfDPT(TransformersFamily):
     def attention(self, block: Any, x: Tensor, **kwargs: Any) -> Tensor:
         return block.attention(block.layernorm_before(x), **kwargs) + x  # type: ignore[no-any-return]
 
+    def attention_input(self, block: Any, x: Tensor) -> Tensor:
+        return block.layernorm_before(x)  # type: ignore[no-any-return]
+
     def mlp(self, block: Any, x: Tensor) -> Tensor:
         return block.output(block.intermediate(block.layernorm_after(x)), x)  # type: ignore[no-any-return]
 

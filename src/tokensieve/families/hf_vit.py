@@ -30,6 +30,9 @@ class HfViT(TransformersFamily):
         update, _ = block.attention(block.layernorm_before(x), **kwargs)
         return block.dropout(update) + x  # type: ignore[no-any-return]
 
+    def attention_input(self, block: Any, x: Tensor) -> Tensor:
+        return block.layernorm_before(x)  # type: ignore[no-any-return]
+
     def mlp(self, block: Any, x: Tensor) -> Tensor:
         return self.mlp_behind_norm(block, x, block.layernorm_after(x))
 

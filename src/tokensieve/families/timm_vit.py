@@ -93,6 +93,15 @@ class TimmViT(Family):
             return self.kinds.parallel_scaling.forward(block, x)  # type: ignore[no-any-return]
         return x + through(block.attn(block.norm1(x)), block.ls1, block.drop_path1)
 
+    def attention_input(self, block: Any, x: Tensor) -> Tensor:
+        if isinstance(block, self.kinds.res_post):
+            return x
+        if isinstance(block, self.kinds.parallel_things):
+            return block.attns[0].norm(x)  # type: ignore[no-any-return]  # the first of several
+        if isinstance(block, self.kinds.parallel_scaling):
+            return block.in_norm(x)  # type: ignore[no-any-return]
+        return super().attention_input(block, x)
+
     def tapped(self, block: Any, x: Tensor, tap: Tap, **kwargs: Any) -> Tensor:
         # This attention does nothing with its mask but hand it to the fused kernel.
         if isinstance(block, self.kinds.plain) and tap.by_mask:

@@ -24,8 +24,9 @@ from tokensieve.tokens.table import Extra
 if TYPE_CHECKING:
     from tokensieve.methods._method import Method
 
-Signal = Literal["queries", "keys", "values", "cls_row", "received", "logits", "outputs"]
+Signal = Literal["inputs", "queries", "keys", "values", "cls_row", "received", "logits", "outputs"]
 SIGNALS: dict[Signal, str] = {
+    "inputs": "what the projections of this block's attention are given: its tokens behind the first norm",
     "queries": "queries of this block's attention, after norms and rotary embedding",
     "keys": "keys of this block's attention, after norms and rotary embedding",
     "values": "values of this block's attention",
@@ -46,6 +47,7 @@ class BlockSignals:
 
     attended: Attended | None
     alive: Tensor | None
+    inputs: Tensor | None = None
     observed: dict[str, Tensor] = field(default_factory=dict)
     moves: list[Assignment | SoftAssignment | Tensor] = field(default_factory=list)
 
@@ -240,6 +242,13 @@ class View:
 
     def _per_token(self, tensor: Tensor, signals: BlockSignals) -> Tensor:
         return signals.carry(head_mean(tensor[:, :, self.layout.prefix :]), "mean")
+
+    @property
+    def inputs(self) -> Tensor:
+        """(B, M, C) what the projections of the attention were given, without a gradient."""
+        signals, _ = self._read("inputs")
+        assert signals.inputs is not None
+        return signals.carry(signals.inputs[:, self.layout.prefix :], "mean")
 
     @property
     def queries(self) -> Tensor:

@@ -16,6 +16,7 @@ from tokensieve.ops.rows import at_least_float32, take_rows
 from tokensieve.tokens.soft import SoftAssignment
 
 HIDDEN = 64  # channels of the two small MLPs
+EPS = 1e-6  # of all norms; GELU is the one by tanh, as in the original
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,16 +24,18 @@ class TokenLearner(Method):
     """Learn a handful of tokens: each is a weighted sum of all patches, under a spatial map that a small network draws.
 
     Before block 6 of 12. Version 1.1 draws S maps by an MLP C → 64 → S on the normalised tokens, with a softmax over
-    the patches; version 1.0 by four 3 × 3 convolutions of S channels over the grid and a sigmoid, and takes means. The
+    the patches; version 1.0 by four 3 × 3 convolutions of S channels over the grid and a sigmoid, and takes sums. The
     prefix tokens go on beside the learned ones. The way back is the fuser: the S tokens, mixed with one another, are
     given to every patch by S gates in (0, 1) that are read off what the patch was before, and added to it. All of it is
     trained with the model, in the paper from scratch. No number of it is claimed here: those published are for other
     models and data.
 
-    Our choice: a fresh fuser adds nothing, so that every patch returns as it was; the gates' MLP has 64 channels as
-    well; the convolutions have no bias and GELU between them. Where tokens are gone or merged before, version 1.0 reads
-    zeros or the merged token in their places; it refuses inputs of another size than the model's, whose grid is not
-    known here. Where counts are rounded up, the further tokens are means of equal stretches of the sequence.
+    The original has 16 tokens behind block 9 of 12, no fuser and a head that pools over the tokens, or a fuser in every
+    block from there on, of which there is one here, behind the last. Our choice: a fresh fuser adds nothing, so that
+    every patch returns as it was; the gates' MLP has 64 channels as well; the convolutions have no bias and GELU
+    between them. Where tokens are gone or merged before, version 1.0 reads zeros or the merged token in their places;
+    it refuses inputs of another size than the model's, whose grid is not known here. Where counts are rounded up, the
+    further tokens are means of equal stretches of the sequence.
 
     Options:
         tokens: S, learned tokens, or one number per site; a site with no more than that is passed over.
@@ -94,12 +97,17 @@ class Learner(nn.Module):
         return maps
 
 
+def small_mlp(dim: int, tokens: int) -> nn.Sequential:
+    """(…, C) to (…, S), behind a norm."""
+    return nn.Sequential(nn.LayerNorm(dim, EPS), nn.Linear(dim, HIDDEN), nn.GELU("tanh"), nn.Linear(HIDDEN, tokens))
+
+
 class MlpMaps(nn.Module):
     """Version 1.1: every token votes for itself, and a softmax over the tokens makes S maps of the votes."""
 
     def __init__(self, dim: int, tokens: int) -> None:
         super().__init__()
-        self.vote = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, tokens))
+        self.vote = small_mlp(dim, tokens)
 
     def forward(self, view: View) -> Tensor:
         """(B, S, M), rows that sum to one."""
@@ -111,15 +119,15 @@ class MlpMaps(nn.Module):
 
 
 class ConvMaps(nn.Module):
-    """Version 1.0: S maps of the grid by convolutions and a sigmoid, divided by the number of tokens."""
+    """Version 1.0: S maps of the grid by convolutions and a sigmoid."""
 
     def __init__(self, layout: Layout, tokens: int) -> None:
         super().__init__()
         self.grid = plane_of(layout.grid, "tokenlearner")
-        self.norm = nn.LayerNorm(layout.dim)
+        self.norm = nn.LayerNorm(layout.dim, EPS)
         layers: list[nn.Module] = []
         for channels in (layout.dim, tokens, tokens, tokens):
-            layers += [nn.Conv2d(channels, tokens, 3, padding=1, bias=False), nn.GELU()]
+            layers += [nn.Conv2d(channels, tokens, 3, padding=1, bias=False), nn.GELU("tanh")]
         self.convolve = nn.Sequential(*layers[:-1])
 
     def forward(self, view: View) -> Tensor:
@@ -136,10 +144,7 @@ class ConvMaps(nn.Module):
         whole = take_rows(x, group.clamp(min=0)).masked_fill((group < 0).unsqueeze(2), 0)
         drawn = at_least_float32(self.convolve(whole.transpose(1, 2).unflatten(2, self.grid))).sigmoid().flatten(2)
         maps = drawn.gather(2, view.rep.unsqueeze(1).expand(-1, drawn.shape[1], -1))
-        if view.tokens.mask is None:
-            return maps / view.count
-        mask = view.tokens.mask.unsqueeze(1).to(maps.dtype)
-        return maps * mask / mask.sum(dim=2, keepdim=True).clamp(min=1)
+        return maps if view.tokens.mask is None else maps * view.tokens.mask.unsqueeze(1).to(maps.dtype)
 
 
 class Fuser(nn.Module):
@@ -148,8 +153,8 @@ class Fuser(nn.Module):
     def __init__(self, dim: int, tokens: int) -> None:
         super().__init__()
         self.mix = nn.Linear(tokens, tokens)
-        self.before, self.after = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.gate = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, tokens))
+        self.before, self.after = nn.LayerNorm(dim, EPS), nn.LayerNorm(dim, EPS)
+        self.gate = small_mlp(dim, tokens)
         nn.init.zeros_(self.after.weight)
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ class Run:
     gone: dict[int, Tensor] = field(default_factory=dict)
     counts: list[tuple[int, int]] = field(default_factory=list)
     chosen: list[set[int]] = field(default_factory=list)
+    inputs: Tensor | None = None
     queries: Tensor | None = None
     keys: Tensor | None = None
     values: Tensor | None = None
@@ -123,7 +124,14 @@ def _attend(state: dict[str, Tensor], name: str, run: Run, heads: int, log_size:
     if log_size:
         logits = logits + torch.tensor([1, *run.sizes], dtype=x.dtype).log()
     attention = logits.exp() / logits.exp().sum(-1, keepdim=True)
-    run.queries, run.keys, run.values, run.logits, run.attention = queries, keys, values, logits, attention
+    run.inputs, run.queries, run.keys, run.values, run.logits, run.attention = (
+        x,
+        queries,
+        keys,
+        values,
+        logits,
+        attention,
+    )
     joined = (attention @ values).transpose(0, 1).reshape(length, width)
     return joined @ state[name + "attn.proj.weight"].T + state[name + "attn.proj.bias"]
 

@@ -80,14 +80,15 @@ def a_vit(depth: int, scale: float, shift: float, full: float) -> Reducer:
 
 
 def gelu(x: Tensor) -> Tensor:
-    return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+    """By the tanh, as jax has it by default."""
+    return x * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def normed(state: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
-    """LayerNorm as torch has it by default, with the weights under ``name``."""
+    """LayerNorm with the weights under ``name``."""
     centred = x - x.mean(-1, keepdim=True)
     return (
-        centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * state[name + "weight"]
+        centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt() * state[name + "weight"]
         + state[name + "bias"]
     )
 
@@ -125,7 +126,7 @@ def token_learner(state: dict[str, Tensor], site: int, side: int, maps: str, fus
             drawn = normed(state, name + "drawn.norm.", x).T.reshape(-1, side, side)
             for layer in (0, 2, 4, 6):
                 drawn = convolved(state[f"{name}drawn.convolve.{layer}.weight"], drawn if layer == 0 else gelu(drawn))
-            weights = 1 / (1 + (-drawn).exp()).reshape(drawn.shape[0], -1).T / len(x)
+            weights = 1 / (1 + (-drawn).exp()).reshape(drawn.shape[0], -1).T
         held.append((x, weights))
         run.x = torch.cat([run.x[:1], weights.T @ x])
         run.members = [[place] for place in range(weights.shape[1])]
@@ -150,7 +151,7 @@ def dtem(state: dict[str, Tensor], r: int) -> Reducer:
 
     def middle(run: Run, block: int) -> None:
         name = f"blocks.{block}.tokensieve.learned.dtem_0."
-        metric = normed(state, name + "0.", run.x[1:]) @ state[name + "1.weight"].T + state[name + "1.bias"]
+        metric = run.inputs[1:] @ state[name + "weight"].T + state[name + "bias"]
         metric = metric / metric.norm(dim=-1, keepdim=True)
         left, right = range(1, len(metric), 2), range(0, len(metric), 2)
         edges = []
