@@ -84,7 +84,6 @@ def test_who_wants_the_grid_of_all_patches_must_come_first() -> None:
 @every_companion
 def test_pairs_run_or_are_refused(first: str, others: list[str]) -> None:
     layout, x = layout_of(build(*FIRST[0])), images(2)
-    ran = 0
     for pair in ((first, other) for other in others):
         methods = tuple(KNOWN[name]() for name in pair)
         model = build(*FIRST[0])
@@ -102,8 +101,12 @@ def test_pairs_run_or_are_refused(first: str, others: list[str]) -> None:
         assert tokens is not None
         whole = tokens.restore()
         assert whole.shape[1] == layout.prefix + PATCHES and bool(torch.isfinite(whole).all())
-        ran += 1
-    assert ran > 0 or first in RAGGED or first == "evo-vit"
+
+
+@pytest.mark.parametrize("first", METHODS)
+def test_each_method_composes_with_another(first: str) -> None:
+    found = [other for other in METHODS if other != first and judged(first, other) is None]
+    assert found or first in RAGGED or first == "evo-vit"
 
 
 def test_outside_its_spans_others_may_act_beside_evo_vit() -> None:

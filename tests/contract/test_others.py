@@ -89,7 +89,7 @@ def test_accelerate(family: str, name: str, others: Callable[[nn.Module], None],
 
 
 @ORDERS
-@every_case(DEFAULTS, FIRST[:1])
+@every_case(DEFAULTS, FIRST, FIRST[:1])
 def test_every_method_under_dispatch(family: str, name: str, config: str, first: str) -> None:
     both_orders(first, build(family, name), dispatched, config)
 
@@ -330,7 +330,7 @@ def test_reentrant_checkpoints_are_refused_before_gradients_are_lost(family: str
 # The fused kernel
 
 
-@every_case(DEFAULTS, FIRST_OF_TIMM)
+@every_case(DEFAULTS, FIRST_OF_TIMM, FIRST[:1])
 def test_without_the_fused_kernel_an_answer_stays_right_or_is_refused(family: str, name: str, config: str) -> None:
     """Images do not look at one another, and no bias is lost."""
     for when in ("before", "afterwards"):
@@ -442,7 +442,7 @@ def test_another_pooling_after_apply(how: str) -> None:
 # Inputs that the dense model takes
 
 
-@every_case(CONFIGS, FIRST)
+@every_case(CONFIGS, FIRST, FIRST[:1])
 def test_an_empty_batch(family: str, name: str, config: str) -> None:
     try:
         run(build(family, name), images(0))
@@ -452,7 +452,7 @@ def test_an_empty_batch(family: str, name: str, config: str) -> None:
     assert run(model, images(0)).shape == (0, *dense_answer(family, name).shape[1:])
 
 
-@every_case(CONFIGS, FIRST)
+@every_case(CONFIGS, FIRST, FIRST[:1])
 def test_an_image_that_is_not_finite_harms_itself_only(family: str, name: str, config: str) -> None:
     model, x = ts.apply(build(family, name), CONFIGS[config]), images(3)
     wanted = run(model, x)

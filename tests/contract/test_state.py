@@ -20,6 +20,7 @@ from tokensieve.attention.shared import projections
 from tokensieve.families._locate import family_of
 
 every_on_first = every_case(CONFIGS, FIRST)
+every_slowly = every_case(CONFIGS, FIRST, FIRST[:1])  # where a case takes longer
 
 
 @every_on_first
@@ -62,7 +63,7 @@ def test_pickle_in_a_fresh_process(family: str, name: str, tmp_path: Path) -> No
     assert done.stdout.split() == [str(len(CONFIGS))]
 
 
-@every_on_first
+@every_slowly
 def test_two_threads_on_one_model(family: str, name: str, config: str) -> None:
     model = shared(family, name, config)
     batches = [images(6)[first : first + 1 + first % 3] for first in range(4)] * 3
@@ -82,7 +83,7 @@ def gradients(model: nn.Module, batches: list[Tensor]) -> dict[str, Tensor]:
     return {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
 
 
-@every_on_first
+@every_slowly
 @pytest.mark.parametrize("forwards", [1, 2])
 def test_checkpointed_gradients_equal_plain_ones(family: str, name: str, config: str, forwards: int) -> None:
     model = reduced(family, name, config, torch.float64).train()

@@ -99,12 +99,15 @@ def fast(configs: Collection[str], models: Sequence[Model] = MODELS) -> set[Case
     return found
 
 
-def cases(configs: Collection[str], models: Sequence[Model] = MODELS) -> list[Any]:
+def cases(
+    configs: Collection[str], models: Sequence[Model] = MODELS, quick: Sequence[Model] | None = None
+) -> list[Any]:
     """Every method on every model, compositions on the first model of every family; slow ones are marked.
 
-    How two methods meet depends on the model through nothing that one method alone does not meet as well.
+    How two methods meet depends on the model through nothing that one method alone does not meet as well. The fast
+    suite runs what ``fast`` says of the models, or where cases take longer of those that are ``quick`` alone.
     """
-    soon = fast(configs, models)
+    soon = fast(configs, models if quick is None else quick)
     return [
         pytest.param(*model, config, marks=() if (*model, config) in soon else pytest.mark.slow)
         for model in models
@@ -113,6 +116,8 @@ def cases(configs: Collection[str], models: Sequence[Model] = MODELS) -> list[An
     ]
 
 
-def every_case(configs: Collection[str], models: Sequence[Model] = MODELS) -> pytest.MarkDecorator:
+def every_case(
+    configs: Collection[str], models: Sequence[Model] = MODELS, quick: Sequence[Model] | None = None
+) -> pytest.MarkDecorator:
     """Parametrises a test over ``cases``."""
-    return pytest.mark.parametrize(("family", "name", "config"), cases(configs, models))
+    return pytest.mark.parametrize(("family", "name", "config"), cases(configs, models, quick))

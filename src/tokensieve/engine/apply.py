@@ -73,8 +73,10 @@ def apply(
         taps: 0-based blocks whose output is a plain tensor with every token, [2, 5, 8, 11] for a DPT head. Rarely
             needed: what other blocks hand on is a ``Tokens``, which restores itself whenever it is read, by
             ``forward_intermediates``, ``features_only``, a hook, or in a compiled or exported graph. Name the blocks
-            where a reader insists on ``isinstance(x, torch.Tensor)``, or reads the same layer many times. The compact
-            state travels beside the tensor: a hook that replaces such an output ends the reduction up to there.
+            where a reader insists on ``isinstance(x, torch.Tensor)``, reads the same layer many times, or waits for
+            its gradient (class activation maps, backward hooks). The compact state travels beside the tensor: a hook
+            that replaces such an output, or changes it in place outside of inference mode, ends the reduction up to
+            there; at other blocks that is refused. Modules inside a block see the tokens that are present, not all.
 
     Returns:
         ``model`` itself.
