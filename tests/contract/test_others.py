@@ -182,7 +182,7 @@ def test_a_list_of_blocks_that_was_changed(family: str, name: str) -> None:
     model = ts.apply(build(family, name), SPEC)
     blocks = blocks_of(model)
     del blocks[1]
-    with pytest.raises(ts.RefusedError, match="block 2 ran behind block 0: the list of blocks was changed"):
+    with pytest.raises(ts.RefusedError, match="block 1 is the one that was block 2"):
         run(model, images(2))
     # Fewer at the end are a shorter model, whose tokens are given back all the same.
     short = ts.apply(build(family, name), SPEC)
@@ -190,6 +190,150 @@ def test_a_list_of_blocks_that_was_changed(family: str, name: str) -> None:
     for one in (short, wanted):
         del blocks_of(one)[DEPTH - 1]
     assert run(short, images(2)).shape == run(wanted, images(2)).shape
+
+
+def fresh(family: str, name: str) -> Any:
+    return blocks_of(build(family, name))[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda blocks, block: [wrapped_dense(one) for one in blocks], "block 0 ran without the methods"),
+        (lambda blocks, block: blocks.__setitem__(DEPTH - 1, block), f"block {DEPTH - 1} has no methods"),
+        (lambda blocks, block: blocks.insert(1, block), f"there are {DEPTH + 1} blocks"),
+        (lambda blocks, block: blocks.append(block), f"there are {DEPTH + 1} blocks"),
+        (lambda blocks, block: ts.remove(blocks), "block 0 has no methods"),
+        (lambda blocks, block: ts.remove(blocks[DEPTH - 1]), f"block {DEPTH - 1} has no methods"),
+    ],
+)
+@every_family
+def test_blocks_that_were_changed_all_or_at_an_end(
+    family: str, name: str, change: Callable[[Any, Any], Any], said: str
+) -> None:
+    model = ts.apply(build(family, name), SPEC)
+    change(blocks_of(model), fresh(family, name))
+    with pytest.raises(ts.RefusedError, match=said):
+        run(model, images(2))
+
+
+def wrapped_dense(block: Any) -> None:
+    kind = next(cls for cls in type(block).__mro__ if "Sieved" not in cls.__name__ and "TakenOver" not in cls.__name__)
+    block.forward = types.MethodType(kind.forward, block)
+
+
+@every_family
+def test_a_list_that_was_changed_before_the_first_site(family: str, name: str) -> None:
+    model = ts.apply(build(family, name), ts.TopK(sites=(2,)))
+    del blocks_of(model)[0]
+    with pytest.raises(ts.RefusedError, match="block 1 is the one that was block 2"):
+        run(model, images(2))
+
+
+@every_family
+def test_a_forward_that_was_patched_on_the_class(family: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = type(blocks_of(build(family, name))[0])
+    model, own = ts.apply(build(family, name), SPEC), kind.forward
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "forward", lambda self, x, *args, **kwargs: own(self, x, *args, **kwargs) * 2)
+        with pytest.raises(ts.RefusedError, match="forward of the class of block 0 was replaced"):
+            run(model, images(2))
+    assert run(model, images(2)).isfinite().all()
+
+
+def test_two_models_in_one_are_refused_by_name() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = build(*FIRST[0]), build(*FIRST[1])
+
+    model = Two()
+    with pytest.raises(ts.RefusedError, match="more than one ViT, 'first' and 'second': apply methods to each"):
+        ts.apply(model, SPEC)
+    assert not ts.is_applied(model)
+    ts.apply(model.second, SPEC)
+    assert not ts.is_applied(model.first) and ts.is_applied(model.second)
+
+
+def test_methods_that_learn_are_built_before_anything_changes() -> None:
+    model = build(*FIRST[0])
+    with torch.device("meta"):
+        ts.apply(model, "tome:r=2+tokenlearner")
+    assert run(model, images(2)).isfinite().all()
+
+
+@pytest.mark.parametrize("method", ["forward_features", "forward_intermediates"])
+def test_a_method_of_the_owner_that_somebody_kept(method: str) -> None:
+    model = small()
+    x = torch.randn(2, 3, 64, 64)
+    dense = getattr(model, method)(x)
+    kept = getattr(ts.apply(model, SPEC), method)
+    ts.remove(model)
+    torch.testing.assert_close(kept(x), dense)
+
+
+@pytest.mark.parametrize(
+    "call", [ts.remove, ts.is_applied, ts.applied, lambda m: ts.apply(m, SPEC), lambda m: ts.trace(m, None)]
+)
+def test_what_is_no_model(call: Callable[[Any], Any]) -> None:
+    with pytest.raises(ts.TokensieveError, match=r"expected a model, a torch\.nn\.Module, got None"):
+        call(None)
+
+
+def test_a_probe_without_an_image() -> None:
+    with pytest.raises(ts.TokensieveError, match="holds no image"):
+        ts.apply(build(*FIRST[0]), SPEC, probe=images(0))
+
+
+@pytest.mark.parametrize("where", ["model", "blocks"])
+@ORDERS
+def test_a_forward_that_was_compiled_and_set_on_the_model(where: str, first: str) -> None:
+    torch.compiler.reset()
+    model, x = small(), torch.randn(2, 3, 64, 64)
+    reduced = run(ts.apply(small(), SPEC), x)
+    if first == "apply":
+        ts.apply(model, SPEC)
+    for part in [model] if where == "model" else model.blocks:
+        part.forward = torch.compile(part.forward, backend="eager")
+    if first == "others" and where == "blocks":
+        with pytest.raises(ts.RefusedError, match="was replaced on the module itself"):
+            ts.apply(model, SPEC)
+        return
+    if first == "others":
+        ts.apply(model, SPEC)
+    torch.testing.assert_close(run(model, x), reduced)
+    assert len(ts.trace(model, x).events) == 4
+    torch.compiler.reset()
+
+
+def test_blocks_that_were_compiled_one_by_one_afterwards() -> None:
+    torch.compiler.reset()
+    model, x = ts.apply(small(), SPEC), torch.randn(2, 3, 64, 64)
+    reduced = run(model, x)
+    for number, block in enumerate(model.blocks):
+        model.blocks[number] = torch.compile(block, backend="eager")
+    torch.testing.assert_close(run(model, x), reduced)
+    torch.compiler.reset()
+
+
+def test_the_fill_of_a_dinov2_whose_classifier_is_wrapped() -> None:
+    pytest.importorskip("transformers")
+    plain, wrapping = build("hf-dinov2", "registers"), build("hf-dinov2", "registers")
+    inner: Any = wrapping
+    inner.model.classifier = nn.Sequential(nn.Dropout(0.0), inner.model.classifier)
+    for model in (plain, wrapping):
+        ts.apply(model, "topk:keep=0.5:sites=[1]")
+    assert torch.equal(run(plain, images(2)), run(wrapping, images(2)))
+
+
+@pytest.mark.parametrize("size", [(96, 32), (32, 96)])
+def test_the_grid_control_follows_another_grid(size: tuple[int, int]) -> None:
+    model, other = ts.apply(small(), "grid:sites=[1]"), small()
+    for one in (model, other):
+        one.set_input_size(img_size=size)
+    ts.apply(other, "grid:sites=[1]")
+    x = torch.randn(2, 3, *size)
+    assert torch.equal(run(model, x), run(other, x))
 
 
 def test_one_block_at_several_depths_is_refused() -> None:

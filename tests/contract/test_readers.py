@@ -93,6 +93,37 @@ def test_what_would_change_nothing_is_refused(state: Any, change: Callable[[Any]
         change(state)
 
 
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda o: o[:, 0].zero_(),
+        lambda o: o.view(-1).mul_(2),
+        lambda o: o.detach().mul_(2),
+        lambda o: o.chunk(2)[0].zero_(),
+        lambda o: torch.relu_(o),
+        lambda o: torch.nn.functional.relu(o, inplace=True),
+        lambda o: torch.nn.ReLU(inplace=True)(o),
+        lambda o: torch.mul(o, 2, out=o),
+    ],
+)
+def test_writing_into_what_a_block_hands_on_is_refused(write: Callable[[Any], Any]) -> None:
+    model = ts.apply(build(*FIRST[0]), "tome:r=4")
+
+    def hook(block: nn.Module, args: Any, out: Any) -> None:
+        write(out)
+
+    blocks_of(model)[1].register_forward_hook(hook)
+    with pytest.raises(ts.TokensieveError, match=r"cannot be changed in place.*taps=\[1\]"):
+        run(model, images(2))
+
+
+def test_gradients_behind_a_soft_assignment_are_refused() -> None:
+    model = ts.apply(build(*FIRST[0]), "tokenlearner:tokens=5:sites=[1]", taps=[1, 2])
+    blocks_of(model)[2].register_full_backward_hook(lambda block, given, got: None)
+    with pytest.raises(ts.TokensieveError, match="behind a soft assignment"):
+        model(images(2)).sum()
+
+
 @every_family
 def test_backward_hooks_on_a_block_ask_for_taps(family: str, name: str) -> None:
     model = ts.apply(build(family, name), "tome:r=4")
@@ -160,7 +191,8 @@ def test_full_backward_hooks_of_tapped_blocks_fire_and_the_reduction_goes_on(fam
     assert [stage.processed for stage in ts.trace(model, x).stages] == stages
 
 
-def test_a_tapped_tensor_that_is_changed_in_place_counts() -> None:
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_tapped_tensor_that_is_changed_in_place_counts(mode: Callable[[], Any]) -> None:
     """As one that is put in its place does: the tokens go on from what the hook has made of it."""
     x = images(2)
     changed = {}
@@ -174,7 +206,8 @@ def test_a_tapped_tensor_that_is_changed_in_place_counts() -> None:
             return None
 
         blocks_of(model)[1].register_forward_hook(double)
-        changed[how] = run(model, x)
+        with mode():
+            changed[how] = model(x)
     torch.testing.assert_close(changed["in place"], changed["replaced"])
     assert not torch.allclose(changed["in place"], run(ts.apply(build(*FIRST[0]), "tome:r=4", taps=[1]), x))
 

@@ -148,6 +148,16 @@ def test_folders_that_are_no_classes_are_left_out_and_named(classes: Path) -> No
     assert empty == "1 folders are empty and count as no class: 'empty'"
 
 
+def test_pictures_that_timm_does_not_read_are_named(classes: Path) -> None:
+    for name in ("two.webp", "three.tif"):
+        DEPTHS["RGB"].save(classes / "cat" / name)
+    stream = open_images(DataOptions(data=str(classes), workers=0), vit())
+    assert (
+        "2 images are no .png, .jpg or .jpeg, which timm reads, and are left out, such as 'cat/three.tif'"
+        in " ".join(stream.notes)
+    )
+
+
 def test_messages_count_classes_and_not_folders(classes: Path) -> None:
     model = timm.create_model("test_vit", img_size=64, num_classes=3)
     with pytest.raises(ts.TokensieveError, match="has images of 2 classes and the model 3 classes"):

@@ -8,6 +8,8 @@ from typing import Any
 
 ARCHIVED = "__MACOSX"  # what macOS puts beside the files of an archive
 
+OTHER_PICTURES = (".webp", ".tif", ".tiff", ".gif", ".bmp", ".jfif", ".jp2", ".avif", ".heic", ".ppm")
+
 
 def is_no_class(name: str) -> bool:
     """Whether a file or folder of this name was put there by a program for itself, as notebooks' checkpoints are."""
@@ -39,6 +41,12 @@ def leave_out(images: Any, numbered: bool, notes: list[str]) -> None:
         reader.samples = kept
         if not numbered:
             _number_anew(reader)
+    others = [file for file in _files(root) if Path(file).suffix.lower() in OTHER_PICTURES]
+    if others:
+        notes.append(
+            f"{len(others)} images are no .png, .jpg or .jpeg, which timm reads, and are left out, such as "
+            f"{str(Path(others[0]).relative_to(root))!r}: convert them first"
+        )
     empty = sorted(
         entry.name
         for entry in os.scandir(root)
@@ -46,6 +54,15 @@ def leave_out(images: Any, numbered: bool, notes: list[str]) -> None:
     )
     if empty:
         notes.append(f"{len(empty)} folders are empty and count as no class: {', '.join(map(repr, empty[:3]))}")
+
+
+def _files(root: Path) -> list[str]:
+    """Every file below ``root`` that may be a class's, in the order of their names."""
+    found = []
+    for folder, folders, files in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if not is_no_class(name)]
+        found += [os.path.join(folder, file) for file in files if not is_no_class(file)]
+    return sorted(found)
 
 
 def _number_anew(reader: Any) -> None:

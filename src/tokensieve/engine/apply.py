@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from tokensieve.engine import grid, hooks, running
+from tokensieve.engine import around, grid, hooks
 from tokensieve.engine.around import REDUCTION, SievedOwner
 from tokensieve.engine.block import SievedBlock, Site
 from tokensieve.engine.probe import check_identity, device_of
@@ -88,6 +89,7 @@ def apply(
     chosen = resolve(methods)
     _refuse_changed(model)
     located = family_of(model)
+    _refuse_two(model, located)
     # Everything is settled and proved before anything changes.
     layout = located.family.layout(located.owner)
     plan = schedule(chosen, layout)
@@ -96,13 +98,16 @@ def apply(
     check_identity(model, probe, taps=masked or any(_is_watched(method, layout) for method in chosen))
     # The blocks are taken over from the first one on where a method acts.
     blocks = located.family.blocks(located.owner)
-    for number in range(reduction.first, layout.depth):
-        block = blocks[number]
-        site = Site(reduction, number, plan.get(number, ()))
-        site.to(device=device_of(block), dtype=next(block.parameters()).dtype)
-        site.train(block.training)
-        block.add_module(SITE, site)
+    sites = []
+    with torch.device("cpu"):
+        for number, block in enumerate(blocks[reduction.first :], start=reduction.first):
+            site = Site(reduction, number, plan.get(number, ()))
+            site.to(device=device_of(block), dtype=next(block.parameters()).dtype)
+            sites.append(site.train(block.training))
+    for block, site in zip(blocks[reduction.first :], sites, strict=True):
         take_over(block, SievedBlock)
+        block.add_module(SITE, site)
+        site.own = block.own()  # type: ignore[operator]
     _attach_around(model, located, reduction)
     return model
 
@@ -114,7 +119,7 @@ def _attach_around(model: nn.Module, located: Located, reduction: Reduction) -> 
         take_over(owner, SievedOwner)
         vars(owner)[REDUCTION] = reduction
     else:
-        running.attach(owner, reduction)
+        around.attach(owner, reduction)
     # Only for those: a compiler puts no ContextVar into its graph, and images of another size than the model's set one.
     if family.images is not None and any(m.undivided or m.looks_at_grid for m in reduction.methods):
         grid.attach(owner, family.images, family.patch_size(owner), reduction.layout.grid)
@@ -143,11 +148,10 @@ def _taps(taps: Sequence[int] | None, layout: Layout) -> frozenset[int]:
 
 def remove(model: nn.Module) -> nn.Module:
     """Take all methods off ``model``, in place: the exact original again. Learned parts of methods go with them."""
-    for module in list(model.modules()):
+    for module in list(_model(model).modules()):
         hooks.detach(module)
         grid.detach(module)
-        running.detach(module)
-        vars(module).pop(REDUCTION, None)
+        around.detach(module)
         if isinstance(module, SievedBlock):
             del module._modules[SITE]
         give_back(module)
@@ -156,12 +160,12 @@ def remove(model: nn.Module) -> nn.Module:
 
 def sites(model: nn.Module) -> list[Site]:
     """The sites of a model with methods applied, in block order; empty for a dense model."""
-    return [module for module in model.modules() if isinstance(module, Site)]
+    return [module for module in _model(model).modules() if isinstance(module, Site)]
 
 
 def is_applied(model: nn.Module) -> bool:
     """Whether methods are applied to ``model``."""
-    return any(isinstance(module, TakenOver) for module in model.modules())
+    return any(isinstance(module, TakenOver) for module in _model(model).modules())
 
 
 def applied(model: nn.Module) -> tuple[Method, ...]:
@@ -180,6 +184,29 @@ def multiple_of(model: nn.Module) -> int | None:
 def taps_of(model: nn.Module) -> list[int] | None:
     """The blocks whose output is a plain tensor, or None where no site was asked for it."""
     return [site.block for site in sites(model) if site.tapped] or None
+
+
+def _model(model: nn.Module) -> nn.Module:
+    """``model``, which must be one."""
+    if not isinstance(model, nn.Module):
+        raise TokensieveError(f"expected a model, a torch.nn.Module, got {model!r}")
+    return model
+
+
+def _refuse_two(model: nn.Module, located: Located) -> None:
+    """Refuse a model with two ViTs in it, of which one would be reduced."""
+    inside = {id(part) for part in located.owner.modules()}
+    rest = nn.ModuleList(part for part in model.modules() if id(part) not in inside and part is not model)
+    for part in rest:
+        if any(id(own) in inside for own in part.modules()):
+            continue  # it holds the first one
+        try:
+            other = family_of(part).owner
+        except RefusedError:
+            continue
+        names = {id(one): name for name, one in model.named_modules()}
+        both = " and ".join(repr(names[id(one)]) for one in (located.owner, other))
+        raise RefusedError(f"the model has more than one ViT, {both}: apply methods to each by itself")
 
 
 def _refuse_changed(model: nn.Module) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from tokensieve.engine import running
+from tokensieve.engine.block import SievedBlock
 from tokensieve.engine.grid import on_grid
 from tokensieve.engine.reduction import Reduction, fill_for
-from tokensieve.engine.running import SITE
 from tokensieve.engine.takeover import TakenOver
+from tokensieve.errors import RefusedError
 from tokensieve.tokens.state import Tokens
 
 REDUCTION = "_tokensieve_reduction"  # the attribute of the owner that holds its reduction
@@ -23,7 +25,10 @@ class SievedOwner(TakenOver):
 
     def forward_features(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The owner's own method."""
+        if REDUCTION not in vars(self):  # somebody has kept this method, and the methods were removed since then
+            return type(self).forward_features(self, x, *args, **kwargs)
         reduction = _followed(self)
+        check_blocks(self, reduction)
         blocks = None
         running.begin()
         try:
@@ -36,12 +41,92 @@ class SievedOwner(TakenOver):
 
     def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The owner's own method, with every intermediate restored."""
+        if REDUCTION not in vars(self):
+            return type(self).forward_intermediates(self, x, *args, **kwargs)
+        reduction = _followed(self)
+        check_blocks(self, reduction)
         running.begin()
         try:
-            with _on_grid_of(self, x, _followed(self)):
+            with _on_grid_of(self, x, reduction):
                 return _whole(super().forward_intermediates(x, *args, **kwargs))  # type: ignore[misc]
         finally:
             running.end(None)
+
+
+@dataclass(eq=False)
+class RunBefore:
+    """The hook in front of a module that owns the blocks: a run begins.
+
+    Attributes:
+        reduction: of the model.
+    """
+
+    reduction: Reduction
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        """See ``running.begin``."""
+        check_blocks(module, self.reduction)
+        running.begin()
+
+
+@dataclass(eq=False)
+class RunBehind:
+    """The hook behind it: the run ends, also where the model has raised (then there is no output).
+
+    Attributes:
+        reduction: of the model.
+    """
+
+    reduction: Reduction
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        """See ``running.end``."""
+        running.end(None if output is None else self.reduction.family.block_list(module))
+
+
+def attach(owner: nn.Module, reduction: Reduction) -> None:
+    """Watch every call of ``owner`` from now on."""
+    owner.register_forward_pre_hook(RunBefore(reduction))
+    owner.register_forward_hook(RunBehind(reduction), always_call=True)
+
+
+def detach(module: nn.Module) -> None:
+    """Take what ``attach`` put on ``module`` away again."""
+    vars(module).pop(REDUCTION, None)
+    for key, before in list(module._forward_pre_hooks.items()):
+        if isinstance(before, RunBefore):
+            del module._forward_pre_hooks[key]
+    for key, behind in list(module._forward_hooks.items()):
+        if isinstance(behind, RunBehind):
+            del module._forward_hooks[key], module._forward_hooks_always_called[key]
+
+
+def check_blocks(owner: nn.Module, reduction: Reduction) -> None:
+    """The blocks are those that methods were applied to, in their order; some may be left out at the end.
+
+    Raises:
+        RefusedError: they are not, or their class has another forward than it had.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return
+    blocks = list(reduction.family.block_list(owner))
+    depth = reduction.layout.depth
+    if len(blocks) > depth:
+        raise RefusedError(f"there are {len(blocks)} blocks and methods were applied to {depth}: {running.AGAIN}")
+    for number, block in enumerate(blocks):
+        site = running.site_in(block)
+        found = None if site is None else site.block
+        if found != (number if number >= reduction.first else None):
+            wanted = "has no methods" if found is None else f"is the one that was block {found}"
+            raise RefusedError(
+                f"block {number} {wanted} although they were applied to the model: it was put there, moved, or had "
+                f"them removed; {running.AGAIN}"
+            )
+        if isinstance(block, SievedBlock) and site.own is not None and block.own() is not site.own:
+            raise RefusedError(
+                f"forward of the class of block {number} was replaced after ts.apply, where methods run the halves of "
+                f"the one before: {running.AGAIN}"
+            )
 
 
 def _followed(owner: Any) -> Reduction:
@@ -51,7 +136,7 @@ def _followed(owner: Any) -> Reduction:
     if fill != reduction.fill:
         vars(owner)[REDUCTION] = reduction = replace(reduction, fill=fill)
         for block in reduction.family.block_list(owner):
-            site: Any = block._modules.get(SITE)
+            site = running.site_in(block)
             if site is not None:
                 site.settle(replace(site.reduction, fill=fill))
     return reduction

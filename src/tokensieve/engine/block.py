@@ -23,7 +23,7 @@ from tokensieve.engine.running import SITE
 from tokensieve.engine.schedule import Step
 from tokensieve.engine.takeover import TakenOver
 from tokensieve.engine.turns import Turns
-from tokensieve.errors import RefusedError
+from tokensieve.errors import RefusedError, TokensieveError
 from tokensieve.methods._method import Method
 from tokensieve.methods._view import BlockSignals
 from tokensieve.ops.norm import Norm
@@ -68,7 +68,15 @@ def beside_of(x: Tensor) -> Beside | None:
         beside = getattr(x._base, BESIDE, None)  # a module's backward hooks wrap what they wait for in a view
     if beside is None or x.shape != beside.restored.shape:
         return None
-    return beside if beside.version is None or beside.version == version_of(x) else None
+    if beside.version is not None:
+        return beside if beside.version == version_of(x) else None
+    counted = not x.is_inference() or not x.is_cpu or torch.compiler.is_compiling()  # comparing would wait for a GPU
+    return beside if counted or same(x, beside.restored) else None
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same values, NaN included."""
+    return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 class Site(nn.Module):
@@ -85,6 +93,7 @@ class Site(nn.Module):
         self.reduction = reduction
         self.block = block
         self.tapped = block in reduction.taps
+        self.own: Any = None  # the forward of the block's class when it was taken over; a pickled site has forgotten it
         self.last = block == reduction.layout.depth - 1
         self.learned = nn.ModuleDict()
         for step in steps:
@@ -104,6 +113,9 @@ class Site(nn.Module):
     def settle(self, reduction: Reduction) -> None:
         """Be part of a ``reduction`` of the same methods from now on."""
         self.reduction = self.turns.reduction = reduction
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "own": None}  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         return ", ".join(f"{step.method.point}: {step.method}" for step in self.turns.steps)
@@ -167,6 +179,8 @@ class Site(nn.Module):
                     f"block {self.block} ran behind block {x.stages[-1].block}: the list of blocks was changed after "
                     "ts.apply; call ts.remove(model), change it, and apply again"
                 )
+            if not torch.compiler.is_compiling() and x.written():
+                raise TokensieveError(x.cannot("be changed in place, also in parts"))
             return x
         beside = beside_of(x)
         if beside is not None:
@@ -235,6 +249,8 @@ class Site(nn.Module):
         # Another tensor than the state may hold; with gradients one of its own, so that they can be told apart.
         wanted = restored.requires_grad and torch.is_grad_enabled()
         whole = restored.clone() if wanted else restored.view_as(restored)
+        if whole.is_inference() and whole.is_cpu and not torch.compiler.is_compiling():
+            whole = restored.clone()  # nobody counts changes there, so that values are compared
         setattr(whole, BESIDE, Beside(tokens, restored, version_of(whole)))
         return whole
 
@@ -253,6 +269,11 @@ class SievedBlock(TakenOver):
             return type(self).forward(self, x, *args, **kwargs)
         site: Site = self._modules[SITE]  # type: ignore[assignment]
         return site.run(self, x, site.reduction.family.keywords(args, kwargs))
+
+    def own(self) -> Any:
+        """The function that is the block's original forward."""
+        own: Any = super().forward
+        return own.__func__
 
     def dense(self, x: Tensor, **kwargs: Any) -> Tensor:
         """The block's original forward."""

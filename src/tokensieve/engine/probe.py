@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tokensieve.attention.tap import Tap
+from tokensieve.engine.running import is_compiled
 from tokensieve.engine.takeover import TakenOver, give_back, take_over
 from tokensieve.errors import RefusedError, TokensieveError
 from tokensieve.families._family import Family, own_input_size
@@ -68,13 +69,8 @@ def device_of(module: nn.Module) -> torch.device:
 
 def uncompiled(model: nn.Module) -> AbstractContextManager[object]:
     """While it runs, a model that is compiled, or has compiled parts, runs as it was written."""
-    compiled = any(part._compiled_call_impl is not None or _is_wrapper(part) for part in model.modules())
+    compiled = any(map(is_compiled, model.modules()))
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-
-
-def _is_wrapper(module: nn.Module) -> bool:
-    """Whether ``module`` is what torch.compile gives; torch._dynamo is not imported to see."""
-    return type(module).__name__ == "OptimizedModule"
 
 
 @dataclass
@@ -173,6 +169,8 @@ def check_identity(model: nn.Module, probe: Tensor | None = None, taps: bool = T
         TokensieveError: the model does not run on the ``probe`` given.
     """
     located = family_of(model)
+    if isinstance(probe, Tensor) and probe.numel() == 0:
+        raise TokensieveError(f"the probe of shape {tuple(probe.shape)} holds no image: nothing can be seen on it")
     try:
         with _probed(located, taps) as probes, evaluating(model), uncompiled(model):
             model(probe_input(model) if probe is None else probe)

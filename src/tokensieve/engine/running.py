@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokensieve.engine.reduction import Reduction
 from tokensieve.errors import RefusedError
 
 SITE = "tokensieve"  # the name of the child module that a block with sites carries
+AGAIN = "call ts.remove(model), change it, and apply again"
 
 
 @dataclass(eq=False)
@@ -72,11 +72,27 @@ def end(blocks: nn.ModuleList | nn.Sequential | None) -> None:
     if run is None:
         return
     _RUNNING.set(run.outer)
-    last: Any = blocks[-1] if blocks else None
-    site: Any = None if last is None else last._modules.get(SITE)
-    compiled = last is not None and last._compiled_call_impl is not None
-    if site is not None and not compiled and run.blocks and run.blocks[-1] != site.block:
-        raise RefusedError(not_asked(site.block))
+    if blocks is None:
+        return
+    sites = [site for block in blocks if (site := site_in(block)) is not None]
+    if not sites or any(map(is_compiled, (blocks, *blocks))):
+        return
+    if not run.blocks or run.blocks[-1] != sites[-1].block:
+        raise RefusedError(not_asked(sites[-1].block if run.blocks else sites[0].block))
+
+
+def site_in(block: nn.Module) -> Any:
+    """The Site of a block, also of one inside of what others have wrapped around it; None where it has none."""
+    own = block._modules.get(SITE)
+    if own is not None:
+        return own
+    return next((part._modules[SITE] for part in block.modules() if SITE in part._modules), None)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a call of ``module``, or a forward that was set on it, goes through a compiler."""
+    set_on_it = any(hasattr(value, "_torchdynamo_orig_callable") for value in vars(module).values())
+    return module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule" or set_on_it
 
 
 def not_asked(number: int) -> str:
@@ -87,43 +103,3 @@ def not_asked(number: int) -> str:
         f"module.forward was and call it, read and change plain tensors with ts.apply(..., taps=[{max(number - 1, 0)}])"
         ", or ts.remove(model)"
     )
-
-
-@dataclass(eq=False)
-class RunBefore:
-    """The hook in front of a module that owns the blocks: a run begins."""
-
-    def __call__(self, module: nn.Module, args: Any) -> None:
-        """See ``begin``."""
-        begin()
-
-
-@dataclass(eq=False)
-class RunBehind:
-    """The hook behind it: the run ends, also where the model has raised (then there is no output).
-
-    Attributes:
-        reduction: of the model.
-    """
-
-    reduction: Reduction
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        """See ``end``."""
-        end(None if output is None else self.reduction.family.block_list(module))
-
-
-def attach(owner: nn.Module, reduction: Reduction) -> None:
-    """Watch every call of ``owner`` from now on."""
-    owner.register_forward_pre_hook(RunBefore())
-    owner.register_forward_hook(RunBehind(reduction), always_call=True)
-
-
-def detach(module: nn.Module) -> None:
-    """Take what ``attach`` put on ``module`` away again."""
-    for key, before in list(module._forward_pre_hooks.items()):
-        if isinstance(before, RunBefore):
-            del module._forward_pre_hooks[key]
-    for key, behind in list(module._forward_hooks.items()):
-        if isinstance(behind, RunBehind):
-            del module._forward_hooks[key], module._forward_hooks_always_called[key]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tokensieve.engine.block import SievedBlock, Site
 from tokensieve.engine.probe import evaluating, uncompiled
+from tokensieve.errors import TokensieveError
 from tokensieve.families._locate import family_of
 from tokensieve.tokens.record import Event, Stage
 from tokensieve.tokens.state import Tokens
@@ -50,6 +51,11 @@ def trace(model: nn.Module, x: Tensor) -> Trace:
         for handle in handles:
             handle.remove()
     dense = tuple(Stage(n, lengths[n], lengths[n]) for n in range(layout.depth) if n in lengths)
+    if not states and any(isinstance(module, Site) for module in model.modules()):
+        raise TokensieveError(
+            "the run left no record: the blocks ran in a graph that was made before, or without their methods; trace "
+            "the model before it is compiled or captured"
+        )
     if not states:
         return Trace(dense, (), None)
     return Trace(dense + states[-1].stages, states[-1].events, states[-1])

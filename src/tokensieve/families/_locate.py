@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from tokensieve.errors import RefusedError
+from tokensieve.errors import RefusedError, TokensieveError
 from tokensieve.families._family import Family
 from tokensieve.utils.discovery import by_name, classes_in
 
@@ -55,6 +55,8 @@ def family_of(model: nn.Module) -> Located:
     Raises:
         RefusedError: no family knows the blocks, or the family or the model itself refuses; says why.
     """
+    if not isinstance(model, nn.Module):
+        raise TokensieveError(f"expected a model, a torch.nn.Module, got {model!r}")
     own: Any = irreducible(model)
     if own is not None:
         raise RefusedError(f"{type(own).__name__} cannot be reduced: {own.irreducible}")

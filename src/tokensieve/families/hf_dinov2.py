@@ -48,7 +48,8 @@ class HfDinov2(TransformersFamily):
         """DINOv2's classifier reads the class token and the mean of the patches."""
         heads = (getattr(module, "classifier", None) for module in model.modules())
         width: int = owner.config.hidden_size  # type: ignore[union-attr, assignment]
-        return any(isinstance(head, nn.Linear) and head.in_features == 2 * width for head in heads)
+        layers = (layer for head in heads if isinstance(head, nn.Module) for layer in head.modules())
+        return any(getattr(layer, "in_features", None) == 2 * width for layer in layers)
 
     def readings(self, model: nn.Module, owner: nn.Module) -> list[Reading]:
         encoder: Any = owner.encoder

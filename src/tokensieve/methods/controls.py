@@ -102,6 +102,8 @@ class Grid(Pruning):
         sites: 0-based blocks; default 3, 6, 9 of 12, scaled to the depth.
     """
 
+    looks_at_grid = True
+
     def module(self, layout: Layout) -> nn.Module:
         return Ranks(*plane_of(layout.grid, self.name))
 
@@ -109,7 +111,12 @@ class Grid(Pruning):
         ranks = view.module
         assert isinstance(ranks, Ranks)
         patches = view.tokens.originals
-        rank = ranks.rank if ranks.rank.shape[0] == patches else spread_line(patches, view.x.device)
+        if view.grid is None:
+            rank = spread_line(patches, view.x.device)
+        elif view.grid == ranks.grid:
+            rank = ranks.rank
+        else:
+            rank = torch.tensor(spread(*plane_of(view.grid, self.name)), device=view.x.device)
         keep, dropped = split_top(-rank[view.rep], view.keep)
         return Assignment(keep=keep, dropped=dropped)
 
@@ -121,6 +128,7 @@ class Ranks(nn.Module):
 
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__()
+        self.grid = (rows, columns)
         self.register_buffer("rank", torch.tensor(spread(rows, columns)), persistent=False)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokensieve.errors import TokensieveError
 from tokensieve.ops.rows import one_hot
 from tokensieve.tokens.node import changed
 from tokensieve.tokens.state import Tokens
@@ -16,15 +17,22 @@ def through(tokens: Tokens, restored: Tensor, now: Tensor) -> Tokens:
     To each token the mean of its originals in ``now`` is added and that in ``restored`` taken away: nothing, since both
     are equal. The gradient of ``now`` is that of the token shared out among its originals, and what goes on behind it
     cancels out, so that parameters have the gradient that they had without it. Tokens that sit out take theirs along.
-    Behind a soft assignment nothing is added: there ``now`` has the gradient of its readers alone.
+    Behind a soft assignment a token is no mean of originals.
 
     Args:
         tokens: the state that was restored.
         restored: (B, P + N, C) what was restored, and handed out as an equal tensor of its own.
         now: that tensor, or what came of it on its way.
+
+    Raises:
+        TokensieveError: the tokens are mixed softly.
     """
     if tokens.back.outer is not None:
-        return tokens
+        raise TokensieveError(
+            "a hook waits for the gradient of a tapped block behind a soft assignment, where each token is a mixture "
+            "of all patches and the tensor of all tokens has no gradient of its own: put it on a block before, or look "
+            "at a method that merges or drops tokens"
+        )
     nothing = now - restored
     parked = tuple(
         changed(entry, before=entry.before.changed(x=_linked(entry.before, nothing))) for entry in tokens.back.parked

@@ -34,8 +34,14 @@ class StandIn:
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        writes = name.endswith("_") and not name.endswith("__") and bool(args) and isinstance(args[0], cls)
+        if writes or kwargs.get("inplace") or isinstance(kwargs.get("out"), cls):
+            state = next(value for value in (*args, kwargs.get("out")) if isinstance(value, cls))
+            raise TokensieveError(state.cannot(f"be changed in place ({name})"))
         args = tuple(_as_tensor(a) for a in args)
-        return func(*args, **{k: _as_tensor(v) for k, v in (kwargs or {}).items()})
+        return func(*args, **{k: _as_tensor(v) for k, v in kwargs.items()})
 
     def __getitem__(self, item: Any) -> Tensor:
         return self.whole()[item]

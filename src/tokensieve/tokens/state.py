@@ -20,6 +20,7 @@ from tokensieve.tokens.stand_in import StandIn
 from tokensieve.tokens.table import Extra, Table
 
 Fill = Literal["last", "mean"]
+READ = "_read"  # where a state keeps what it was read as, beside its fields
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,7 @@ class Tokens(StandIn):
             return replace(self, **changes)
         new = object.__new__(Tokens)  # as ``node.changed``, without one more call
         new.__dict__.update(self.__dict__, **changes)
+        new.__dict__.pop(READ, None)
         return new
 
     def extra(self, name: str) -> Tensor | None:
@@ -190,8 +192,20 @@ class Tokens(StandIn):
         return restore(self, self.back.fill if fill is None else fill)
 
     def whole(self) -> Tensor:
-        """(B, P + N, C) the tokens as a layer that is read hands them out."""
-        return self.restore("last")
+        """(B, P + N, C) the tokens as a layer that is read hands them out: the same tensor to every reader."""
+        if torch.compiler.is_compiling():
+            return self.restore("last")
+        read = self.__dict__.get(READ)
+        if read is None or read[2] != torch.is_grad_enabled():
+            whole = self.restore("last").view(self.shape)
+            version = None if whole.is_inference() else whole._version
+            read = self.__dict__[READ] = (whole, version, torch.is_grad_enabled())
+        return read[0]  # type: ignore[no-any-return]
+
+    def written(self) -> bool:
+        """Whether a reader has written into what ``whole`` gave it; in inference mode nobody counts that."""
+        read = self.__dict__.get(READ)
+        return read is not None and read[1] is not None and read[0]._version != read[1]
 
     def cannot(self, what: str) -> str:
         """Why ``what`` is refused, and what to do instead."""
