@@ -178,7 +178,7 @@ def test_ctrl_c_keeps_what_is_done(images: Path, tmp_path: Path, monkeypatch: py
 def test_classes_that_are_not_the_models_are_named(images: Path, tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     Image.new("RGB", (20, 20)).save(tmp_path / "cat" / "0.png")
-    assert "1 class folders and the model 1000 classes" in fails("eval", MODEL, "--data", tmp_path)
+    assert "images of 1 classes and the model 1000 classes" in fails("eval", MODEL, "--data", tmp_path)
     wrong = ("--data", images / "val", "--num-classes", 3, "--class-map", images / "class_map.txt")
     assert "1000 classes and the model 3" in fails("eval", MODEL, *wrong)
 

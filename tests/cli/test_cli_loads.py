@@ -81,6 +81,7 @@ def test_methods_and_specs_need_torch_alone(arguments: tuple[object, ...], code:
     assert among(("timm", "torchvision", "huggingface_hub", *BEYOND_TIMM), loaded) == []
 
 
+@pytest.mark.slow
 def test_a_mistyped_model_needs_timm_and_nothing_beyond() -> None:
     ended, text, loaded = called("eval", "test_vitt", "--data", ".", "-m", "tome:r=2")
     assert ended == 2, text

@@ -201,7 +201,7 @@ def test_wrong_input_is_one_sentence(pictures: Path, tmp_path: Path) -> None:
     nothing = fails(*MODEL, "--stage", "recover", "-m", "tome:r=2", "--data", tmp_path / "empty", *QUICK, *out)
     assert nothing.endswith("there is no image")  # and nothing about classes, which are not asked for
     assert "--resume must be auto" in fails(*some, "--stage", "recover", "-m", "tome:r=2", "--resume", "now")
-    assert "3 class folders and the model 7" in fails(
+    assert "images of 3 classes and the model 7" in fails(
         "test_vit", "--img-size", 64, "--num-classes", 7, "--data", pictures, *QUICK, *out, "--stage", "finetune",
         "-m", "tome:r=2",
     )  # fmt: skip

@@ -71,7 +71,7 @@ def reduced(family: str, name: str, config: str, dtype: torch.dtype = torch.floa
     return ts.apply(liven(FACTORIES[family][name](depth=2)).to(dtype).eval(), CONFIGS[config])
 
 
-@these(STATIC, SOON)
+@these(STATIC, ("bat", "tosa"))
 @pytest.mark.parametrize(("family", "name"), FIRST[:1])
 def test_a_compiled_model_runs_the_kernels_that_eager_runs(family: str, name: str, config: str) -> None:
     model, graphs, called = reduced(family, name, config), Graphs(), Called()

@@ -27,7 +27,7 @@ RAGGED = {config for config, methods in CONFIGS.items() if any(method.ragged for
 KINDS = {(methods[0].returns, methods[1].returns): config for config, methods in COMPOSED.items()}
 STATIC = sorted({*DEFAULTS, *KINDS.values()} - RAGGED)
 # The graphs that exporters read are traced in test_compile.py, one of each kind soon and all of them slowly.
-FEW = {"bat", "tome"}
+FEW = {"tome"}
 
 
 def soon(few: Collection[str]) -> pytest.MarkDecorator:

@@ -285,7 +285,7 @@ def test_a_probe_without_an_image() -> None:
         ts.apply(build(*FIRST[0]), SPEC, probe=images(0))
 
 
-@pytest.mark.parametrize("where", ["model", "blocks"])
+@pytest.mark.parametrize("where", ["model", pytest.param("blocks", marks=pytest.mark.slow)])
 @ORDERS
 def test_a_forward_that_was_compiled_and_set_on_the_model(where: str, first: str) -> None:
     torch.compiler.reset()
@@ -352,7 +352,7 @@ def compiled_blocks(model: nn.Module) -> None:
         block.compile(backend="eager")
 
 
-@pytest.mark.parametrize("ran", [False, True], ids=["fresh", "ran"])
+@pytest.mark.parametrize("ran", [pytest.param(False, marks=pytest.mark.slow), True], ids=["fresh", "ran"])
 @pytest.mark.parametrize("how", ["compile", "blocks", "wrapper"])
 @ORDERS
 def test_compiled_before_or_afterwards(first: str, how: str, ran: bool) -> None:

@@ -50,7 +50,9 @@ print(len(stored))
 """
 
 
-@pytest.mark.parametrize(("family", "name"), [FIRST_OF_TIMM[0], pytest.param(*FIRST[-1], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "name"), [FIRST_OF_TIMM[0], FIRST[-1]])
 def test_pickle_in_a_fresh_process(family: str, name: str, tmp_path: Path) -> None:
     x, stored = images(2), {}
     for config, methods in CONFIGS.items():

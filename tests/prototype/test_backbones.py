@@ -61,6 +61,9 @@ def images(count: int = 2, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 NAMES = pytest.mark.parametrize("name", SMALL)
+FIRST_NAME = pytest.mark.parametrize(  # soon; the others slowly
+    "name", [next(iter(SMALL)), *(pytest.param(name, marks=pytest.mark.slow) for name in list(SMALL)[1:])]
+)
 
 
 def test_every_backbone_is_tested() -> None:
@@ -158,7 +161,7 @@ def test_features(name: str) -> None:
         torch.testing.assert_close(first, kept[0])
 
 
-@NAMES
+@FIRST_NAME
 def test_compiles(name: str) -> None:
     torch._dynamo.reset()
     model = build(name)
@@ -167,7 +170,7 @@ def test_compiles(name: str) -> None:
         torch.testing.assert_close(compiled(images()), model(images()))
 
 
-@NAMES
+@FIRST_NAME
 def test_exports(name: str) -> None:
     model = build(name)
     batch = torch.export.Dim("batch", min=1, max=64)

@@ -34,12 +34,12 @@ FEWER_PATCHES: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("run", "kills"),
     [
-        (FINETUNE, 1),
-        pytest.param(FINETUNE, 10, marks=pytest.mark.slow),
-        pytest.param(FEWER_PATCHES, 2, marks=pytest.mark.slow),
+        (FINETUNE, 10),
+        (FEWER_PATCHES, 2),
     ],
 )
 def test_killed_and_resumed_ends_like_a_run_that_was_not(

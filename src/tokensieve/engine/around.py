@@ -114,7 +114,7 @@ def check_blocks(owner: nn.Module, reduction: Reduction) -> None:
     if len(blocks) > depth:
         raise RefusedError(f"there are {len(blocks)} blocks and methods were applied to {depth}: {running.AGAIN}")
     for number, block in enumerate(blocks):
-        site = running.site_in(block)
+        site: Any = running.site_in(block) if number >= reduction.first else block._modules.get(running.SITE)
         found = None if site is None else site.block
         if found != (number if number >= reduction.first else None):
             wanted = "has no methods" if found is None else f"is the one that was block {found}"
