@@ -378,6 +378,21 @@ def test_compiled_before_or_afterwards(first: str, how: str, ran: bool) -> None:
     torch.compiler.reset()
 
 
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(config, marks=() if config in ("algm", "tome") else pytest.mark.slow) for config in DEFAULTS],
+)
+def test_torch_jit_trace_gives_the_same_on_other_images_or_is_refused(config: str) -> None:
+    model = ts.apply(build(*FIRST[0]), CONFIGS[config])
+    if DEFAULTS[config][0].ragged:
+        with pytest.raises(ts.TokensieveError, match=r"torch\.jit\.trace would write down"), torch.no_grad():
+            torch.jit.trace(model, images(2), check_trace=False)
+        return
+    with torch.no_grad():
+        traced = torch.jit.trace(model, images(2), check_trace=False)
+        torch.testing.assert_close(traced(images(8)[4:6]), model(images(8)[4:6]), rtol=1e-5, atol=1e-5)
+
+
 def test_a_model_inside_of_wrappers_that_hand_on_its_attributes() -> None:
     class HandsOn(nn.Module):
         def __init__(self, inner: nn.Module) -> None:

@@ -133,7 +133,7 @@ def local_density_peaks(
     follows = torch.where(peak, centres.gather(1, place.clamp(min=0)), neighbour(parent))
     follows = torch.where(best.isfinite(), neighbour(which), follows)
     follows = torch.where(chosen > 0, position, follows)
-    for _ in range(length.bit_length()):
+    for _ in range((rows * columns).bit_length()):
         follows = follows.gather(1, follows)
     others = complement(centres, length)
     return centres, others, place.gather(1, follows.gather(1, others))

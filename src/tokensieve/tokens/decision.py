@@ -16,6 +16,7 @@ from tokensieve.errors import TokensieveError
 from tokensieve.ops import moving
 from tokensieve.ops.rows import complement, invert
 from tokensieve.tokens.soft import Blend, Mixing, SoftAssignment, rows_to_one
+from tokensieve.utils.compiling import is_jit_tracing
 
 Until = Literal["end", "block", "attention"] | int
 
@@ -187,6 +188,11 @@ def _extremes(counts: Tensor) -> tuple[int, int]:
 
     Where there is no image, both are 1.
     """
+    if is_jit_tracing():
+        raise TokensieveError(
+            "torch.jit.trace would write down how many tokens these images keep, and others keep another number: use "
+            "torch.export or tokensieve export, or a method that leaves the same number in every image"
+        )
     if counts.shape[0] == 0:
         return 1, 1
     least, most = torch.stack(counts.aminmax()).tolist()

@@ -18,6 +18,7 @@ from tokensieve.tokens.rider import Rider
 from tokensieve.tokens.soft import Blend, SoftRestore
 from tokensieve.tokens.stand_in import StandIn
 from tokensieve.tokens.table import Extra, Table
+from tokensieve.utils.compiling import is_jit_tracing
 
 Fill = Literal["last", "mean"]
 READ = "_read"  # where a state keeps what it was read as, beside its fields
@@ -129,12 +130,14 @@ class Tokens(StandIn):
     @property
     def count(self) -> int:
         """M, the number of patch tokens present (slots, where some are padding)."""
-        return self.x.shape[1] - self.prefix
+        length = self.x.shape[1]
+        return (int(length) if is_jit_tracing() else length) - self.prefix  # there, sizes are tensors
 
     @property
     def originals(self) -> int:
         """N, the patches of the image, whatever has become of them; also inside soft assignments."""
-        return self.shape[1] - self.prefix
+        length = self.shape[1]
+        return (int(length) if is_jit_tracing() else length) - self.prefix
 
     @property
     def sizes(self) -> Tensor:

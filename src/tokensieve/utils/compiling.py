@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
+
 Function = TypeVar("Function", bound=Callable[..., object])
 
 
@@ -16,3 +18,8 @@ def constant(function: Function) -> Function:
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def is_jit_tracing() -> bool:
+    """Whether torch.jit.trace looks on, under which the sizes of tensors are tensors."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
