@@ -174,6 +174,7 @@ def test_counts_and_lengths_in_multiples() -> None:
     assert plan.measured == pytest.approx(speedup(vit(), plan.methods, 1e-7, multiple=16))
 
 
+@pytest.mark.slow
 def test_fewer_sites_where_sites_are_dear() -> None:
     arguments: dict[str, Any] = {"target_speedup": 1.2, "batch_size": 2, "timer": clock(1e-5)}
     every, fewer = (ts.make_plan(vit(), "tome", fewer_sites=thin, **arguments) for thin in (False, True))
