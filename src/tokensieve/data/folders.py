@@ -41,28 +41,31 @@ def leave_out(images: Any, numbered: bool, notes: list[str]) -> None:
         reader.samples = kept
         if not numbered:
             _number_anew(reader)
-    others = [file for file in _files(root) if Path(file).suffix.lower() in OTHER_PICTURES]
+    others, occupied = _others(root)
     if others:
         notes.append(
             f"{len(others)} images are no .png, .jpg or .jpeg, which timm reads, and are left out, such as "
-            f"{str(Path(others[0]).relative_to(root))!r}: convert them first"
+            f"{others[0]!r}: convert them first"
         )
-    empty = sorted(
-        entry.name
-        for entry in os.scandir(root)
-        if entry.is_dir() and not is_no_class(entry.name) and not any(files for _, _, files in os.walk(entry.path))
-    )
+    folders = (entry.name for entry in os.scandir(root) if entry.is_dir() and not is_no_class(entry.name))
+    empty = sorted(name for name in folders if name not in occupied)
     if empty:
         notes.append(f"{len(empty)} folders are empty and count as no class: {', '.join(map(repr, empty[:3]))}")
 
 
-def _files(root: Path) -> list[str]:
-    """Every file below ``root`` that may be a class's, in the order of their names."""
-    found = []
-    for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not is_no_class(name)]
-        found += [os.path.join(folder, file) for file in files if not is_no_class(file)]
-    return sorted(found)
+def _others(root: Path) -> tuple[list[str], set[str]]:
+    """Pictures below ``root`` that may be a class's and are of other kinds than timm reads, in the order of their
+    names, and the names of the folders in ``root`` that hold any file. One walk: a data set has a million files."""
+    others: list[str] = []
+    occupied: set[str] = set()
+    for folder, _, files in os.walk(root, followlinks=True):
+        parts = Path(folder).relative_to(root).parts
+        if files and parts:
+            occupied.add(parts[0])
+        if not any(map(is_no_class, parts)):
+            found = (file for file in files if file.lower().endswith(OTHER_PICTURES) and not is_no_class(file))
+            others += [str(Path(*parts, file)) for file in found]
+    return sorted(others), occupied
 
 
 def _number_anew(reader: Any) -> None:

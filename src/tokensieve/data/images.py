@@ -111,9 +111,14 @@ def _seed_of(worker: Any) -> int:
     return int(worker.seed)
 
 
+def _kind(options: DataOptions) -> str:
+    """The kind of the source: what its name begins with, in small letters; "" for a folder."""
+    return options.dataset.partition("/")[0].lower()
+
+
 def _check_source(options: DataOptions) -> str:
     """The kind of the source, checked."""
-    kind = options.dataset.partition("/")[0].lower()
+    kind = _kind(options)
     if kind not in SOURCES:
         raise TokensieveError(
             f"unknown data set {options.dataset!r}{nearest(kind, SOURCES)}: give digits, hfds/…, hfids/…, wds/…, "
@@ -132,7 +137,7 @@ def _check_source(options: DataOptions) -> str:
 
 
 def _create(options: DataOptions, class_map: Any, mode: str) -> Any:
-    source, kind = options.dataset or options.data, options.dataset.partition("/")[0].lower()
+    source = options.dataset or options.data
     try:
         if options.dataset == "digits":
             return above("data set digits").open_split(options.split)  # of the demo extra
@@ -143,7 +148,7 @@ def _create(options: DataOptions, class_map: Any, mode: str) -> Any:
             class_map=class_map or "",  # type: ignore[arg-type]  # timm takes a file name as well
             batch_size=options.batch_size or BATCH_SIZE,
             num_samples=options.limit,
-            input_img_mode="" if kind in DECODING else mode,
+            input_img_mode="" if _kind(options) in DECODING else mode,
         )
     except ModuleNotFoundError as error:
         raise TokensieveError(f"cannot read images from {source!r}: pip install {error.name} first") from error

@@ -18,7 +18,7 @@ from tokensieve.engine.schedule import schedule
 from tokensieve.engine.takeover import TakenOver, give_back, take_over
 from tokensieve.errors import RefusedError, TokensieveError
 from tokensieve.families._layout import Layout
-from tokensieve.families._locate import Located, family_of
+from tokensieve.families._locate import Located, another_owner, family_of
 from tokensieve.methods._method import Method
 from tokensieve.methods._spec import parse
 from tokensieve.tokens.state import Fill
@@ -195,15 +195,8 @@ def _model(model: nn.Module) -> nn.Module:
 
 def _refuse_two(model: nn.Module, located: Located) -> None:
     """Refuse a model with two ViTs in it, of which one would be reduced."""
-    inside = {id(part) for part in located.owner.modules()}
-    rest = nn.ModuleList(part for part in model.modules() if id(part) not in inside and part is not model)
-    for part in rest:
-        if any(id(own) in inside for own in part.modules()):
-            continue  # it holds the first one
-        try:
-            other = family_of(part).owner
-        except RefusedError:
-            continue
+    other = another_owner(model, located)
+    if other is not None:
         names = {id(one): name for name, one in model.named_modules()}
         both = " and ".join(repr(names[id(one)]) for one in (located.owner, other))
         raise RefusedError(f"the model has more than one ViT, {both}: apply methods to each by itself")

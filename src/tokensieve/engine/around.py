@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tokensieve.engine import running
 from tokensieve.engine.block import SievedBlock
 from tokensieve.engine.grid import on_grid
+from tokensieve.engine.hooks import drop_hooks
 from tokensieve.engine.reduction import Reduction, fill_for
 from tokensieve.engine.takeover import TakenOver
 from tokensieve.errors import RefusedError
@@ -93,12 +94,7 @@ def attach(owner: nn.Module, reduction: Reduction) -> None:
 def detach(module: nn.Module) -> None:
     """Take what ``attach`` put on ``module`` away again."""
     vars(module).pop(REDUCTION, None)
-    for key, before in list(module._forward_pre_hooks.items()):
-        if isinstance(before, RunBefore):
-            del module._forward_pre_hooks[key]
-    for key, behind in list(module._forward_hooks.items()):
-        if isinstance(behind, RunBehind):
-            del module._forward_hooks[key], module._forward_hooks_always_called[key]
+    drop_hooks(module, RunBefore, RunBehind)
 
 
 def check_blocks(owner: nn.Module, reduction: Reduction) -> None:

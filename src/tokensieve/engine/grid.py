@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from tokensieve.engine.hooks import drop_hooks
 from tokensieve.families._layout import Grid
 
 _RUNNING: ContextVar[Grid | None] = ContextVar("tokensieve_grid", default=None)
@@ -79,9 +80,4 @@ def attach(owner: nn.Module, name: str, patch: Grid, own: Grid) -> None:
 
 def detach(module: nn.Module) -> None:
     """Take what ``attach`` put on ``module`` away again."""
-    for key, before in list(module._forward_pre_hooks.items()):
-        if isinstance(before, GridBefore):
-            del module._forward_pre_hooks[key], module._forward_pre_hooks_with_kwargs[key]
-    for key, behind in list(module._forward_hooks.items()):
-        if isinstance(behind, GridBehind):
-            del module._forward_hooks[key], module._forward_hooks_always_called[key]
+    drop_hooks(module, GridBefore, GridBehind)

@@ -90,9 +90,16 @@ def refuse_masks(owner: nn.Module) -> None:
 
 def detach(module: nn.Module) -> None:
     """Take what ``attach`` and ``refuse_masks`` put on ``module`` away again."""
-    for key, hook in list(module._forward_hooks.items()):
-        if isinstance(hook, RestoredHiddenStates):
-            del module._forward_hooks[key]
+    drop_hooks(module, RestoredHiddenStates, RefusedMask)
+
+
+def drop_hooks(module: nn.Module, *kinds: type) -> None:
+    """Take the hooks of these ``kinds`` off ``module``, in front of its forward and behind it."""
     for key, before in list(module._forward_pre_hooks.items()):
-        if isinstance(before, RefusedMask):
-            del module._forward_pre_hooks[key], module._forward_pre_hooks_with_kwargs[key]
+        if isinstance(before, kinds):
+            del module._forward_pre_hooks[key]
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
+    for key, behind in list(module._forward_hooks.items()):
+        if isinstance(behind, kinds):
+            del module._forward_hooks[key]
+            module._forward_hooks_always_called.pop(key, None)

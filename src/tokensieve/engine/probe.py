@@ -102,22 +102,24 @@ class Probe:
             if self.taps:
                 tap.check()
             if not torch.equal(self.family.mlp(block, half), out):
-                self.problem = "differs from its two halves, which must do all that its forward does"
+                self.problem = f"{self.name} differs from its two halves, which must do all that its forward does"
         except (AttributeError, TypeError, RuntimeError, RefusedError) as error:
-            self.problem = f": {error}"
+            self.problem = f"{self.name}: {error}"
         return out
 
     def handed_on(self, block: nn.Module, args: Any, out: Any) -> None:
         """The forward hook behind all others: what leaves the block must be what its forward gave."""
         if self.problem is None and out is not self.out:
-            self.problem = "hands on what a hook has put in the place of its output: apply methods before such hooks"
+            self.problem = (
+                f"{self.name} hands on what a hook has put in the place of its output: apply methods before such hooks"
+            )
 
     def said(self) -> str | None:
-        """What is wrong, in words behind the block's name."""
+        """What is wrong, or None."""
         if self.shape is None:
             return (
-                "was never asked when the model ran: its forward is replaced on the module, or the model's forward "
-                "does not call it"
+                f"{self.name} was never asked when the model ran: its forward is replaced on the module, or the "
+                "model's forward does not call it"
             )
         return self.problem
 
@@ -186,7 +188,7 @@ def check_identity(model: nn.Module, probe: Tensor | None = None, taps: bool = T
     shapes = [one.shape for one in probes if one.shape is not None]
     if not shapes:
         raise RefusedError(f"the forward of {type(model).__name__} never called its blocks: it cannot be reduced")
-    problems = [f"{one.name} {said}".replace(" :", ":") for one in probes if (said := one.said()) is not None]
+    problems = [said for one in probes if (said := one.said()) is not None]
     if problems:
         more = f" (and {len(problems) - 1} more blocks)" if len(problems) > 1 else ""
         raise RefusedError(

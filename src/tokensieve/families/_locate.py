@@ -84,6 +84,17 @@ def family_of(model: nn.Module) -> Located:
     )
 
 
+def another_owner(model: nn.Module, located: Located) -> nn.Module | None:
+    """A module of ``model`` that owns other blocks than those ``located``, and could be reduced as well; or None."""
+    blocks = located.family.block_list(located.owner)
+    inside = {id(part) for part in located.owner.modules()}
+    for module in (part for part in model.modules() if id(part) not in inside):
+        for family in list_families().values():
+            if family.matches(module) and family.block_list(module) is not blocks and family.refuse(module) is None:
+                return _innermost(family, module)
+    return None
+
+
 def _innermost(family: Family, module: nn.Module) -> nn.Module:
     """The module inside ``module`` that has the blocks itself: wrappers, of torch.compile and of PEFT for example, hand
     on every attribute of what they wrap, and so match as well."""

@@ -18,7 +18,7 @@ from tokensieve.tokens.rider import Rider
 from tokensieve.tokens.soft import Blend, SoftRestore
 from tokensieve.tokens.stand_in import StandIn
 from tokensieve.tokens.table import Extra, Table
-from tokensieve.utils.compiling import is_jit_tracing
+from tokensieve.utils.compiling import number
 
 Fill = Literal["last", "mean"]
 READ = "_read"  # where a state keeps what it was read as, beside its fields
@@ -130,14 +130,12 @@ class Tokens(StandIn):
     @property
     def count(self) -> int:
         """M, the number of patch tokens present (slots, where some are padding)."""
-        length = self.x.shape[1]
-        return (int(length) if is_jit_tracing() else length) - self.prefix  # there, sizes are tensors
+        return number(self.x.shape[1]) - self.prefix
 
     @property
     def originals(self) -> int:
         """N, the patches of the image, whatever has become of them; also inside soft assignments."""
-        length = self.shape[1]
-        return (int(length) if is_jit_tracing() else length) - self.prefix
+        return number(self.shape[1]) - self.prefix
 
     @property
     def sizes(self) -> Tensor:

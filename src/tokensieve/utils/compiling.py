@@ -23,3 +23,8 @@ def constant(function: Function) -> Function:
 def is_jit_tracing() -> bool:
     """Whether torch.jit.trace looks on, under which the sizes of tensors are tensors."""
     return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+
+
+def number(size: int) -> int:
+    """The size of a tensor as a number, also where torch.jit.trace makes a tensor of it."""
+    return int(size) if is_jit_tracing() else size
