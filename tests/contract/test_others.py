@@ -1,6 +1,6 @@
 """What others do to a model before or after methods are applied: the right answer in either order, or a sentence.
 
-accelerate and forwards set on a block, compilers, FSDP2, checkpointing, switched-off kernels, changed blocks and heads.
+accelerate and forwards set on a block, compilers, checkpointing, switched-off kernels, changed blocks and heads.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from torch import Tensor, nn
 import tokensieve as ts
 from tests.helpers.cases import every_case, kinds_of
 from tests.helpers.models import CONFIGS, DEFAULTS, DEPTH, FIRST, FIRST_OF_TIMM, build, dense_answer, images, run
+from tests.helpers.orders import ORDERS, SPEC, blocks_of, both_orders
 from tokensieve.families._locate import family_of
 
-ORDERS = pytest.mark.parametrize("first", ["apply", "others"])
 every_family = pytest.mark.parametrize(("family", "name"), FIRST)
-SPEC = "tome:r=4"
 
 
 @pytest.fixture(autouse=True)
@@ -32,32 +31,6 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def blocks_of(model: nn.Module) -> Any:
-    located = family_of(model)
-    return located.family.block_list(located.owner)
-
-
-def both_orders(
-    first: str, model: nn.Module, others: Callable[[nn.Module], Any], config: str = "tome", x: Tensor | None = None
-) -> None:
-    """The reduced answer whatever comes first, bit for bit, and the dense one once methods are removed."""
-    x = images(2) if x is None else x
-    torch.manual_seed(0)  # learned parts are drawn anew with every apply
-    dense = run(model, x)
-    reduced = run(ts.apply(model, CONFIGS[config]), x)
-    ts.remove(model)
-    torch.manual_seed(0)
-    if first == "others":
-        others(model)
-        ts.apply(model, CONFIGS[config])
-    else:
-        others(ts.apply(model, CONFIGS[config]))
-    assert torch.equal(run(model, x), reduced)
-    assert not torch.equal(reduced, dense)
-    assert not ts.is_applied(ts.remove(model))
-    assert torch.equal(run(model, x), dense)
 
 
 # accelerate
@@ -306,16 +279,6 @@ def test_a_forward_that_was_compiled_and_set_on_the_model(where: str, first: str
     torch.compiler.reset()
 
 
-def test_blocks_that_were_compiled_one_by_one_afterwards() -> None:
-    torch.compiler.reset()
-    model, x = ts.apply(small(), SPEC), torch.randn(2, 3, 64, 64)
-    reduced = run(model, x)
-    for number, block in enumerate(model.blocks):
-        model.blocks[number] = torch.compile(block, backend="eager")
-    torch.testing.assert_close(run(model, x), reduced)
-    torch.compiler.reset()
-
-
 def test_the_fill_of_a_dinov2_whose_classifier_is_wrapped() -> None:
     pytest.importorskip("transformers")
     plain, wrapping = build("hf-dinov2", "registers"), build("hf-dinov2", "registers")
@@ -411,37 +374,6 @@ def test_a_model_inside_of_wrappers_that_hand_on_its_attributes() -> None:
     model = build(*FIRST[0])
     both_orders("others", HandsOn(model), lambda wrapper: None)
     assert family_of(HandsOn(model)).owner is model
-
-
-# FSDP2
-
-
-@pytest.fixture
-def one_process(tmp_path: Path) -> Iterator[Any]:
-    import torch.distributed as dist
-    from torch.distributed.device_mesh import init_device_mesh
-
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
-
-
-@ORDERS
-@every_family
-def test_sharded_by_fsdp2(family: str, name: str, first: str, one_process: Any) -> None:
-    from torch.distributed.fsdp import FSDPModule, fully_shard
-
-    def shard(model: nn.Module) -> None:
-        for block in blocks_of(model):
-            fully_shard(block, mesh=one_process)
-        fully_shard(model, mesh=one_process)
-
-    model = build(family, name)
-    kind = type(blocks_of(model)[0])
-    both_orders(first, model, shard)
-    block = blocks_of(model)[0]
-    assert isinstance(block, FSDPModule) and isinstance(block, kind) and not ts.is_applied(model)
-    ts.apply(model, SPEC).train()(images(2))  # and on
 
 
 # Gradients

@@ -54,6 +54,15 @@ def test_an_assignment_that_is_none_or_half_of_one() -> None:
     assert "an assignment with onto alone" in said(lambda view: Assignment(keep=first(view), dropped=last, onto=last))
 
 
+@pytest.mark.parametrize("size", [torch.ones(2, 15), torch.ones(2, 16, dtype=torch.int64)])
+def test_sizes_that_are_none(size: Tensor) -> None:
+    def decide(view: View) -> Assignment:
+        view.resize(size)
+        return keep_only(first(view), view.count)
+
+    assert "expected floating-point numbers for each of (2, 16) (images, patch tokens)" in said(decide)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

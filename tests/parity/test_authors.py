@@ -71,19 +71,26 @@ def test_ats() -> None:
 
 
 @pytest.mark.parametrize(
-    ("graph", "recorded"),
+    ("options", "recorded"),
     [
-        ("mixed", [0.9570719032565035, -0.7080304507377659, -0.059609492853583725, -1.0899471231984998]),
-        ("spatial", [0.6388722707916727, 0.17348258316792278, -0.5631162310770824, -2.171910149312069]),
-        ("semantic", [1.3665248027442372, 0.23668104187670472, -0.26382522487380605, -1.4819481919269106]),
+        ({"graph": "mixed"}, [0.9570719032565035, -0.7080304507377659, -0.059609492853583725, -1.0899471231984998]),
+        ({"graph": "spatial"}, [0.6388722707916727, 0.17348258316792278, -0.5631162310770824, -2.171910149312069]),
+        ({"graph": "semantic"}, [1.3665248027442372, 0.23668104187670472, -0.26382522487380605, -1.4819481919269106]),
+        ({"scales": True}, [1.005249980526434, -0.7212236078324481, -0.2318596007082865, -1.288003651118279]),
+        ({"sparsity": 0.7}, [0.94082263354739, -0.5429119479322508, -0.3074260253274465, -1.6234260586122427]),
+        (
+            {"scales": True, "sparsity": 0.7},
+            [0.9383628506488707, -0.4364194449013158, -0.23328991567340782, -1.6710191819534526],
+        ),
     ],
 )
-def test_gtp(graph: Any, recorded: list[float]) -> None:
-    """select (MixedAttnMax) and propagate (GraphProp) of models_v3.py, Ackesnal/GTP-ViT (97a1178), in every block, on
-    the graph of its forward_features: 5 tokens a block, alpha .2, 8 neighbours, no scales, all of the attention."""
+def test_gtp(options: dict[str, Any], recorded: list[float]) -> None:
+    """select (MixedAttnMax), propagate (GraphProp) and Attention of models_v3.py, Ackesnal/GTP-ViT (97a1178), in every
+    block, on the graph of its forward_features: 5 tokens a block, alpha .2, 8 neighbours. At a sparsity of .6 the two
+    differ: several tokens then pay nothing to themselves, rank alike, and ours go by index."""
     model, generator = vit()
     x = torch.randn(2, 3, 64, 64, generator=generator, dtype=torch.float64)
-    ts.apply(model, ts.GTP(r=5, alpha=0.2, graph=graph, similar=8, drawn="once"))
+    ts.apply(model, ts.GTP(r=5, alpha=0.2, similar=8, drawn="once", **options))
     with torch.no_grad():
         same(model(x)[0], recorded)
 

@@ -216,9 +216,11 @@ def enliven(model: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("maps", ["mlp", "conv"])
 @pytest.mark.parametrize("fuser", [True, False])
-def test_token_learner(images: Tensor, maps: str, fuser: bool) -> None:
-    model = enliven(ts.apply(tiny(), ts.TokenLearner(tokens=5, maps=maps, fuser=fuser)))
-    before, last = reference.token_learner(model.state_dict(), DEPTH // 2, 7, maps, fuser)
+@pytest.mark.parametrize("every", [False, True])
+def test_token_learner(images: Tensor, maps: str, fuser: bool, every: bool) -> None:
+    model = enliven(ts.apply(tiny(), ts.TokenLearner(tokens=5, maps=maps, fuser=fuser, every=every)))
+    sites = tuple(range(DEPTH // 2, DEPTH if every else DEPTH // 2 + 1))
+    before, last = reference.token_learner(model.state_dict(), sites, 7, maps, fuser)
     compare_outputs(model, images, before=before, last=last)
 
 

@@ -96,12 +96,12 @@ def test_mctf(images: Tensor, r: int, info: float, size: float, proportional: bo
     compare(model, images, middle=reference.mctf(sites, r, info, size, order == "edge"), log_size=proportional)
 
 
-@pytest.mark.parametrize("proportional", [True, False])
-def test_diffrate(images: Tensor, proportional: bool) -> None:
+@pytest.mark.parametrize(("proportional", "sizes"), [(True, "patches"), (True, "cosine"), (False, "patches")])
+def test_diffrate(images: Tensor, proportional: bool, sizes: Any) -> None:
     counts = [(49, 47), (44, 40), (35, 33), (28, 24), (20, 15), (2, 1)]
     pruned, merged = (tuple(row[place] / PATCHES for row in counts) for place in (0, 1))
-    model = ts.apply(tiny(), ts.DiffRate(pruned=pruned, merged=merged, proportional=proportional))
-    compare(model, images, middle=reference.diffrate(counts), log_size=proportional)
+    model = ts.apply(tiny(), ts.DiffRate(pruned=pruned, merged=merged, proportional=proportional, sizes=sizes))
+    compare(model, images, middle=reference.diffrate(counts, sizes == "cosine"), log_size=proportional)
 
 
 @pytest.mark.parametrize("samples", [49, 30, 8])

@@ -22,6 +22,8 @@ class Attended:
         bias: (B, 1, 1, L) added to the logits of every key, or None.
         class_row: (B, L) what ``cls_row`` gives, where the kernel of the attention had it on its way; or None.
         outputs: (B, H, L, D) what every head gave, A·V, or None where no method asked for it.
+        floor: (B, H, 1, 1) the entries of ``attention_rows`` below it are 0, see ``sparse.with_floor``; or None. What
+            kernels sum up on their way, ``cls_row`` and ``received``, is of the whole map.
     """
 
     queries: Tensor
@@ -31,6 +33,7 @@ class Attended:
     bias: Tensor | None = None
     class_row: Tensor | None = None
     outputs: Tensor | None = None
+    floor: Tensor | None = None
 
 
 def first_keys(attended: Attended, length: int) -> Attended:
@@ -38,7 +41,7 @@ def first_keys(attended: Attended, length: int) -> Attended:
     bias = None if attended.bias is None else attended.bias[..., :length].contiguous()
     queries, keys, values = (part[:, :, :length] for part in (attended.queries, attended.keys, attended.values))
     outputs = None if attended.outputs is None else attended.outputs[:, :, :length]
-    return Attended(queries, keys, values, attended.scale, bias, outputs=outputs)
+    return Attended(queries, keys, values, attended.scale, bias, outputs=outputs, floor=attended.floor)
 
 
 def logits(attended: Attended, rows: slice = slice(None), scaled: bool = True) -> Tensor:
@@ -52,7 +55,8 @@ def logits(attended: Attended, rows: slice = slice(None), scaled: bool = True) -
 
 def attention_rows(attended: Attended, rows: slice) -> Tensor:
     """Softmax attention of some query rows, (B, H, R, L), in float32 or better."""
-    return logits(attended, rows).softmax(dim=-1)
+    attention = logits(attended, rows).softmax(dim=-1)
+    return attention if attended.floor is None else attention.masked_fill(attention < attended.floor, 0)
 
 
 def cls_row(attended: Attended) -> Tensor:

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from tokensieve.attention.kernel import attend, biased_attention
 from tokensieve.attention.packing import PADDED, Rows
 from tokensieve.attention.signals import Attended
+from tokensieve.attention.sparse import sparse_attention, with_floor
 from tokensieve.errors import RefusedError
 
 
@@ -23,6 +24,8 @@ class Tap(TorchFunctionMode):
     With ``own`` a kernel of ours may compute the attention where it is the faster one (see ``attend``); without, the
     call that the model makes is the call that runs, bit for bit. Of the signals ``wanted``, "outputs" are recorded too,
     and "cls_row" is taken from our kernel where that runs.
+
+    With a ``share`` below 1 only that part of each map's entries stays, see ``sparse.with_floor``.
 
     With packed ``rows`` the model's calls are on the tokens of all images in one row; ``attended`` shows them padded.
 
@@ -39,7 +42,11 @@ class Tap(TorchFunctionMode):
         self.own = own
         self.wanted = wanted
         self.rows: Rows = PADDED
+        self.share = 1.0
+        self.floors: list[Tensor] = []
         self.class_row: Tensor | None = None
+        self.compiled = torch.compiler.is_dynamo_compiling()
+        self.saving = _saving()
         self.calls: list[tuple[Tensor, Tensor, Tensor, float | None]] = []
         self.outputs: list[Tensor] = []
 
@@ -76,10 +83,20 @@ class Tap(TorchFunctionMode):
         **others: Any,
     ) -> Tensor:
         """The attention of one call, recorded; arguments as of ``F.scaled_dot_product_attention``."""
+        if torch.compiler.is_dynamo_compiling() and not self.compiled:
+            # A graph of it would hand its calls over once more. Dynamo gives up on it and runs it as it was written.
+            raise RefusedError(
+                "the attention of a block with methods in it is compiled by itself: compile the block or the model"
+            )
         if is_causal or attn_mask is not None:
             raise RefusedError(
                 "token reduction got a causal or masked attention call, which it cannot follow: "
                 "call the model without attn_mask and is_causal, or ts.remove(model) first"
+            )
+        if self.bias is not None and _saving() is not self.saving:
+            raise RefusedError(
+                "the attention of a block with methods in it is checkpointed by itself, and would be computed again "
+                "without the bias that they give to its logits: checkpoint whole blocks"
             )
         self.calls.append((query, key, value, scale))
         output = self.rows.attend(
@@ -101,6 +118,12 @@ class Tap(TorchFunctionMode):
         scale: float | None,
         **others: Any,
     ) -> Tensor:
+        if self.share < 1:
+            scale = query.shape[-1] ** -0.5 if scale is None else scale
+            attended = with_floor(Attended(query, key, value, scale, bias), self.share)
+            if attended.floor is not None:
+                self.floors.append(attended.floor)
+                return sparse_attention(attended, dropout_p)
         if self.own and dropout_p == 0.0 and not others:
             output, self.class_row = attend(query, key, value, bias, scale, "cls_row" in self.wanted)
             return output
@@ -135,7 +158,16 @@ class Tap(TorchFunctionMode):
             queries, keys, values = (self.rows.unpack_heads(part) for part in (queries, keys, values))
             outputs = None if outputs is None else self.rows.unpack_heads(outputs)
         class_row = self.class_row if len(self.calls) == 1 else None
-        return Attended(queries, keys, values, scale, self.bias, class_row, outputs)
+        floor = torch.cat(self.floors, dim=1) if self.floors else None
+        return Attended(queries, keys, values, scale, self.bias, class_row, outputs, floor)
+
+
+def _saving() -> Any:
+    """What a checkpoint that is going on packs the tensors with that are saved for gradients; None outside of one."""
+    if torch.compiler.is_dynamo_compiling() or not torch.is_grad_enabled():
+        return None
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return hooks[0] if hooks and hooks[0].__module__ == "torch.utils.checkpoint" else None
 
 
 class Listening:

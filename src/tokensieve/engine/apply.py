@@ -96,7 +96,7 @@ def apply(
     pools = located.family.pools(model, located.owner)
     reduction = settle(located.family, layout, chosen, plan, fill, pools, multiple, masked, _taps(taps, layout))
     check_identity(model, probe, taps=masked or any(_is_watched(method, layout) for method in chosen))
-    # The blocks are taken over from the first one on where a method acts.
+    # The sites are made, from the first block on where a method acts.
     blocks = located.family.blocks(located.owner)
     sites = []
     with torch.device("cpu"):
@@ -104,6 +104,8 @@ def apply(
             site = Site(reduction, number, plan.get(number, ()))
             site.to(device=device_of(block), dtype=next(block.parameters()).dtype)
             sites.append(site.train(block.training))
+    _refuse_late(model, sites)
+    # Their blocks are taken over.
     for block, site in zip(blocks[reduction.first :], sites, strict=True):
         take_over(block, SievedBlock)
         block.add_module(SITE, site)
@@ -200,6 +202,17 @@ def _refuse_two(model: nn.Module, located: Located) -> None:
         names = {id(one): name for name, one in model.named_modules()}
         both = " and ".join(repr(names[id(one)]) for one in (located.owner, other))
         raise RefusedError(f"the model has more than one ViT, {both}: apply methods to each by itself")
+
+
+def _refuse_late(model: nn.Module, sites: Sequence[Site]) -> None:
+    """Refuse learned parts in a model whose weights are sharded already: nothing would keep theirs alike."""
+    sharded = (kind for part in model.modules() for kind in type(part).__mro__ if kind.__name__ == "FSDPModule")
+    learned = next((key for site in sites for key in site.learned), None)
+    if learned is not None and next(sharded, None) is not None:
+        raise RefusedError(
+            f"{learned.rpartition('_')[0]} has learned parts, and fully_shard has been called on the model, which then "
+            "does not shard them: apply methods first, and call fully_shard afterwards"
+        )
 
 
 def _refuse_changed(model: nn.Module) -> None:

@@ -31,7 +31,7 @@ class SievedOwner(TakenOver):
         reduction = _followed(self)
         check_blocks(self, reduction)
         blocks = None
-        running.begin()
+        running.begin(x)
         try:
             with _on_grid_of(self, x, reduction):
                 features = super().forward_features(x, *args, **kwargs)  # type: ignore[misc]
@@ -46,7 +46,7 @@ class SievedOwner(TakenOver):
             return type(self).forward_intermediates(self, x, *args, **kwargs)
         reduction = _followed(self)
         check_blocks(self, reduction)
-        running.begin()
+        running.begin(x)
         try:
             with _on_grid_of(self, x, reduction):
                 return _whole(super().forward_intermediates(x, *args, **kwargs))  # type: ignore[misc]
@@ -67,7 +67,7 @@ class RunBefore:
     def __call__(self, module: nn.Module, args: Any) -> None:
         """See ``running.begin``."""
         check_blocks(module, self.reduction)
-        running.begin()
+        running.begin(next(iter(args), None))
 
 
 @dataclass(eq=False)

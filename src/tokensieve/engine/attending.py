@@ -61,6 +61,7 @@ class Attending:
         self.family = reduction.family
         self.turns = turns
         self.log_size = any(m.log_size_attention for m in reduction.methods)
+        self.share = min((m.map_share for m in reduction.methods), default=1.0)
         depth = reduction.layout.depth
         self.borrows, self.lends = (
             any(number in m.sharing(depth) for m in reduction.methods) for number in (block, block + 1)
@@ -76,7 +77,9 @@ class Attending:
         own = attends_faster(tokens.x) and (tokens.version > 0 or self.turns.removes(visible(tokens)))
         shares = self.borrows or self.lends
         rows = PADDED if tokens.table.alive is None or shares or not packs else self.rows(tokens)
-        watched = own or shares or bias is not None or (bool(tokens.riders) and bool(_attending(tokens)))
+        watched = (
+            own or shares or bias is not None or self.share < 1 or (bool(tokens.riders) and bool(_attending(tokens)))
+        )
         acts = bool(self.turns.steps) or bool(self.turns.watchers)
         plain = not (watched or acts or any(entry.after_attention for entry in tokens.back.parked))
         return Call(kwargs, tokens.x.shape[1], tokens.table.mask, bias, own, rows, plain)
@@ -102,7 +105,7 @@ class Attending:
         """The state behind the attention, and its signals where a method here reads any."""
         needs, riders = self.turns.needs, _attending(tokens) if tokens.riders else ()
         shares = self.borrows or self.lends
-        if not (needs or call.own or shares or riders) and call.bias is None:
+        if not (needs or call.own or shares or riders) and call.bias is None and self.share == 1:
             return tokens.changed(x=self.family.attention(block, tokens.x, **call.kwargs)), None
         inputs = None
         if "inputs" in needs:
@@ -115,7 +118,7 @@ class Attending:
         else:
             x = call.rows.unpack(self.family.tapped(block, call.rows.pack(tokens.x), tap, **call.kwargs))
         tokens = tokens.changed(x=x)
-        if shares or call.bias is not None or call.rows is not PADDED:
+        if shares or call.bias is not None or call.rows is not PADDED or self.share < 1:
             tap.check()
         # What rides along sees it.
         if shares:
@@ -144,10 +147,9 @@ class Attending:
 
     def _tap(self, tokens: Tokens, block: nn.Module, call: Call) -> Tap:
         maps = tokens.riders.get(MAPS) if self.borrows else None
-        if isinstance(maps, SharedMaps):
-            return SharingTap(maps, block, call.bias, call.own, self.turns.needs)
-        tap = Tap(call.bias, call.own, self.turns.needs)
-        tap.rows = call.rows
+        how = (call.bias, call.own, self.turns.needs)
+        tap = SharingTap(maps, block, *how) if isinstance(maps, SharedMaps) else Tap(*how)
+        tap.rows, tap.share = call.rows, self.share
         return tap
 
 

@@ -234,7 +234,7 @@ class Site(nn.Module):
 
     def _hand_on(self, tokens: Tokens) -> Tensor | Tokens:
         # Those due before the next block return here: the caller of the blocks holds what one hands to the next.
-        if tokens.back.parked:
+        if tokens.back.parked or tokens.back.outer is not None:
             tokens = returning(tokens, self.block + 1)
         out: Tensor | Tokens = self(tokens)  # a module's call, so that hooks on the site see it
         return out

@@ -53,6 +53,11 @@ def check_decision(
             )
     elif isinstance(decision, SoftAssignment):
         left = decision.count
+        if until != decision.until:
+            raise TokensieveError(
+                f"{method.name} declares that the tokens it mixes return at {until!r} "
+                f"but its soft assignment says {decision.until!r}"
+            )
         if left == count:
             return
     elif isinstance(decision, KeepMask):

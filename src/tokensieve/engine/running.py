@@ -33,8 +33,18 @@ class Run:
 _RUNNING: ContextVar[Run | None] = ContextVar("tokensieve_run", default=None)
 
 
-def begin() -> None:
-    """A run begins. In the graphs of a compiler nothing is watched: there, what ran is what was traced."""
+def begin(images: Any = None) -> None:
+    """A run on ``images`` begins. In the graphs of a compiler nothing is watched: there, what ran is what was traced.
+
+    Raises:
+        RefusedError: torch.fx traces it.
+    """
+    if isinstance(images, torch.fx.Proxy):
+        raise RefusedError(
+            "torch.fx cannot trace a model with reduced tokens, whose blocks hand on more than tensors: for features "
+            "use forward_intermediates or ts.apply(..., taps=[…]), for a graph torch.export, or trace the dense model "
+            "after ts.remove"
+        )
     if not torch.compiler.is_dynamo_compiling():
         _RUNNING.set(Run(torch.is_grad_enabled(), _RUNNING.get()))
 

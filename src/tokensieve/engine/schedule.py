@@ -101,7 +101,7 @@ def _check_mixers(plan: dict[int, list[Step]], skipped: dict[int, Method]) -> No
         for step in steps:
             # Behind a block, what counts is which tokens are away in the next one.
             other = skipped.get(block + 1 if step.method.point == "after" else block)
-            if step.method.mixes and other is not None:
+            if step.method.mixes and other is not None and other is not step.method:
                 raise TokensieveError(
                     f"{step.method.name} mixes all tokens in block {block}, and {other.name} makes tokens skip that "
                     "block: give them other sites"

@@ -86,7 +86,7 @@ class Turns:
             every = shown.count if training else None
             how = (self.returns[step.key], method, self.block, self.reduction.rounding, every)
             checks.check_decision(decision, keep, *how)
-            if view.extras or view.losses or view.answers:
+            if view.extras or view.losses or view.answers or view.resized is not None:
                 tokens = _with_additions(tokens, view)
             # The state follows: tokens move, or while training hide behind a mask.
             if training and hiding.stands_in(decision) and (self.reduction.masked or decision.soft is not None):
@@ -161,6 +161,9 @@ def _with_additions(tokens: Tokens, view: View) -> Tokens:
         if tokens.hidden:  # no method is shown these, and nothing reads what lies beside them
             extra = extra.of(torch.cat([extra.patches, extra.unknown(tokens.hidden)], dim=1))
         tokens = tokens.with_extra(name, extra)
+    if view.resized is not None:
+        hidden = tokens.sizes[:, tokens.count - tokens.hidden :]
+        tokens = tokens.changed(table=tokens.table.changed(size=torch.cat([view.resized, hidden], dim=1)))
     if view.losses or view.answers:
         tokens = added.add(tokens, view.losses, view.answers)
     return tokens

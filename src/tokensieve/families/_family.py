@@ -15,6 +15,8 @@ from tokensieve.families._reading import Reading
 from tokensieve.ops.norm import Norm
 
 POOLS_OVER_PATCHES = ("avg", "avgmax", "max", "map")
+# What torch.compile and torch's checkpoint wrapper call the module that they are put around.
+WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,12 @@ class BlockMacs:
 def linear_macs(module: nn.Module) -> int:
     """MACs per token of all linear layers inside ``module``."""
     return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside of what was wrapped around it by itself, to be compiled or checkpointed; else ``module``."""
+    inner = next((module._modules[name] for name in WRAPPED if name in module._modules), None)
+    return module if inner is None else unwrapped(inner)
 
 
 def own_input_size(model: nn.Module) -> tuple[int, int, int]:
@@ -70,10 +78,10 @@ class Family(ABC):
     images: ClassVar[str | None] = None
 
     def is_block(self, module: nn.Module) -> bool:
-        """Whether ``module`` is of one of the ``block_types``."""
+        """Whether ``module`` is of one of the ``block_types``, also inside of a wrapper."""
         return any(
             cls in self.block_types or f"{cls.__module__}.{cls.__qualname__}" in self.block_types
-            for cls in type(module).__mro__
+            for cls in type(unwrapped(module)).__mro__
         )
 
     def block_names(self) -> tuple[str, ...]:
@@ -97,8 +105,8 @@ class Family(ABC):
         return {**kwargs, **dict(zip(self.arguments, args, strict=False))}
 
     def blocks(self, owner: nn.Module) -> list[nn.Module]:
-        """The blocks of ``owner`` in the order they run."""
-        return list(self.block_list(owner))
+        """The blocks of ``owner`` in the order they run, out of their wrappers."""
+        return list(map(unwrapped, self.block_list(owner)))
 
     def block_list(self, owner: nn.Module) -> nn.ModuleList | nn.Sequential:
         """The module that holds the blocks of ``owner``, where one can be put in the place of another."""

@@ -157,6 +157,12 @@ class Method(ABC):
         return bool(getattr(self, "proportional", False))
 
     @property
+    def map_share(self) -> float:
+        """Which share of the entries of each attention map stays, in (0, 1], from the first site on; below 1 the map is
+        held."""
+        return 1.0
+
+    @property
     def returns(self) -> Until:
         """When dropped tokens return with this config."""
         return self.until

@@ -33,7 +33,7 @@ class Threshold(nn.Module):
         if temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")
         self.temperature = temperature
-        self.value = nn.Parameter(torch.tensor(float(start)))
+        self.value = nn.Parameter(torch.tensor([float(start)]))  # FSDP shards no scalar
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}"

@@ -140,6 +140,20 @@ class View:
     losses: list[Loss] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
     extras: dict[str, Extra] = field(default_factory=dict)
+    resized: Tensor | None = None
+
+    def resize(self, size: Tensor) -> None:
+        """Let each patch token shown stand for ``size`` (B, M) patches from now on; a decision joins these sizes.
+
+        Raises:
+            TokensieveError: it is of another shape, or no floating-point numbers.
+        """
+        if size.shape != self.rep.shape or not size.is_floating_point():
+            raise TokensieveError(
+                f"method {self.method.name!r} gave sizes of shape {tuple(size.shape)} in {size.dtype}: expected "
+                f"floating-point numbers for each of {tuple(self.rep.shape)} (images, patch tokens)"
+            )
+        self.resized = size
 
     def add_loss(self, name: str, value: Tensor) -> None:
         """Add a scalar to the loss of a training step, weighted as the method wants it; of no effect in eval mode.

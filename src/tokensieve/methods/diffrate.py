@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -31,8 +32,7 @@ class DiffRate(Method):
 
     Our choice: between the budgets learned for, the numbers are interpolated, below the lowest they fall to one token,
     above the highest they rise to all of them; other depths and input sizes take the same shares at the same fractions
-    of the depth. Likeness is the cosine of the tokens; sizes count patches (the authors' add fractions). Models without
-    a class token score by attention received.
+    of the depth. Likeness is the cosine of the tokens. Models without a class token score by attention received.
 
     Options:
         keep: share of the dense model's MACs that DeiT-Tiny has left, about; other models come near it.
@@ -40,12 +40,15 @@ class DiffRate(Method):
             depths are served alike); None for the numbers learned for ``keep``.
         merged: the same after merging; given with ``pruned``, which then stand in for ``keep``.
         proportional: log-size attention in later blocks.
+        sizes: of a merged token, what it adds to the size of the one it joins: its own ("patches", which loses a little
+            less) or that times their "cosine", as the authors' code does.
     """
 
     keep: float = 0.65
     pruned: tuple[float, ...] | None = None
     merged: tuple[float, ...] | None = None
     proportional: bool = True
+    sizes: Literal["patches", "cosine"] = "patches"
 
     knob = "keep"
     paper = (
@@ -92,7 +95,11 @@ class DiffRate(Method):
         keep = keep.sort(dim=1).values
         if moved.shape[1] == 0:
             return Assignment(keep=keep, dropped=dropped)
-        onto = similarity(take_rows(view.x, moved), take_rows(view.x, keep)).argmax(dim=2)
+        alike = similarity(take_rows(view.x, moved), take_rows(view.x, keep))
+        onto = alike.argmax(dim=2)
+        if self.sizes == "cosine":
+            cosine = alike.gather(2, onto.unsqueeze(2)).squeeze(2).to(view.size.dtype)
+            view.resize(view.size.scatter(1, moved, view.size.gather(1, moved) * cosine))
         ones = torch.ones_like(view.size)
         return Assignment(keep=keep, moved=moved, onto=onto, dropped=dropped if dropped.shape[1] else None, weight=ones)
 

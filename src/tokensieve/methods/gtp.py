@@ -29,8 +29,8 @@ class GTP(Method):
 
     Our choice: G is drawn anew at each block from the tokens present, and a pair is joined where either names the
     other. The paper draws it once, from the patches with their positions, and joins a token to those that it names
-    itself; its rows and columns are cut as tokens leave (``drawn="once"``). Sizes do not propagate, so there is no
-    log-size attention; a token that left returns with its last value; attention is not sparsified.
+    itself; its rows and columns are cut as tokens leave (``drawn="once"``). A token that left returns with its last
+    value.
 
     Options:
         r: tokens that leave in each block.
@@ -39,6 +39,9 @@ class GTP(Method):
         graph: neighbours by place ("spatial"), by likeness ("semantic") or both ("mixed").
         similar: how many of the most alike tokens, by the cosine of x, are joined to each.
         drawn: the graph anew at "each" site, or "once", from what goes into the first block of the model.
+        scales: sizes propagate as tokens do, s + alpha · Σ Â s_gone, and attention gets their logarithm.
+        sparsity: share of each attention map's entries that stays, from the first site on; the others count as 0, and
+            rows are not divided by what is left. Below 1 it costs the memory of the maps and saves nothing.
     """
 
     r: int = 8
@@ -47,6 +50,8 @@ class GTP(Method):
     graph: Literal["mixed", "spatial", "semantic"] = "mixed"
     similar: int = 8
     drawn: Literal["each", "once"] = "each"
+    scales: bool = False
+    sparsity: float = 1.0
 
     knob = "r"
     looks_at_grid = True
@@ -62,6 +67,15 @@ class GTP(Method):
         require(self.r >= 0, self, "r", "a whole number of tokens, 0 or more")
         require(0 <= self.alpha < float("inf"), self, "alpha", "a number, 0 or more")
         require(self.similar >= 1, self, "similar", "1 or more")
+        require(0 < self.sparsity <= 1, self, "sparsity", "a share in (0, 1]")
+
+    @property
+    def log_size_attention(self) -> bool:
+        return self.scales
+
+    @property
+    def map_share(self) -> float:
+        return self.sparsity
 
     def blocks(self, depth: int) -> tuple[int, ...]:
         return tuple(range(depth)) if self.sites is None else checked_sites(self.sites, (), depth, self.name)
@@ -94,7 +108,11 @@ class GTP(Method):
         else:
             adjacency, columns = normalised(self._graph(view), rank.dtype), dropped
         spread = take_rows(adjacency, keep).gather(2, columns.unsqueeze(1).expand(-1, view.keep, -1))
-        return Assignment(keep=keep, dropped=dropped, spread=self.alpha * spread, reduce="sum")
+        spread = self.alpha * spread
+        if self.scales:
+            grown = (spread.to(view.size.dtype) @ view.size.gather(1, dropped).unsqueeze(2)).squeeze(2)
+            view.resize(view.size.scatter_add(1, keep, grown))
+        return Assignment(keep=keep, dropped=dropped, spread=spread, reduce="sum")
 
     def _graph(self, view: View) -> Tensor:
         """(B, M, M) bool: which tokens are joined."""

@@ -13,7 +13,8 @@ from tokensieve.methods._counts import checked_sites
 from tokensieve.methods._method import Method, require
 from tokensieve.methods._view import Layout, View, plane_of
 from tokensieve.ops.rows import at_least_float32, take_rows
-from tokensieve.tokens.soft import SoftAssignment
+from tokensieve.tokens.decision import Until
+from tokensieve.tokens.soft import LearnedRestore, SoftAssignment
 
 HIDDEN = 64  # channels of the two small MLPs
 EPS = 1e-6  # of all norms; GELU is the one by tanh, as in the original
@@ -30,12 +31,12 @@ class TokenLearner(Method):
     trained with the model, in the paper from scratch. No number of it is claimed here: those published are for other
     models and data.
 
-    The original has 16 tokens behind block 9 of 12, no fuser and a head that pools over the tokens, or a fuser in every
-    block from there on, of which there is one here, behind the last. Our choice: a fresh fuser adds nothing, so that
-    every patch returns as it was; the gates' MLP has 64 channels as well; the convolutions have no bias and GELU
-    between them. Where tokens are gone or merged before, version 1.0 reads zeros or the merged token in their places;
-    it refuses inputs of another size than the model's, whose grid is not known here. Where counts are rounded up, the
-    further tokens are means of equal stretches of the sequence.
+    The original has 16 tokens behind block 9 of 12, no fuser and a head that pools over the tokens; with a fuser, every
+    block from there on learns its tokens anew and gives them back behind itself (``every``). Our choice: a fresh fuser
+    adds nothing, so that every patch returns as it was; the gates' MLP has 64 channels as well; the convolutions have
+    no bias and GELU between them. Where tokens are gone or merged before, version 1.0 reads zeros or the merged token
+    in their places; it refuses inputs of another size than the model's, whose grid is not known here. Where counts are
+    rounded up, the further tokens are means of equal stretches of the sequence.
 
     Options:
         tokens: S, learned tokens, or one number per site; a site with no more than that is passed over.
@@ -43,12 +44,15 @@ class TokenLearner(Method):
         fuser: whether the way back is the fuser; without, a patch gets the mean of the learned tokens weighted by its
             share in them.
         sites: 0-based blocks; default 6 of 12, scaled to the depth.
+        every: whether every block from the first site on has its own learned tokens and way back, instead of one way
+            back behind the last block.
     """
 
     tokens: int = 8
     maps: Literal["mlp", "conv"] = "mlp"
     fuser: bool = True
     sites: tuple[int, ...] | None = None
+    every: bool = False
 
     point = "before"
     trained = True
@@ -65,7 +69,12 @@ class TokenLearner(Method):
         require(self.tokens >= 1, self, "tokens", "1 or more")
 
     def blocks(self, depth: int) -> tuple[int, ...]:
-        return checked_sites(self.sites, (6,), depth, self.name)
+        sites = checked_sites(self.sites, (6,), depth, self.name)
+        return tuple(range(sites[0], depth)) if self.every and sites else sites
+
+    @property
+    def returns(self) -> Until:
+        return "block" if self.every else "end"
 
     def remaining(self, patches: int, site: int, layout: Layout) -> int:
         return min(patches, self.tokens)
@@ -80,7 +89,7 @@ class TokenLearner(Method):
         further = view.keep - self.tokens
         if further > 0:
             matrix = torch.cat([matrix, stretches(further, matrix)], dim=1)
-        return SoftAssignment(matrix=matrix, restore=view.module.fuser)
+        return SoftAssignment(matrix=matrix, restore=view.module.fuser, until="block" if self.every else "end")
 
 
 class Learner(nn.Module):
@@ -147,7 +156,7 @@ class ConvMaps(nn.Module):
         return maps if view.tokens.mask is None else maps * view.tokens.mask.unsqueeze(1).to(maps.dtype)
 
 
-class Fuser(nn.Module):
+class Fuser(LearnedRestore):
     """The way back: what the learned tokens have become, added to every patch as far as its gates let it in."""
 
     def __init__(self, dim: int, tokens: int) -> None:
@@ -159,6 +168,7 @@ class Fuser(nn.Module):
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
         """Learned tokens (B, S, C), further ones behind them, and the patches of before (B, M, C) to (B, M, C)."""
+        self.refuse_shards()
         learned = y[:, : self.mix.in_features]
         mixed = self.after(self.mix(self.before(learned).transpose(1, 2)).transpose(1, 2))
         whole: Tensor = x + (self.gate(x).sigmoid() @ mixed).to(x.dtype)

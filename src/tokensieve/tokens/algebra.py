@@ -52,7 +52,7 @@ def apply(
         version = tokens.version + bool(tokens.back.parked)
         return tokens.changed(table=tokens.table.changed(mask=mask), riders=riders, version=version)
     if isinstance(decision, SoftAssignment):
-        changes, returns = _mixed(tokens, decision), False
+        changes, returns = _mixed(tokens, decision, block, point), decision.until != "end"
     else:
         changes = _moved(tokens, decision, block, point, norm)
         returns = decision.dropped is not None and decision.until != "end"
@@ -96,7 +96,7 @@ def _parked(tokens: Tokens, assignment: Assignment, slots: Tensor, x: Tensor, du
     return Parked(tokens, slots, dropped, *due, tokens.version + 1, start)
 
 
-def _mixed(tokens: Tokens, soft: SoftAssignment) -> dict[str, Any]:
+def _mixed(tokens: Tokens, soft: SoftAssignment, block: int, point: str) -> dict[str, Any]:
     """What a soft assignment changes in the state."""
     matrix, way_back = soft.matrix, soft.restore
     if way_back is None:
@@ -106,8 +106,9 @@ def _mixed(tokens: Tokens, soft: SoftAssignment) -> dict[str, Any]:
     patches = mixed(matrix, tokens.patches)
     table = tokens.table.mix(SoftAssignment(matrix=matrix, restore=way_back), tokens.sizes)
     positions = torch.arange(soft.count, device=patches.device).expand(patches.shape[0], -1)
+    due = None if soft.until == "end" else return_point(soft.until, block, point)[0]
     return {
         "x": torch.cat([tokens.x[:, : tokens.prefix], patches], dim=1) if tokens.prefix else patches,
         "table": table,
-        "back": WayBack(positions, outer=Outer(tokens, way_back), fill=tokens.back.fill),
+        "back": WayBack(positions, outer=Outer(tokens, way_back, due), fill=tokens.back.fill),
     }

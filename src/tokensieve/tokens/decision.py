@@ -131,10 +131,10 @@ def averaging(decision: Assignment | SoftAssignment) -> Assignment | SoftAssignm
             raise TokensieveError(
                 "a soft assignment by a Mixing needs a Blend as its way back for other values to follow"
             )
-        return SoftAssignment(matrix=decision.matrix, restore=decision.restore.averaging())
+        return replace(decision, restore=decision.restore.averaging())
     # A way back that reads features says nothing about other values: those go back the way they came.
     back = rows_to_one(decision.restore) if isinstance(decision.restore, Tensor) else None
-    return SoftAssignment(matrix=rows_to_one(decision.matrix), restore=back)
+    return replace(decision, matrix=rows_to_one(decision.matrix), restore=back)
 
 
 def check(assignment: Assignment, length: int) -> str | None:
@@ -192,6 +192,12 @@ def _extremes(counts: Tensor) -> tuple[int, int]:
         raise TokensieveError(
             "torch.jit.trace would write down how many tokens these images keep, and others keep another number: use "
             "torch.export or tokensieve export, or a method that leaves the same number in every image"
+        )
+    if torch._C._functorch.is_batchedtensor(counts):
+        raise TokensieveError(
+            "torch.vmap shows one image at a time and cannot be asked how many tokens each keeps: give the model the "
+            "whole batch, whose images do not change one another's answers, or use a method that leaves the same "
+            "number in every image"
         )
     if counts.shape[0] == 0:
         return 1, 1

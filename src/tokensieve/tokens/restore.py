@@ -20,15 +20,17 @@ if TYPE_CHECKING:
 
 
 def returning(tokens: Tokens, block: int, after_attention: bool = False) -> Tokens:
-    """Bring back every parked group that is due after the attention of ``block``, or before ``block`` begins."""
-    parked = tokens.back.parked
-    if not parked:
-        return tokens
+    """Bring back what is due after the attention of ``block``, or before ``block`` begins: every parked group, and the
+    tokens that a soft assignment was made of."""
+    parked, outer = tokens.back.parked, tokens.back.outer
     now = (block, after_attention)
     due = [place for place, entry in enumerate(parked) if (entry.block, entry.after_attention) <= now]
     for place in reversed(due):
         tokens = _unpark(tokens, place)
-    if not due or not tokens.riders:
+    mixed = outer is not None and outer.block is not None and (outer.block, False) <= now
+    if mixed:
+        tokens = _unmixed(_present(tokens, tokens.back.fill), tokens.back.fill)
+    if not (due or mixed) or not tokens.riders:
         return tokens
     return tokens.changed(riders=riding_on(tokens.riders, lambda rider: rider.returned(block, after_attention)))
 
@@ -181,30 +183,43 @@ def _fill_mean(tokens: Tokens, patches: Tensor) -> Tensor:
     return torch.where((tokens.back.group < 0).unsqueeze(2), mean, patches)
 
 
-def restore(tokens: Tokens, fill: Fill = "last") -> Tensor:
-    """Every original token: (B, P + N, C); see ``Tokens.restore``."""
-    # Tokens that sit out return.
+def _present(tokens: Tokens, fill: Fill) -> Tokens:
+    """The state with all tokens that sit out among the others, and without those that stand in for removed ones."""
     while tokens.back.parked:
         tokens = _unpark(tokens)
-    # Those that only stand in for removed ones leave, or fade.
     if tokens.table.mask is not None and fill == "mean":
-        tokens = faded(tokens)
-    elif fill == "last":
-        tokens = visible(tokens)
-    back = tokens.back
-    filled = back.canvas is not None and fill == "mean"
-    if back.outer is None and not filled:
-        if tokens.version == 0:
-            return tokens.x
-        return put_back(tokens.x, back.group, back.canvas, tokens.prefix, with_prefix=True)
-    # What is gone is filled in.
+        return faded(tokens)
+    return visible(tokens) if fill == "last" else tokens
+
+
+def _filled(tokens: Tokens, fill: Fill) -> Tensor:
+    """(B, N, C): every original patch at this level, with what is gone filled in."""
     patches = patches_at_originals(tokens)
-    if filled:
-        patches = _fill_mean(tokens, patches)
-    if back.outer is None:
-        return tokens.with_patches(patches).x
-    # Out of a soft assignment, and on with the state before it.
-    before = back.outer.before
-    whole = given_back(back.outer.restore, patches, before.patches)
-    prefix = tokens.x[:, : tokens.prefix]
-    return restore(before.changed(x=torch.cat([prefix, whole], dim=1) if tokens.prefix else whole), fill)
+    return _fill_mean(tokens, patches) if tokens.back.canvas is not None and fill == "mean" else patches
+
+
+def _unmixed(tokens: Tokens, fill: Fill) -> Tokens:
+    """The state before a soft assignment, of what has become of its tokens."""
+    outer = tokens.back.outer
+    assert outer is not None
+    before = outer.before
+    whole = given_back(outer.restore, _filled(tokens, fill), before.patches)
+    return before.changed(
+        x=torch.cat([tokens.x[:, : tokens.prefix], whole], dim=1) if tokens.prefix else whole,
+        events=tokens.events,
+        stages=tokens.stages,
+        riders=tokens.riders,
+    )
+
+
+def restore(tokens: Tokens, fill: Fill = "last") -> Tensor:
+    """Every original token: (B, P + N, C); see ``Tokens.restore``."""
+    tokens = _present(tokens, fill)
+    back = tokens.back
+    if back.outer is not None:
+        return restore(_unmixed(tokens, fill), fill)
+    if back.canvas is not None and fill == "mean":
+        return tokens.with_patches(_filled(tokens, fill)).x
+    if tokens.version == 0:
+        return tokens.x
+    return put_back(tokens.x, back.group, back.canvas, tokens.prefix, with_prefix=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from tokensieve.errors import RefusedError
 from tokensieve.ops.rows import at_least_float32, take_rows
 
 
@@ -69,6 +71,26 @@ class Blend:
         return Blend(self.index, self.weight / total)
 
 
+class LearnedRestore(nn.Module):
+    """Base of ways back that are learned: part of one block, and run behind the last one.
+
+    Sharded training keeps it apart from its block, which has given its weights back by then.
+    """
+
+    def refuse_shards(self) -> None:
+        """Refuse weights of which only a shard is here; called first when it runs.
+
+        Raises:
+            RefusedError: it is sharded together with its block.
+        """
+        if any(hasattr(weight, "device_mesh") for weight in self.parameters()):
+            kind = type(self)
+            raise RefusedError(
+                f"the {kind.__name__} of a method runs behind the last block, when its own block has given its weights "
+                f"back: call fully_shard on every {kind.__module__}.{kind.__name__} before its block"
+            )
+
+
 SoftRestore = Tensor | Blend | Callable[[Tensor, Tensor], Tensor]
 
 
@@ -82,10 +104,13 @@ class SoftAssignment:
         restore: (B, M, S) matrix, a ``Blend`` where most of that is zero, or a function
             ``(y (B, S, C), x_before (B, M, C)) -> (B, M, C)``, or None for the transpose of ``matrix`` with rows
             normalised to one.
+        until: when the old tokens come back, made of the new ones: "end", behind the last block, or "block", behind the
+            block that follows the decision.
     """
 
     matrix: Tensor | Mixing
     restore: SoftRestore | None = None
+    until: Literal["end", "block"] = "end"
 
     @property
     def count(self) -> int:

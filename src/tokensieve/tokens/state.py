@@ -41,10 +41,12 @@ class Parked:
 
 @dataclass(frozen=True)
 class Outer:
-    """The state before a soft assignment and the way back to it."""
+    """The state before a soft assignment, the way back to it, and the block before which that is gone; None: behind the
+    last one."""
 
     before: Tokens
     restore: SoftRestore
+    block: int | None = None
 
 
 @dataclass(frozen=True)

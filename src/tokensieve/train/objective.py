@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tokensieve.engine.apply import sites
 from tokensieve.errors import TokensieveError
 from tokensieve.families._locate import blocks_of, family_of
+from tokensieve.tokens.soft import LearnedRestore
 from tokensieve.tokens.state import Tokens
 from tokensieve.train.losses import Outputs, Step, Term
 from tokensieve.train.patch_drop import check_patch_drop, choose_patches, rate_at, reading_only
@@ -125,7 +126,8 @@ class FineTune(Objective):
         return choose_patches(len(images), owner.patch_embed.num_patches, rate, wanted).to(images.device)
 
     def shards(self) -> list[nn.Module]:
-        return blocks_of(self.model)
+        blocks = blocks_of(self.model)
+        return [part for block in blocks for part in block.modules() if isinstance(part, LearnedRestore)] + blocks
 
     def to_teacher_device(self, device: torch.device) -> None:
         if self._teacher[0] is not None:

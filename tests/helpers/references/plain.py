@@ -34,10 +34,11 @@ class Run:
     values: Tensor | None = None
     logits: Tensor | None = None
     attention: Tensor | None = None
+    resized: list[float] | None = None
 
     @property
-    def sizes(self) -> list[int]:
-        return [len(m) for m in self.members]
+    def sizes(self) -> list[float]:
+        return [float(len(m)) for m in self.members] if self.resized is None else self.resized
 
     @property
     def partition(self) -> set[frozenset[int]]:
@@ -159,7 +160,7 @@ def _rebuild(run: Run, groups: list[list[int]], weights: list[float] | None, tot
         if len(group) == 1:
             rows.append(run.x[group[0] + 1])
         else:
-            weight = [weights[i] for i in group] if weights is not None else [float(run.sizes[i]) for i in group]
+            weight = [weights[i] for i in group] if weights is not None else [run.sizes[i] for i in group]
             mixed = sum(w * run.x[i + 1] for w, i in zip(weight, group, strict=True))
             rows.append(mixed / sum(weight) if total else mixed)
         members.append([m for i in group for m in run.members[i]])

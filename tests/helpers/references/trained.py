@@ -110,14 +110,22 @@ def convolved(kernel: Tensor, x: Tensor) -> Tensor:
     return out
 
 
-def token_learner(state: dict[str, Tensor], site: int, side: int, maps: str, fuser: bool) -> tuple[Reducer, Reducer]:
-    """TokenLearner before block ``site`` where all patches are present, and its way back behind the last block."""
-    name = f"blocks.{site}.tokensieve.learned.tokenlearner_0."
+def token_learner(
+    state: dict[str, Tensor], sites: tuple[int, ...], side: int, maps: str, fuser: bool
+) -> tuple[Reducer, Reducer]:
+    """TokenLearner before each block of ``sites``, where all patches are present, and its way back before the next one
+    of them or behind the last block."""
     held: list[tuple[Tensor, Tensor]] = []
 
+    def named(block: int) -> str:
+        return f"blocks.{max(site for site in sites if site <= block)}.tokensieve.learned.tokenlearner_0."
+
     def before(run: Run, block: int) -> None:
-        if block != site:
+        if block not in sites:
             return
+        if held:
+            last(run, block)
+        name = named(block)
         x = run.x[1:]
         if maps == "mlp":
             votes = small_mlp(state, name + "drawn.vote.", x)
@@ -133,6 +141,7 @@ def token_learner(state: dict[str, Tensor], site: int, side: int, maps: str, fus
 
     def last(run: Run, depth: int) -> None:
         x, weights = held.pop()
+        name = named(depth - 1)
         if fuser:
             mixed = normed(state, name + "fuser.before.", run.x[1:])
             mix = name + "fuser.mix."

@@ -258,8 +258,9 @@ def mctf(sites: tuple[int, ...], r: int, info: float, size: float, by_edge: bool
     return middle
 
 
-def diffrate(counts: list[tuple[int, int]]) -> Reducer:
-    """DiffRate: by falling class attention, drop behind the first p and merge behind the first m of each block."""
+def diffrate(counts: list[tuple[int, int]], cosine: bool = False) -> Reducer:
+    """DiffRate: by falling class attention, drop behind the first p and merge behind the first m of each block; sizes
+    may grow by the size times the cosine of what merges."""
 
     def middle(run: Run, block: int) -> None:
         pruned, merged = counts[block]
@@ -269,12 +270,17 @@ def diffrate(counts: list[tuple[int, int]]) -> Reducer:
         if len(lead) == len(score):
             return
         groups = {i: [i] for i in lead}
+        sizes = {i: run.sizes[i] for i in lead}
         for i in order[merged:pruned]:
-            groups[max(lead, key=lambda j, i=i: float(x[i] @ x[j]))].append(i)
+            onto = max(lead, key=lambda j, i=i: float(x[i] @ x[j]))
+            groups[onto].append(i)
+            sizes[onto] += run.sizes[i] * float(x[i] @ x[onto])
         for i in order[pruned:]:
             for m in run.members[i]:
                 run.gone[m] = run.x[i + 1]
         _rebuild(run, list(groups.values()), [1.0] * len(score))
+        if cosine:
+            run.resized = list(sizes.values())
 
     return middle
 
