@@ -560,10 +560,3 @@ def test_a_probe_under_another_default_device() -> None:
     with torch.device("meta"):
         ts.apply(model, SPEC)
     assert run(model, images(2)).isfinite().all()
-
-
-def test_models_of_packed_images_are_refused_in_a_sentence() -> None:
-    model = timm.create_model("naflexvit_base_patch16_gap", depth=2)
-    with pytest.raises(ts.RefusedError, match="NaFlexVit cannot be reduced: it has no patch_embed"):
-        ts.apply(model, SPEC)
-    assert not ts.is_applied(model)

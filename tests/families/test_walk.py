@@ -1,4 +1,4 @@
-"""Every model name that timm lists in the two files is exact at no-op and really reduced, or refused with a reason."""
+"""Every model name that timm lists in these files is exact at no-op and really reduced, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ DOZEN = {
     "vit_small_patch16_18x2_224": "exact",
     "vit_base_patch16_siglip_224": "exact",
     "vit_base_patch16_xp_224": "exact",
-    "vit_dlittle_patch16_reg1_gap_256": "refused",
+    "vit_dlittle_patch16_reg1_gap_256": "exact",
     "vit_medium_patch16_reg4_gap_256": "exact",
     "aimv2_large_patch14_224": "exact",
     "beit3_base_patch16_224": "exact",
     "eva02_tiny_patch14_224": "exact",
     "vit_small_patch16_dinov3": "exact",
     "vit_pe_core_tiny_patch16_384": "exact",
+    "cait_xxs24_224": "refused",
 }
 
 
@@ -47,4 +48,4 @@ def test_every_name() -> None:
     failed = {name: found["reason"] for name, found in walked.items() if found["status"] not in ("exact", "refused")}
     assert not failed
     assert all(found["reason"] for found in walked.values() if found["status"] == "refused")
-    assert sum(found["status"] == "exact" for found in walked.values()) > 200
+    assert sum(found["status"] == "exact" for found in walked.values()) > 315

@@ -1,4 +1,4 @@
-"""Walk every model name of timm's vision_transformer and eva: each is exact when nothing is removed, or refused.
+"""Walk every model name of timm's plain ViTs: each is exact when nothing is removed, or refused.
 
     python -m tests.helpers.walk --output docs/families.json
 
@@ -24,37 +24,63 @@ from torch import Tensor, nn
 import tokensieve as ts
 from tests.helpers.models import liven
 
-MODULES = ("vision_transformer", "eva")
+MODULES = (
+    "vision_transformer",
+    "eva",
+    "deit",
+    "vision_transformer_relpos",
+    "vision_transformer_hybrid",
+    "naflexvit",
+    "vitamin",
+    "cait",
+    "qwen3_vit",
+    "beit",
+    "vision_transformer_sam",
+    "gemma4_vit",
+    "deepseek_vit",
+)
 NOTHING = "tome:r=0+bat:keep=1.0"
 SOMETHING = ("tome:r=3", "bat:keep=0.5:sites=[0]", "tosa:keep=0.5:score=own")
-ROWS, COLUMNS = 4, 5
+ROWS, COLUMNS = 6, 12  # divided by what towers of vision-language models join patches by
 WIDE = 256  # channels above which a model is built narrower
 HEADS = 3
 
 
 def names() -> list[str]:
-    """Every model name that timm lists in the two files."""
+    """Every model name that timm lists in these files."""
     return sorted(name for module in MODULES for name in timm.list_models(module=module))
 
 
-def build(name: str) -> nn.Module:
-    """The model called ``name``, as small as its constructor allows, with random weights, in eval mode."""
+def patch_of(owner: Any) -> tuple[int, int]:
+    """The pixels that one token stands for, (height, width)."""
+    embed = getattr(owner, "patch_embed", None)
+    if hasattr(embed, "feat_ratio"):
+        ratio = embed.feat_ratio()
+        return (ratio, ratio) if isinstance(ratio, int) else tuple(ratio)
+    rows, columns = getattr(embed or owner.embeds, "patch_size", None) or owner.patch_size
+    return rows, columns
+
+
+def build(name: str) -> tuple[nn.Module, tuple[int, int]]:
+    """The model called ``name``, as small as its constructor allows, with random weights, in eval mode, and the size
+    of its images."""
     shallow: dict[str, Any] = {"depth": 2}
     try:
         plan = timm.create_model(name, device="meta", **shallow)  # shapes only, to learn patch size and width
     except AssertionError:  # grouped-query attention lists its key heads block by block: one full block, one grouped
         shallow["num_kv_heads"] = (HEADS, 1)
         plan = timm.create_model(name, device="meta", **shallow, embed_dim=HEADS * 64, num_heads=HEADS)
-    rows, columns = plan.patch_embed.patch_size
+    owner = getattr(plan, "encoder", plan)
+    rows, columns = patch_of(owner)
     size: dict[str, Any] = {"img_size": (ROWS * rows, COLUMNS * columns)}
-    heads = getattr(plan.blocks[0], "attn", plan.blocks[0])
     narrow: dict[str, Any] = {}
-    if plan.embed_dim > WIDE or "num_kv_heads" in shallow:
+    if owner.embed_dim > WIDE or "num_kv_heads" in shallow:
+        heads = getattr(owner.blocks[0], "attn", owner.blocks[0])
         narrow = {"embed_dim": HEADS * getattr(heads, "head_dim", 64), "num_heads": HEADS}
     errors: list[Exception] = []
-    for changes in ({**size, **shallow, **narrow}, {**size, **shallow}):
+    for changes in ({**size, **shallow, **narrow}, {**size, **shallow}, {**size, **narrow}, size):
         try:
-            return liven(timm.create_model(name, **changes)).eval()
+            return liven(timm.create_model(name, **changes)).eval(), size["img_size"]
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:
             errors.append(error)
     raise errors[0]
@@ -77,8 +103,7 @@ def lengths(model: nn.Module, image: Tensor) -> list[int]:
 
 def judge(name: str) -> dict[str, str]:
     """{"status": "exact", "refused" or "FAILED", "reason": …} of one model name."""
-    model = build(name)
-    side = model.patch_embed.img_size
+    model, side = build(name)
     image = torch.randn(2, 3, *side, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         dense = model(image)

@@ -166,7 +166,7 @@ def test_an_unknown_fill() -> None:
 def test_a_model_of_no_family(make: Any) -> None:
     with pytest.raises(ts.RefusedError) as error:
         ts.apply(make(), ts.ToMe(r=2))
-    assert "no family matches" in said_by(error) and "timm-vit" in said_by(error)
+    assert "no family matches" in said_by(error) and "tokensieve families lists" in said_by(error)
 
 
 def test_a_block_that_is_not_what_it_says() -> None:

@@ -184,7 +184,8 @@ def test_a_threshold_steps_and_has_the_slope_of_a_sigmoid(temperature: float) ->
         return (soft_step(score.detach(), threshold.value.detach() + shift, temperature) * weights).sum()
 
     assert threshold.value.grad is not None and score.grad is not None
-    torch.testing.assert_close(threshold.value.grad, (soft(step) - soft(-step)) / (2 * step), rtol=1e-5, atol=1e-8)
+    slope = (soft(step) - soft(-step)) / (2 * step)
+    torch.testing.assert_close(threshold.value.grad, slope[None], rtol=1e-5, atol=1e-8)
     moved = score.grad / weights
     assert (moved >= 0).all() and (moved[:, 1:3] > 0).all(), "a higher score is kept more, whatever the weight"
     near, far = moved[0, 1], moved[0, 3]

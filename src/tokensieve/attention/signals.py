@@ -24,6 +24,7 @@ class Attended:
         outputs: (B, H, L, D) what every head gave, A·V, or None where no method asked for it.
         floor: (B, H, 1, 1) the entries of ``attention_rows`` below it are 0, see ``sparse.with_floor``; or None. What
             kernels sum up on their way, ``cls_row`` and ``received``, is of the whole map.
+        between: (B or 1, H, L, L) what was added to the logits of each pair of tokens, beside ``bias``; or None.
     """
 
     queries: Tensor
@@ -34,6 +35,7 @@ class Attended:
     class_row: Tensor | None = None
     outputs: Tensor | None = None
     floor: Tensor | None = None
+    between: Tensor | None = None
 
 
 def first_keys(attended: Attended, length: int) -> Attended:
@@ -41,7 +43,8 @@ def first_keys(attended: Attended, length: int) -> Attended:
     bias = None if attended.bias is None else attended.bias[..., :length].contiguous()
     queries, keys, values = (part[:, :, :length] for part in (attended.queries, attended.keys, attended.values))
     outputs = None if attended.outputs is None else attended.outputs[:, :, :length]
-    return Attended(queries, keys, values, attended.scale, bias, outputs=outputs, floor=attended.floor)
+    between = None if attended.between is None else attended.between[:, :, :length, :length]
+    return Attended(queries, keys, values, attended.scale, bias, outputs=outputs, floor=attended.floor, between=between)
 
 
 def logits(attended: Attended, rows: slice = slice(None), scaled: bool = True) -> Tensor:
@@ -50,7 +53,8 @@ def logits(attended: Attended, rows: slice = slice(None), scaled: bool = True) -
     ``scaled=False`` leaves the factor 1 / sqrt(D) out.
     """
     scale = attended.scale if scaled else None
-    return operators.logits(attended.queries[:, :, rows], attended.keys, scale, attended.bias)
+    found = operators.logits(attended.queries[:, :, rows], attended.keys, scale, attended.bias)
+    return found if attended.between is None else found + attended.between[:, :, rows]
 
 
 def attention_rows(attended: Attended, rows: slice) -> Tensor:
@@ -63,11 +67,20 @@ def cls_row(attended: Attended) -> Tensor:
     """The class token's row of the attention map, mean over heads: (B, L), in float32 or better."""
     if attended.class_row is not None:  # the attention's own kernel had it on its way
         return attended.class_row
+    if attended.between is not None:
+        return attention_rows(attended, slice(0, 1)).mean(dim=1).squeeze(1)
     return operators.class_attention(attended.queries, attended.keys, attended.scale, attended.bias)
 
 
 def column_sums(attended: Attended, voters: Tensor | None, block: int, stride: int) -> Tensor:
     """Sums over every stride-th query row of each column of the attention map, (B, H, L); see ``received``."""
+    if attended.between is not None:
+        total = attended.keys.new_zeros((), dtype=torch.float32)
+        for rows in row_blocks(attended.keys.shape[2], block, stride):
+            attention = attention_rows(attended, rows)
+            votes = attention if voters is None else attention * voters[:, None, rows, None]
+            total = total + votes.sum(dim=2)
+        return total
     return operators.column_sums(attended.queries, attended.keys, attended.scale, attended.bias, voters, block, stride)
 
 

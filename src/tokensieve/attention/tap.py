@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from tokensieve.attention.kernel import attend, biased_attention
 from tokensieve.attention.packing import PADDED, Rows
+from tokensieve.attention.pairs import Pairs
 from tokensieve.attention.signals import Attended
 from tokensieve.attention.sparse import sparse_attention, with_floor
 from tokensieve.errors import RefusedError
@@ -26,6 +27,8 @@ class Tap(TorchFunctionMode):
     and "cls_row" is taken from our kernel where that runs.
 
     With a ``share`` below 1 only that part of each map's entries stays, see ``sparse.with_floor``.
+
+    With ``pairs``, the mask of a call is a bias for each pair of tokens of the whole sequence.
 
     With packed ``rows`` the model's calls are on the tokens of all images in one row; ``attended`` shows them padded.
 
@@ -43,6 +46,8 @@ class Tap(TorchFunctionMode):
         self.wanted = wanted
         self.rows: Rows = PADDED
         self.share = 1.0
+        self.pairs: Pairs | None = None
+        self.between: list[Tensor] = []
         self.floors: list[Tensor] = []
         self.class_row: Tensor | None = None
         self.compiled = torch.compiler.is_dynamo_compiling()
@@ -88,6 +93,10 @@ class Tap(TorchFunctionMode):
             raise RefusedError(
                 "the attention of a block with methods in it is compiled by itself: compile the block or the model"
             )
+        between = None
+        if attn_mask is not None and self.pairs is not None and attn_mask.is_floating_point():
+            between, attn_mask = self.pairs.present(attn_mask), None
+            self.between.append(between)
         if is_causal or attn_mask is not None:
             raise RefusedError(
                 "token reduction got a causal or masked attention call, which it cannot follow: "
@@ -99,14 +108,27 @@ class Tap(TorchFunctionMode):
                 "without the bias that they give to its logits: checkpoint whole blocks"
             )
         self.calls.append((query, key, value, scale))
-        output = self.rows.attend(
-            self._kernel, query, key, value, self.bias, dropout_p=dropout_p, scale=scale, **others
-        )
+        if between is not None:
+            between = between if self.bias is None else between + self.bias
+            output = self._of_pairs(query, key, value, between, dropout_p, scale)
+        else:
+            output = self.rows.attend(
+                self._kernel, query, key, value, self.bias, dropout_p=dropout_p, scale=scale, **others
+            )
         if self.rows is not PADDED:
             self.class_row = None  # that of the last image
         if "outputs" in self.wanted:
             self.outputs.append(output)
         return output
+
+    def _of_pairs(
+        self, query: Tensor, key: Tensor, value: Tensor, between: Tensor, dropout_p: float, scale: float | None
+    ) -> Tensor:
+        if self.share < 1:
+            raise RefusedError("the entries of an attention with a bias for each pair of tokens cannot be left out")
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=between.to(query.dtype), dropout_p=dropout_p, scale=scale
+        )
 
     def _kernel(
         self,
@@ -159,7 +181,8 @@ class Tap(TorchFunctionMode):
             outputs = None if outputs is None else self.rows.unpack_heads(outputs)
         class_row = self.class_row if len(self.calls) == 1 else None
         floor = torch.cat(self.floors, dim=1) if self.floors else None
-        return Attended(queries, keys, values, scale, self.bias, class_row, outputs, floor)
+        between = torch.cat(self.between, dim=1) if self.between else None
+        return Attended(queries, keys, values, scale, self.bias, class_row, outputs, floor, between)
 
 
 def _saving() -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ def apply(
     methods: Method | str | Sequence[Method],
     *,
     fill: Fill | str = "auto",
-    probe: Tensor | None = None,
+    probe: Tensor | Mapping[str, Any] | None = None,
     multiple: int | None = None,
     masked: bool = False,
     taps: Sequence[int] | None = None,
@@ -65,7 +65,8 @@ def apply(
         methods: a method, a composition in the order in which it acts, or its spec ("tome:r=4+tosa:keep=0.5").
         fill: what stands at the place of tokens that are gone for good when all are given back: "last" (their last
             value), "mean" (the mean of those present) or "auto": "mean" for heads that pool over patches, else "last".
-        probe: (1, C, H, W) input for the check; default one of the model's input size.
+        probe: (1, C, H, W) input for the check, or the inputs of the model by name; default an image of the model's
+            input size, which of a model that is given more than images its vision tower alone sees.
         multiple: round the tokens behind every site, prefix included, up to a multiple of this, 8 or 16 for example;
             kernels of many devices are faster there. Default None: exactly as the methods say.
         masked: in training mode, hide tokens that methods drop for good behind a mask and do not remove them: the same
@@ -117,14 +118,14 @@ def apply(
 def _attach_around(model: nn.Module, located: Located, reduction: Reduction) -> None:
     """Let what stands around the blocks hand on plain tensors, say the grid of an image, and refuse masks."""
     family, owner = located.family, located.owner
-    if hasattr(owner, "forward_intermediates"):
+    if family.images is None:  # of timm
         take_over(owner, SievedOwner)
         vars(owner)[REDUCTION] = reduction
     else:
         around.attach(owner, reduction)
     # Only for those: a compiler puts no ContextVar into its graph, and images of another size than the model's set one.
     if family.images is not None and any(m.undivided or m.looks_at_grid for m in reduction.methods):
-        grid.attach(owner, family.images, family.patch_size(owner), reduction.layout.grid)
+        grid.attach(owner, family, reduction.layout.grid)
     for entry in family.readings(model, owner):
         hooks.attach(entry)
     hooks.refuse_masks(owner)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tokensieve.engine import running
 from tokensieve.engine.block import SievedBlock
@@ -16,6 +15,7 @@ from tokensieve.engine.hooks import drop_hooks
 from tokensieve.engine.reduction import Reduction, fill_for
 from tokensieve.engine.takeover import TakenOver
 from tokensieve.errors import RefusedError
+from tokensieve.families._family import taken_apart
 from tokensieve.tokens.state import Tokens
 
 REDUCTION = "_tokensieve_reduction"  # the attribute of the owner that holds its reduction
@@ -24,32 +24,32 @@ REDUCTION = "_tokensieve_reduction"  # the attribute of the owner that holds its
 class SievedOwner(TakenOver):
     """Mixed into the class of the module that owns the blocks, so that callers get tensors and never ``Tokens``."""
 
-    def forward_features(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward_features(self, *args: Any, **kwargs: Any) -> Any:
         """The owner's own method."""
         if REDUCTION not in vars(self):  # somebody has kept this method, and the methods were removed since then
-            return type(self).forward_features(self, x, *args, **kwargs)
-        reduction = _followed(self)
+            return type(self).forward_features(self, *args, **kwargs)
+        reduction, images = _followed(self), taken_apart(args, kwargs)[0]
         check_blocks(self, reduction)
         blocks = None
-        running.begin(x)
+        running.begin(images)
         try:
-            with _on_grid_of(self, x, reduction):
-                features = super().forward_features(x, *args, **kwargs)  # type: ignore[misc]
+            with on_grid(reduction.family.grid_of(self, images), reduction.layout.grid):
+                features = super().forward_features(*args, **kwargs)  # type: ignore[misc]
             blocks = reduction.family.block_list(self)
             return features
         finally:
             running.end(blocks)
 
-    def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
         """The owner's own method, with every intermediate restored."""
         if REDUCTION not in vars(self):
-            return type(self).forward_intermediates(self, x, *args, **kwargs)
-        reduction = _followed(self)
+            return type(self).forward_intermediates(self, *args, **kwargs)
+        reduction, images = _followed(self), taken_apart(args, kwargs)[0]
         check_blocks(self, reduction)
-        running.begin(x)
+        running.begin(images)
         try:
-            with _on_grid_of(self, x, reduction):
-                return _whole(super().forward_intermediates(x, *args, **kwargs))  # type: ignore[misc]
+            with on_grid(reduction.family.grid_of(self, images), reduction.layout.grid):
+                return _whole(super().forward_intermediates(*args, **kwargs))  # type: ignore[misc]
         finally:
             running.end(None)
 
@@ -105,7 +105,7 @@ def check_blocks(owner: nn.Module, reduction: Reduction) -> None:
     """
     if torch.compiler.is_dynamo_compiling():
         return
-    blocks = list(reduction.family.block_list(owner))
+    blocks = reduction.family.blocks(owner)
     depth = reduction.layout.depth
     if len(blocks) > depth:
         raise RefusedError(f"there are {len(blocks)} blocks and methods were applied to {depth}: {running.AGAIN}")
@@ -131,17 +131,11 @@ def _followed(owner: Any) -> Reduction:
     fill = fill_for(reduction.family.pools(owner, owner)) if reduction.follows_head else reduction.fill
     if fill != reduction.fill:
         vars(owner)[REDUCTION] = reduction = replace(reduction, fill=fill)
-        for block in reduction.family.block_list(owner):
+        for block in reduction.family.blocks(owner):
             site = running.site_in(block)
             if site is not None:
                 site.settle(replace(site.reduction, fill=fill))
     return reduction
-
-
-def _on_grid_of(owner: Any, image: Tensor, reduction: Reduction) -> AbstractContextManager[None]:
-    """Let the sites know the grid of an ``image`` (B, C, H, W)."""
-    rows, columns = owner.patch_embed.dynamic_feat_size(tuple(image.shape[-2:]))
-    return on_grid((int(rows), int(columns)), reduction.layout.grid)
 
 
 def _whole(value: Any) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tokensieve.attention.kernel import attends_faster, key_bias
 from tokensieve.attention.packing import PADDED, Rows, rows_of
+from tokensieve.attention.pairs import Pairs
 from tokensieve.attention.shared import SharedMaps, SharingTap
 from tokensieve.attention.signals import Attended, first_keys
 from tokensieve.attention.tap import Tap
@@ -67,21 +68,22 @@ class Attending:
             any(number in m.sharing(depth) for m in reduction.methods) for number in (block, block + 1)
         )
 
-    def call(self, tokens: Tokens, kwargs: dict[str, Any]) -> Call:
-        """Lay out the attention of ``tokens``; ``kwargs`` are those of the block for all tokens of the image."""
+    def call(self, tokens: Tokens, block: nn.Module, kwargs: dict[str, Any]) -> Call:
+        """Lay out the attention of ``tokens``; ``kwargs`` are those of the ``block`` for all tokens of the image."""
         packs = True
         if tokens.version and kwargs:
-            placed = self.family.reindex(kwargs, tokens.table.rep, tokens.prefix)
+            placed = self.family.reindex(block, kwargs, tokens.table.rep, tokens.prefix)
             packs, kwargs = placed is kwargs, placed  # rotary angles lie as the padded tokens do
+        packs = packs and not self.family.biased
         bias = self._key_bias(tokens)
         own = attends_faster(tokens.x) and (tokens.version > 0 or self.turns.removes(visible(tokens)))
         shares = self.borrows or self.lends
         rows = PADDED if tokens.table.alive is None or shares or not packs else self.rows(tokens)
-        watched = (
-            own or shares or bias is not None or self.share < 1 or (bool(tokens.riders) and bool(_attending(tokens)))
-        )
+        read = own or shares or (bool(tokens.riders) and bool(_attending(tokens)))
+        parts = tokens.version > 0 and (self.family.biased or self.family.in_parts)
+        added = bias is not None or self.share < 1 or parts
         acts = bool(self.turns.steps) or bool(self.turns.watchers)
-        plain = not (watched or acts or any(entry.after_attention for entry in tokens.back.parked))
+        plain = not (read or added or acts or any(entry.after_attention for entry in tokens.back.parked))
         return Call(kwargs, tokens.x.shape[1], tokens.table.mask, bias, own, rows, plain)
 
     def rows(self, tokens: Tokens) -> Rows:
@@ -105,7 +107,8 @@ class Attending:
         """The state behind the attention, and its signals where a method here reads any."""
         needs, riders = self.turns.needs, _attending(tokens) if tokens.riders else ()
         shares = self.borrows or self.lends
-        if not (needs or call.own or shares or riders) and call.bias is None and self.share == 1:
+        alone = not (needs or call.own or shares or riders) and call.bias is None and self.share == 1
+        if alone and not (self.family.biased and tokens.version):
             return tokens.changed(x=self.family.attention(block, tokens.x, **call.kwargs)), None
         inputs = None
         if "inputs" in needs:
@@ -150,6 +153,8 @@ class Attending:
         how = (call.bias, call.own, self.turns.needs)
         tap = SharingTap(maps, block, *how) if isinstance(maps, SharedMaps) else Tap(*how)
         tap.rows, tap.share = call.rows, self.share
+        if self.family.biased:
+            tap.pairs = Pairs(tokens.table.rep if tokens.version else None, tokens.prefix)
         return tap
 
 

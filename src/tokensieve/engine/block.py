@@ -24,6 +24,7 @@ from tokensieve.engine.schedule import Step
 from tokensieve.engine.takeover import TakenOver
 from tokensieve.engine.turns import Turns
 from tokensieve.errors import RefusedError, TokensieveError
+from tokensieve.families._family import taken_apart
 from tokensieve.methods._method import Method
 from tokensieve.methods._view import BlockSignals
 from tokensieve.ops.norm import Norm
@@ -123,7 +124,7 @@ class Site(nn.Module):
     def run(self, block: SievedBlock, x: Tensor | Tokens, kwargs: dict[str, Any]) -> Tensor | Tokens:
         """Run ``block`` on ``x``: a plain (B, L, C) tensor at the first site, ``Tokens`` behind it."""
         if kwargs:
-            refuse_block_mask(kwargs)
+            refuse_block_mask(kwargs, self.reduction.family.biased)
         running.at_block(self.block)
         if block._backward_hooks or block._backward_pre_hooks:
             self._need_tensors()
@@ -134,7 +135,7 @@ class Site(nn.Module):
         if turns.at["before"]:
             tokens = turns.act(tokens, "before", training)
         # 3. The attention is laid out: positions, sizes and padding of the tokens that are there.
-        call = self.attending.call(tokens, kwargs)
+        call = self.attending.call(tokens, block, kwargs)
         if call.plain:
             return self._hand_on(self._ran(tokens, block.dense(tokens.x, **call.kwargs), call, training))
         # 4. The tokens attend.
@@ -191,7 +192,9 @@ class Site(nn.Module):
         layout = self.reduction.layout
         grid = running_grid() or layout.grid
         known = grid if math.prod(grid) == x.shape[1] - layout.prefix else None
-        return Tokens.start(x, layout.prefix, self.reduction.fill, known)
+        # Where nothing will happen, the tokens stay as they lie.
+        behind = layout.behind if layout.behind and self.reduction.acts(x.shape[1] - layout.prefix) else 0
+        return Tokens.start(x, layout.prefix, self.reduction.fill, known, behind)
 
     def _next_norm(self, block: SievedBlock, tokens: Tokens) -> Norm | None:
         """The norm that a move in the middle of the block may run on its way, where that is worth it.
@@ -264,11 +267,13 @@ class Site(nn.Module):
 class SievedBlock(TakenOver):
     """Mixed into a block's class while the block has a Site. The block's own forward stays reachable as ``dense``."""
 
-    def forward(self, x: Tensor | Tokens, *args: Any, **kwargs: Any) -> Tensor | Tokens:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         if SITE not in self._modules:  # somebody has kept this method, and the methods were removed since then
-            return type(self).forward(self, x, *args, **kwargs)
+            return type(self).forward(self, *args, **kwargs)
         site: Site = self._modules[SITE]  # type: ignore[assignment]
-        return site.run(self, x, site.reduction.family.keywords(args, kwargs))
+        family = site.reduction.family
+        x, others, kwargs = taken_apart(args, kwargs)
+        return family.closed(site.run(self, x, family.keywords(self, others, kwargs)))
 
     def own(self) -> Any:
         """The function that is the block's original forward."""
@@ -276,5 +281,6 @@ class SievedBlock(TakenOver):
         return own.__func__
 
     def dense(self, x: Tensor, **kwargs: Any) -> Tensor:
-        """The block's original forward."""
-        return super().forward(x, **kwargs)  # type: ignore[misc, no-any-return]
+        """The tokens (B, L, C) out of the block's original forward."""
+        site: Site = self._modules[SITE]  # type: ignore[assignment]
+        return site.reduction.family.opened(super().forward(x, **kwargs))  # type: ignore[misc]

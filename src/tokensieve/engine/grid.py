@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from tokensieve.engine.hooks import drop_hooks
+from tokensieve.families._family import Family
 from tokensieve.families._layout import Grid
 
 _RUNNING: ContextVar[Grid | None] = ContextVar("tokensieve_grid", default=None)
@@ -27,11 +28,16 @@ def run_on(grid: Grid | None) -> None:
         _RUNNING.set(grid)
 
 
+def unless_own(grid: Grid | None, own: Grid) -> Grid | None:
+    """What ``running_grid`` answers for ``grid`` in a model whose own is ``own``."""
+    return None if grid == own else grid
+
+
 @contextmanager
-def on_grid(grid: Grid, own: Grid) -> Iterator[None]:
+def on_grid(grid: Grid | None, own: Grid) -> Iterator[None]:
     """Let the sites know the grid of an image; ``own`` is that of the model."""
     before = running_grid()
-    run_on(None if grid == own else grid)
+    run_on(unless_own(grid, own))
     try:
         yield
     finally:
@@ -43,24 +49,19 @@ class GridBefore:
     """The hook in front of the module that owns the blocks: reads the grid from the images.
 
     Attributes:
-        name: of the argument, the first one, that holds the images (B, C, H, W).
-        patch: the size of a patch along each axis of the grid, (height, width) in pixels; what does not fill one is
-            left out, as the model does.
+        family: of the model; its ``images`` names the argument, the first one, that holds them.
         own: the model's grid.
     """
 
-    name: str
-    patch: Grid
+    family: Family
     own: Grid
 
     def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Say what the grid of these images is."""
-        images = kwargs.get(self.name, args[0] if args else None)
-        if images is None:
-            return
-        sides = images.shape[-len(self.patch) :]
-        grid = tuple(side // size for side, size in zip(sides, self.patch, strict=True))
-        run_on(None if grid == self.own else grid)
+        assert self.family.images is not None
+        images = kwargs.get(self.family.images, args[0] if args else None)
+        if images is not None:
+            run_on(unless_own(self.family.grid_of(module, images), self.own))
 
 
 @dataclass(eq=False)
@@ -72,9 +73,9 @@ class GridBehind:
         run_on(None)
 
 
-def attach(owner: nn.Module, name: str, patch: Grid, own: Grid) -> None:
+def attach(owner: nn.Module, family: Family, own: Grid) -> None:
     """Read the grid of the images whenever ``owner`` is called from now on; see ``GridBefore``."""
-    owner.register_forward_pre_hook(GridBefore(name, patch, own), with_kwargs=True)
+    owner.register_forward_pre_hook(GridBefore(family, own), with_kwargs=True)
     owner.register_forward_hook(GridBehind(), always_call=True)
 
 

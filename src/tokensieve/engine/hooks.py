@@ -62,14 +62,15 @@ class RefusedMask:
             )
 
 
-def refuse_block_mask(kwargs: dict[str, Any]) -> None:
-    """Take masks that say nothing out of a block's arguments, and refuse those that do.
+def refuse_block_mask(kwargs: dict[str, Any], biased: bool) -> None:
+    """Refuse masks among a block's arguments; those that say nothing stay, since a block may ask for them, and so do
+    those of a ``biased`` family, which are no masks.
 
     Raises:
         RefusedError: there is one.
     """
-    masks = [kwargs.pop(name, None) for name in ("attn_mask", "attention_mask")]
-    if any(mask is not None for mask in masks) or kwargs.pop("is_causal", False):
+    masks = [] if biased else [kwargs.get(name) for name in ("attn_mask", "attention_mask")]
+    if any(mask is not None for mask in masks) or kwargs.get("is_causal", False):
         raise RefusedError(
             "a model with reduced tokens takes no attn_mask, attention_mask or is_causal: its tokens are not where "
             "the mask expects them; ts.remove(model) gives the dense model back"

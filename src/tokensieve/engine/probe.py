@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokensieve.attention.pairs import Pairs
 from tokensieve.attention.tap import Tap
 from tokensieve.engine.running import is_compiled
 from tokensieve.engine.takeover import TakenOver, give_back, take_over
 from tokensieve.errors import RefusedError, TokensieveError
-from tokensieve.families._family import Family, own_input_size
+from tokensieve.families._family import Family, own_input_size, taken_apart
 from tokensieve.families._locate import Located, family_of, irreducible
+from tokensieve.families._multihead import as_written
 
 PROBE = "_tokensieve_probe"  # the attribute of a block that holds its probe
 
@@ -34,11 +36,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def probe_input(model: nn.Module) -> Tensor:
-    """A fixed random image (1, C, H, W) of the model's input size, on its device and in its dtype."""
+    """A fixed random image (1, C, H, W) of the model's input size, or clip, on its device and in its dtype."""
     owner = irreducible(model)
     if owner is None:
         located = family_of(model)
-        owner, size = located.owner, located.family.input_size(located.owner)
+        owner, size = located.owner, located.family.sample_shape(located.owner)
     else:
         size = own_input_size(owner)
     generator = torch.Generator().manual_seed(0)
@@ -94,14 +96,16 @@ class Probe:
 
     def compare(self, block: ProbedBlock, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The block's own answer, compared bit by bit with that of its two halves."""
-        out = block.dense(x, *args, **kwargs)
+        with as_written():
+            out = block.dense(x, *args, **kwargs)
         self.shape, self.out = tuple(x.shape), out
         try:
             tap = Tap()
-            half = self.family.tapped(block, x, tap, **self.family.keywords(args, kwargs))
+            tap.pairs = Pairs(None, 0) if self.family.biased else None
+            half = self.family.tapped(block, x, tap, **self.family.keywords(block, args, kwargs))
             if self.taps:
                 tap.check()
-            if not torch.equal(self.family.mlp(block, half), out):
+            if not torch.equal(self.family.mlp(block, half), self.family.opened(out)):
                 self.problem = f"{self.name} differs from its two halves, which must do all that its forward does"
         except (AttributeError, TypeError, RuntimeError, RefusedError) as error:
             self.problem = f"{self.name}: {error}"
@@ -127,9 +131,9 @@ class Probe:
 class ProbedBlock(TakenOver):
     """Mixed into a block's class while it is probed."""
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         probe: Probe = vars(self)[PROBE]
-        return probe.compare(self, x, args, kwargs)
+        return probe.compare(self, *taken_apart(args, kwargs))
 
     def dense(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The block's original forward."""
@@ -163,7 +167,7 @@ def _probed(located: Located, taps: bool) -> Iterator[list[Probe]]:
                 give_back(block)
 
 
-def check_identity(model: nn.Module, probe: Tensor | None = None, taps: bool = True) -> None:
+def check_identity(model: nn.Module, probe: Tensor | Mapping[str, Any] | None = None, taps: bool = True) -> None:
     """Run every block of a dense model both as it is and in its family's two halves, and compare bit by bit.
 
     Raises:
@@ -175,7 +179,7 @@ def check_identity(model: nn.Module, probe: Tensor | None = None, taps: bool = T
         raise TokensieveError(f"the probe of shape {tuple(probe.shape)} holds no image: nothing can be seen on it")
     try:
         with _probed(located, taps) as probes, evaluating(model), uncompiled(model):
-            model(probe_input(model) if probe is None else probe)
+            _run(model, located, probe)
     except RefusedError:
         raise
     except Exception as error:
@@ -196,6 +200,19 @@ def check_identity(model: nn.Module, probe: Tensor | None = None, taps: bool = T
         )
     if probe is None:
         _check_layout(located, shapes)
+
+
+def _run(model: nn.Module, located: Located, probe: Any) -> None:
+    """Run ``model`` on what the user gave, else on an image of its own size; of one that wants more than images, the
+    encoder inside."""
+    if isinstance(probe, Mapping):
+        model(**probe)
+    elif probe is not None:
+        model(probe)
+    elif located.family.images is None or getattr(model, "main_input_name", "pixel_values") == located.family.images:
+        model(probe_input(model))
+    else:
+        located.owner(probe_input(model))
 
 
 def _check_layout(located: Located, shapes: list[tuple[int, ...]]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from tokensieve.engine.counts import Rounding
+from tokensieve.engine.counts import Rounding, counts
 from tokensieve.engine.schedule import Step
 from tokensieve.errors import TokensieveError
 from tokensieve.families._family import Family
@@ -26,6 +27,7 @@ class Reduction:
         masked: whether tokens dropped for good are masked and not removed while training.
         first: number of the first block with a site.
         taps: blocks whose output is a plain tensor with every token.
+        plan: which method acts at which block.
         follows_head: whether ``fill`` was left to the head of the model, which users change.
     """
 
@@ -38,6 +40,13 @@ class Reduction:
     first: int = 0
     taps: frozenset[int] = frozenset()
     follows_head: bool = False
+    plan: Mapping[int, tuple[Step, ...]] = field(default_factory=dict)
+
+    def acts(self, patches: int) -> bool:
+        """Whether any method acts on an image of so many ``patches``."""
+        if any(method.ragged for method in self.methods):
+            return True
+        return counts(dict(self.plan), self.layout, patches=patches).acting > 0
 
 
 def fill_for(pools: bool) -> Fill:
@@ -78,7 +87,7 @@ def settle(
     chosen = fill_for(pools if fill == "auto" else fill == "mean")
     watched = (block for method in methods for block in method.watches(layout.depth))
     first = min([*plan, *watched], default=layout.depth)
-    return Reduction(family, layout, methods, chosen, rounding, masked, first, taps, fill == "auto")
+    return Reduction(family, layout, methods, chosen, rounding, masked, first, taps, fill == "auto", plan)
 
 
 def _rounding(

@@ -34,7 +34,10 @@ def trace(model: nn.Module, x: Tensor) -> Trace:
     states: list[Tokens] = []
     handles = [
         block.register_forward_pre_hook(
-            lambda module, args, number=number: lengths.__setitem__(number, args[0].shape[1]),  # type: ignore[misc]
+            lambda module, args, kwargs, number=number: lengths.__setitem__(  # type: ignore[misc]
+                number, (args or tuple(kwargs.values()))[0].shape[1]
+            ),
+            with_kwargs=True,
         )
         for number, block in enumerate(located.family.blocks(located.owner))
         if not isinstance(block, SievedBlock)

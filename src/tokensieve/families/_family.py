@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from tokensieve.attention.tap import Tap
-from tokensieve.families._layout import Layout
+from tokensieve.families._layout import Grid, Layout
 from tokensieve.families._reading import Reading
 from tokensieve.ops.norm import Norm
 
@@ -49,6 +49,14 @@ def unwrapped(module: nn.Module) -> nn.Module:
     return module if inner is None else unwrapped(inner)
 
 
+def taken_apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """The tokens that a block was given, the first of its arguments whether named or not, and the other arguments."""
+    if args:
+        return args[0], args[1:], kwargs
+    name, *others = kwargs
+    return kwargs[name], (), {other: kwargs[other] for other in others}
+
+
 def own_input_size(model: nn.Module) -> tuple[int, int, int]:
     """(channels, height, width) of the images that a model of timm was built for."""
     config = getattr(model, "pretrained_cfg", None) or {}
@@ -69,6 +77,10 @@ class Family(ABC):
         arguments: names of what a block gets by position behind its tokens.
         images: the first argument of the owner's forward where it takes images, whose size then tells the patch grid;
             None where ``forward_features`` and ``forward_intermediates`` do, as in timm.
+        biased: whether the mask that its attention hands to the fused kernel is a bias for each pair of tokens of the
+            whole sequence, (B or 1, H, L, L), from which that of the tokens present is taken.
+        in_parts: whether a block's own forward does not take what ``reindex`` gives, so that it runs in its halves once
+            tokens have moved.
     """
 
     name: ClassVar[str]
@@ -76,6 +88,8 @@ class Family(ABC):
     block_types: ClassVar[tuple[type[nn.Module] | str, ...]]
     arguments: ClassVar[tuple[str, ...]] = ()
     images: ClassVar[str | None] = None
+    biased: ClassVar[bool] = False
+    in_parts: ClassVar[bool] = False
 
     def is_block(self, module: nn.Module) -> bool:
         """Whether ``module`` is of one of the ``block_types``, also inside of a wrapper."""
@@ -100,9 +114,17 @@ class Family(ABC):
             return False
         return hasattr(module, "num_prefix_tokens") and all(map(self.is_block, blocks))
 
-    def keywords(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """What a block got behind its tokens, all by name."""
+    def keywords(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What ``block`` got behind its tokens, all by name."""
         return {**kwargs, **dict(zip(self.arguments, args, strict=False))}
+
+    def opened(self, out: Any) -> Tensor:
+        """The tokens (B, L, C) in what a block of this family answers. Default: the answer itself."""
+        return out  # type: ignore[no-any-return]
+
+    def closed(self, x: Any) -> Any:
+        """What a block of this family answers with the tokens ``x``, a tensor or ``Tokens``. Default: these."""
+        return x
 
     def blocks(self, owner: nn.Module) -> list[nn.Module]:
         """The blocks of ``owner`` in the order they run, out of their wrappers."""
@@ -124,11 +146,19 @@ class Family(ABC):
         """(channels, height, width) of the images that ``owner`` was built for."""
         return own_input_size(owner)
 
+    def sample_shape(self, owner: nn.Module) -> tuple[int, ...]:
+        """The shape of one input of ``owner``: (C, H, W) of an image, (T, C, H, W) of a clip."""
+        return self.input_size(owner)
+
     def patch_size(self, owner: nn.Module) -> tuple[int, int]:
         """(height, width) of a patch in pixels."""
         model: Any = owner
         height, width = model.patch_embed.patch_size
         return int(height), int(width)
+
+    def grid_of(self, owner: nn.Module, images: Tensor) -> Grid | None:
+        """The axes of the patches of ``images`` (B, C, H, W), without what does not fill a patch; None: not known."""
+        return tuple(side // size for side, size in zip(images.shape[-2:], self.patch_size(owner), strict=True))
 
     def pools(self, model: nn.Module, owner: nn.Module) -> bool:
         """Whether the head of ``model`` pools over patches."""
@@ -169,6 +199,6 @@ class Family(ABC):
     def macs(self, block: nn.Module) -> BlockMacs:
         """What the block costs."""
 
-    def reindex(self, kwargs: dict[str, Any], positions: Tensor, prefix: int) -> dict[str, Any]:
-        """The block's keyword arguments for tokens at original patch ``positions`` (B, M). Default: unchanged."""
+    def reindex(self, block: nn.Module, kwargs: dict[str, Any], positions: Tensor, prefix: int) -> dict[str, Any]:
+        """The keyword arguments of ``block`` for tokens at original patch ``positions`` (B, M). Default: unchanged."""
         return kwargs

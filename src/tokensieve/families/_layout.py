@@ -18,6 +18,7 @@ class Layout:
         heads: H, attention heads of a block.
         prefix: P, class, distillation and register tokens in front.
         class_token: whether token 0 is a class token whose attention scores the others.
+        behind: how many of them lie behind the patches in the model's own sequence; methods see all of them in front.
         grid: the axes along which the patches lie at the model's input size, the last one fastest: (rows, columns) of
             an image, (frames, rows, columns) of a clip.
     """
@@ -28,6 +29,7 @@ class Layout:
     prefix: int
     class_token: bool
     grid: Grid
+    behind: int = 0
 
     @property
     def patches(self) -> int:

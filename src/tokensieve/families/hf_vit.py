@@ -1,55 +1,63 @@
-"""transformers' ``vit`` and its like: ViT, DeiT, ViT-MSN, I-JEPA."""
+"""transformers' ``vit`` and its like: ViT, DeiT, ViT-MSN, I-JEPA, ViT-MAE's encoder, Pixio, ViViT."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
-from tokensieve.families._family import BlockMacs, linear_macs
-from tokensieve.families._modules import norm_of
-from tokensieve.families._reading import Reading
-from tokensieve.families._transformers import TransformersFamily
-from tokensieve.ops.norm import Norm
+from tokensieve.families._halves import Halves
+from tokensieve.families._layout import Grid
+from tokensieve.families._transformers import TransformersFamily, both
+
+PLAIN = Halves(
+    norm1="layernorm_before",
+    attention="attention",
+    behind1=("dropout", "drop_path"),
+    norm2="layernorm_after",
+    behind2=("dropout", "drop_path"),
+)
+HERE = "transformers.models"
 
 
 class HfViT(TransformersFamily):
     """The blocks of transformers' ViT and of the models with its code."""
 
     name = "hf-vit"
-    description = "transformers ViT, DeiT, ViT-MSN, I-JEPA"
-    block_types = (
-        "transformers.models.vit.modeling_vit.ViTLayer",
-        "transformers.models.deit.modeling_deit.DeiTLayer",
-        "transformers.models.vit_msn.modeling_vit_msn.ViTMSNLayer",
-        "transformers.models.ijepa.modeling_ijepa.IJepaLayer",
-    )
-    parts = ("layernorm_before", "attention", "dropout", "layernorm_after", "mlp")
+    description = "transformers ViT, DeiT, ViT-MSN, I-JEPA, ViT-MAE's encoder, Pixio"
+    shapes: ClassVar[Mapping[str, Halves]] = {
+        f"{HERE}.vit.modeling_vit.ViTLayer": PLAIN,
+        f"{HERE}.deit.modeling_deit.DeiTLayer": PLAIN,
+        f"{HERE}.vit_msn.modeling_vit_msn.ViTMSNLayer": PLAIN,
+        f"{HERE}.ijepa.modeling_ijepa.IJepaLayer": PLAIN,
+        f"{HERE}.vit_mae.modeling_vit_mae.ViTMAELayer": PLAIN,
+        f"{HERE}.pixio.modeling_pixio.PixioLayer": PLAIN,
+    }
 
-    def attention(self, block: Any, x: Tensor, **kwargs: Any) -> Tensor:
-        update, _ = block.attention(block.layernorm_before(x), **kwargs)
-        return block.dropout(update) + x  # type: ignore[no-any-return]
+    def grid(self, owner: nn.Module) -> Grid:
+        """Of ViT-MAE only a share of the patches goes into the blocks, shuffled: these lie along one axis."""
+        rows, columns = super().grid(owner)
+        masked = getattr(owner.config, "mask_ratio", 0.0) if hasattr(owner.embeddings, "random_masking") else 0.0
+        return (int(rows * columns * (1 - masked)),) if masked else (rows, columns)
 
-    def attention_input(self, block: Any, x: Tensor) -> Tensor:
-        return block.layernorm_before(x)  # type: ignore[no-any-return]
 
-    def mlp(self, block: Any, x: Tensor) -> Tensor:
-        return self.mlp_behind_norm(block, x, block.layernorm_after(x))
+class HfViViT(TransformersFamily):
+    """The blocks of transformers' ViViT, on a clip (B, T, C, H, W)."""
 
-    def mlp_norm(self, block: Any) -> Norm | None:
-        return norm_of(block.layernorm_after)
+    name = "hf-vivit"
+    description = "transformers ViViT, over the whole clip"
+    shapes: ClassVar[Mapping[str, Halves]] = {f"{HERE}.vivit.modeling_vivit.VivitLayer": PLAIN}
+    clips = True
 
-    def mlp_behind_norm(self, block: Any, x: Tensor, normed: Tensor) -> Tensor:
-        return block.dropout(block.mlp(normed)) + x  # type: ignore[no-any-return]
+    def frames(self, owner: nn.Module) -> int:
+        config: Any = owner.config
+        return int(config.num_frames)
 
-    def macs(self, block: Any) -> BlockMacs:
-        attention = block.attention
-        width = attention.num_attention_heads * attention.head_dim
-        return BlockMacs(linear_macs(attention), linear_macs(block.mlp), width)
+    def patch_size(self, owner: nn.Module) -> tuple[int, int]:
+        config: Any = owner.config
+        return both(config.tubelet_size[1:])
 
-    def pools(self, model: nn.Module, owner: nn.Module) -> bool:
-        """I-JEPA has no class token: its head averages over patches."""
-        return getattr(owner.embeddings, "cls_token", None) is None
-
-    def readings(self, model: nn.Module, owner: nn.Module) -> list[Reading]:
-        return [Reading(owner)]
+    def tubelet(self, owner: nn.Module) -> int:
+        config: Any = owner.config
+        return int(config.tubelet_size[0])

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokensieve.families._family import BlockMacs, Family, linear_macs
-from tokensieve.families._layout import Layout
+from tokensieve.families._layout import Grid, Layout
 from tokensieve.families._modules import norm_of, through
-from tokensieve.families.timm_vit import grid_of
+from tokensieve.families.timm_vit import grid_of, has_class_token, own_grid
 from tokensieve.ops.norm import Norm
 
 
@@ -35,9 +35,12 @@ class TimmEva(Family):
             dim=model.embed_dim,
             heads=model.blocks[0].attn.num_heads,
             prefix=model.num_prefix_tokens,
-            class_token=getattr(model, "cls_token", None) is not None,
-            grid=grid_of(owner),
+            class_token=has_class_token(owner),
+            grid=own_grid(owner),
         )
+
+    def grid_of(self, owner: nn.Module, images: Tensor) -> Grid | None:
+        return grid_of(owner, images)
 
     def attention(self, block: Any, x: Tensor, **kwargs: Any) -> Tensor:
         rope = kwargs.get("rope")
@@ -65,7 +68,7 @@ class TimmEva(Family):
     def macs(self, block: Any) -> BlockMacs:
         return BlockMacs(linear_macs(block.attn), linear_macs(block.mlp), block.attn.num_heads * block.attn.head_dim)
 
-    def reindex(self, kwargs: dict[str, Any], positions: Tensor, prefix: int) -> dict[str, Any]:
+    def reindex(self, block: nn.Module, kwargs: dict[str, Any], positions: Tensor, prefix: int) -> dict[str, Any]:
         rope = kwargs.get("rope")
         return kwargs if rope is None else {**kwargs, "rope": rows_of_rope(rope, positions)}
 

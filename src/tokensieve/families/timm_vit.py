@@ -10,19 +10,43 @@ import torch
 from torch import Tensor, nn
 
 from tokensieve.attention.tap import Tap
-from tokensieve.families._family import BlockMacs, Family, linear_macs
-from tokensieve.families._layout import Layout
+from tokensieve.families._family import BlockMacs, Family, linear_macs, own_input_size
+from tokensieve.families._layout import Grid, Layout
 from tokensieve.families._modules import norm_of, through
 from tokensieve.ops.norm import Norm
 
 BLOCKS = "timm.models.vision_transformer"
+DIFFERENTIAL = 3  # times the width of one map: two of queries and keys, and values of twice the width for each
 
 
-def grid_of(owner: nn.Module) -> tuple[int, int]:
+def grid_of(owner: nn.Module, images: Tensor | None = None) -> tuple[int, int] | None:
+    """(rows, columns) of the patch grid at the model's input size, or of ``images`` (B, C, H, W); None of packed ones.
+
+    NaFlexVit has no ``patch_embed`` but ``embeds``, and takes images as well as rows of patches.
+    """
+    model: Any = owner
+    if hasattr(model, "patch_embed"):
+        embed = model.patch_embed
+        rows, columns = embed.grid_size if images is None else embed.dynamic_feat_size(tuple(images.shape[-2:]))
+        return int(rows), int(columns)
+    if images is not None and images.dim() != 4:
+        return None
+    sides = own_input_size(owner)[1:] if images is None else images.shape[-2:]
+    height, width = model.embeds.patch_size
+    return int(sides[0]) // height, int(sides[1]) // width
+
+
+def own_grid(owner: nn.Module) -> tuple[int, int]:
     """(rows, columns) of the patch grid at the model's input size."""
-    embed: Any = owner.patch_embed
-    rows, columns = embed.grid_size
-    return int(rows), int(columns)
+    grid = grid_of(owner)
+    assert grid is not None  # only that of packed images is not known
+    return grid
+
+
+def has_class_token(owner: nn.Module) -> bool:
+    """Whether token 0 is a class token."""
+    holders = (owner, getattr(owner, "embeds", None))
+    return any(getattr(holder, "cls_token", None) is not None for holder in holders)
 
 
 class Kinds(NamedTuple):
@@ -42,7 +66,7 @@ class TimmViT(Family):
 
     ``ParallelThingsBlock`` runs several attentions side by side: their heads score tokens together.
     ``ParallelScalingBlock`` has one residual for both halves: its middle is its end.
-    Differential attention is refused: its two maps are subtracted, so no row of it is a distribution over tokens.
+    Differential attention has two maps, of which the second is subtracted: they score tokens together as well.
     """
 
     name = "timm-vit"
@@ -63,11 +87,8 @@ class TimmViT(Family):
         return Kinds._make(getattr(importlib.import_module(module), own) for module, _, own in places)
 
     def refuse(self, owner: nn.Module) -> str | None:
-        if not hasattr(owner, "patch_embed"):
+        if not hasattr(owner, "patch_embed") and not hasattr(owner, "embeds"):
             return "it has no patch_embed of timm's vision_transformer, and its images may differ in their patch grids"
-        for module in owner.modules():
-            if isinstance(module, (self.kinds.diff_attention, self.kinds.diff_parallel_scaling)):
-                return "differential attention subtracts two maps, so no row of it is a distribution over tokens"
         return None
 
     def layout(self, owner: nn.Module) -> Layout:
@@ -79,9 +100,12 @@ class TimmViT(Family):
             dim=model.embed_dim,
             heads=self._first_attention(block).num_heads * side_by_side,
             prefix=model.num_prefix_tokens,
-            class_token=getattr(model, "cls_token", None) is not None,
-            grid=grid_of(owner),
+            class_token=has_class_token(owner),
+            grid=own_grid(owner),
         )
+
+    def grid_of(self, owner: nn.Module, images: Tensor) -> Grid | None:
+        return grid_of(owner, images)
 
     def attention(self, block: Any, x: Tensor, **kwargs: Any) -> Tensor:
         if isinstance(block, self.kinds.res_post):
@@ -91,6 +115,8 @@ class TimmViT(Family):
         if isinstance(block, self.kinds.parallel_scaling):
             # Not block(x): a block with sites is a subclass whose forward is the engine's.
             return self.kinds.parallel_scaling.forward(block, x)  # type: ignore[no-any-return]
+        if isinstance(block, self.kinds.diff_parallel_scaling):
+            return self.kinds.diff_parallel_scaling.forward(block, x)  # type: ignore[no-any-return]
         return x + through(block.attn(block.norm1(x)), block.ls1, block.drop_path1)
 
     def attention_input(self, block: Any, x: Tensor) -> Tensor:
@@ -98,7 +124,7 @@ class TimmViT(Family):
             return x
         if isinstance(block, self.kinds.parallel_things):
             return block.attns[0].norm(x)  # type: ignore[no-any-return]  # the first of several
-        if isinstance(block, self.kinds.parallel_scaling):
+        if isinstance(block, (self.kinds.parallel_scaling, self.kinds.diff_parallel_scaling)):
             return block.in_norm(x)  # type: ignore[no-any-return]
         return super().attention_input(block, x)
 
@@ -131,10 +157,15 @@ class TimmViT(Family):
             projections = (block.in_proj, block.out_proj, block.attn_out_proj, block.mlp_out_proj)
             linear = sum(linear_macs(layer) for layer in projections if layer is not None)
             return BlockMacs(linear, 0, block.num_heads * block.head_dim)
+        if isinstance(block, self.kinds.diff_parallel_scaling):
+            linear = linear_macs(block.in_proj) + linear_macs(block.out_proj)
+            return BlockMacs(linear, 0, DIFFERENTIAL * block.num_heads * block.head_dim)
         if isinstance(block, self.kinds.parallel_things):
             width = sum(attn.attn.attn_dim for attn in block.attns)  # type: ignore[union-attr, misc]
             return BlockMacs(linear_macs(block.attns), linear_macs(block.ffns), int(width))
-        return BlockMacs(linear_macs(block.attn), linear_macs(block.mlp), block.attn.num_heads * block.attn.head_dim)
+        maps = DIFFERENTIAL if isinstance(block.attn, self.kinds.diff_attention) else 1
+        width = maps * block.attn.num_heads * block.attn.head_dim
+        return BlockMacs(linear_macs(block.attn), linear_macs(block.mlp), width)
 
     def _first_attention(self, block: Any) -> Any:
         if isinstance(block, self.kinds.parallel_things):

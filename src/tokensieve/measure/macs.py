@@ -121,7 +121,7 @@ class _OutsideBlocks(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        counted = (F.linear, F.conv2d, F.conv_transpose2d, F.scaled_dot_product_attention)
+        counted = (F.linear, F.conv2d, F.conv3d, F.conv_transpose2d, F.scaled_dot_product_attention)
         if not self._inside and func in counted:
             first, second, *others = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
             if func is F.scaled_dot_product_attention:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tokensieve.attention.kernel import attends_faster
 from tokensieve.attention.tap import Tap
-from tokensieve.families._family import Family
+from tokensieve.families._family import Family, taken_apart
 from tokensieve.families._locate import family_of
 from tokensieve.measure.macs import MacReport
 from tokensieve.models.load import share_weights
@@ -49,17 +49,20 @@ class OracleBlock(nn.Module):
         self.family = family
         self.attended, self.processed, self.left, self.prefix = attended, processed, left, prefix
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """(B, L, C) to (B, left, C)."""
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """(B, L, C) to (B, left, C), in the place where a block of the family has them."""
+        return self.family.closed(self._run(*taken_apart(args, kwargs)))
+
+    def _run(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         x = x[:, : max(self.attended, self.processed, self.left)]  # the block before may have given back the others
         length = x.shape[1]
         own = self.reduced and attends_faster(x)
         if self.attended >= length and self.processed >= length and not own:
-            return self._cut(self.block(x, *args, **kwargs))
-        arguments = self.family.keywords(args, kwargs)
+            return self._cut(self.family.opened(self.block(x, *args, **kwargs)))
+        arguments = self.family.keywords(self.block, args, kwargs)
         if self.attended < length or any(value is not None for value in arguments.values()):
             positions = torch.arange(self.attended - self.prefix, device=x.device).unsqueeze(0)
-            arguments = self.family.reindex(arguments, positions, self.prefix)
+            arguments = self.family.reindex(self.block, arguments, positions, self.prefix)
         whole = self._attend(x[:, : self.attended], own, arguments)
         if self.attended < min(length, max(self.processed, self.left)):
             whole = torch.cat([whole, x[:, self.attended :]], dim=1)

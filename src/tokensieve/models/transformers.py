@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from tokensieve.errors import TokensieveError
 from tokensieve.families._locate import family_of
+from tokensieve.families._transformers import both
 
 Task = Literal["classification", "depth", "features"]
 
@@ -33,6 +34,7 @@ IMAGES: dict[str, Any] = {
 }
 
 
+NORMS = ("layernorm", "post_layernorm", "norm", "rms_norm")
 HEADS = ("classifier", "cls_classifier", "distillation_classifier", "neck", "head")
 
 
@@ -134,10 +136,12 @@ class HuggingFaceModel(nn.Module):
             owner.input_size = tuple(img_size)
         self.model = model
         self._owner = next(name for name, module in model.named_modules() if module is owner)
-        embed: Any = getattr(owner.embeddings, "patch_embeddings", owner.embeddings)
-        self._built_for = tuple(embed.image_size)
+        self._built_for = both(owner.config.image_size)
         self._resizes = "interpolate_pos_encoding" in inspect.signature(type(owner).forward).parameters
         self._pools = located.family.pools(model, owner)
+        self._classifies = _task_of(model) == "classification"
+        classifier = getattr(model, "classifier", None)
+        self._reads_both = getattr(classifier, "in_features", 0) == 2 * located.family.layout(owner).dim
         self._prefix = located.family.layout(owner).prefix
         self._patch = located.family.patch_size(owner)
         self.task: Task = _task_of(model)
@@ -170,9 +174,9 @@ class HuggingFaceModel(nn.Module):
 
     @property
     def norm(self) -> nn.Module:
-        """The norm behind the last block."""
-        norm: nn.Module = self.owner.layernorm
-        return norm
+        """The norm behind the last block, where hidden states have none."""
+        found = (getattr(self.owner, name, None) for name in NORMS)
+        return next((norm for norm in found if isinstance(norm, nn.Module)), nn.Identity())
 
     def _options(self, images: Tensor) -> dict[str, Any]:
         resized = self._resizes and tuple(images.shape[-2:]) != self._built_for
@@ -200,12 +204,21 @@ class HuggingFaceModel(nn.Module):
         if hasattr(model, "cls_classifier"):  # DeiT with a distillation token: the mean of two heads
             heads = (model.cls_classifier(first), model.distillation_classifier(features[:, 1]))
             return first if pre_logits else (heads[0] + heads[1]) / 2
-        pooled = first
-        if self._pools:
-            pooled = torch.cat([first, mean], dim=1) if self._prefix else mean
+        pooled = self._pooled(first, mean, features)
         if pre_logits or self.task != "classification":
             return pooled
         return model.classifier(pooled)  # type: ignore[no-any-return]
+
+    def _pooled(self, first: Tensor, mean: Tensor, features: Tensor) -> Tensor:
+        """(B, C), or (B, 2·C) of DINOv2's classifier: what the head of the model reads."""
+        if self._reads_both:
+            return torch.cat([first, mean], dim=1)
+        if getattr(self.owner, "use_head", False) and not self._classifies:
+            return self.owner.head(features)  # type: ignore[no-any-return]
+        if self._pools:
+            return mean
+        # CLIP and its like norm what they pool, and nothing else.
+        return self.norm(first) if hasattr(self.owner, "pre_layrnorm") else first
 
     @property
     def _depth(self) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor
 from tokensieve.errors import TokensieveError
 from tokensieve.ops.rows import one_hot
 from tokensieve.tokens.node import changed
-from tokensieve.tokens.state import Tokens
+from tokensieve.tokens.state import Tokens, in_front
 
 
 def through(tokens: Tokens, restored: Tensor, now: Tensor) -> Tokens:
@@ -33,7 +33,7 @@ def through(tokens: Tokens, restored: Tensor, now: Tensor) -> Tokens:
             "of all patches and the tensor of all tokens has no gradient of its own: put it on a block before, or look "
             "at a method that merges or drops tokens"
         )
-    nothing = now - restored
+    nothing = in_front(now - restored, tokens.prefix, tokens.behind)
     parked = tuple(
         changed(entry, before=entry.before.changed(x=_linked(entry.before, nothing))) for entry in tokens.back.parked
     )

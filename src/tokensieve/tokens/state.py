@@ -84,6 +84,7 @@ class Tokens(StandIn):
         events, stages: what the sites did and which blocks ran so far, for pictures and MAC counts.
         riders: by name, what else travels along, see ``rider.Rider``.
         normed: (B, P + M, C) ``x`` behind the norm that reads it next, where the move had it on its way; else None.
+        behind: how many of the prefix tokens, the last of them, the model has behind the patches.
     """
 
     x: Tensor
@@ -97,12 +98,16 @@ class Tokens(StandIn):
     stages: tuple[Stage, ...] = ()
     riders: Mapping[str, Rider] = field(default_factory=dict)
     normed: Tensor | None = None
+    behind: int = 0
 
     @staticmethod
-    def start(x: Tensor, prefix: int, fill: Fill = "last", grid: tuple[int, ...] | None = None) -> Tokens:
-        """The state in which nothing has happened yet to ``x`` (B, P + N, C)."""
+    def start(
+        x: Tensor, prefix: int, fill: Fill = "last", grid: tuple[int, ...] | None = None, behind: int = 0
+    ) -> Tokens:
+        """The state in which nothing has happened yet to ``x`` (B, P + N, C), as the model has it."""
+        x = in_front(x, prefix, behind)
         positions = torch.arange(x.shape[1] - prefix, device=x.device).expand(x.shape[0], -1)
-        return Tokens(x, Table(positions), WayBack(positions, fill=fill), prefix, grid)
+        return Tokens(x, Table(positions), WayBack(positions, fill=fill), prefix, grid, behind=behind)
 
     @property
     def group(self) -> Tensor:
@@ -192,7 +197,8 @@ class Tokens(StandIn):
         what a head that averages over patches needs in order to average over the kept ones only). Default: the fill
         that the model was reduced with.
         """
-        return restore(self, self.back.fill if fill is None else fill)
+        whole = restore(self, self.back.fill if fill is None else fill)
+        return in_place(whole, self.prefix, self.behind)
 
     def whole(self) -> Tensor:
         """(B, P + N, C) the tokens as a layer that is read hands them out: the same tensor to every reader."""
@@ -248,6 +254,22 @@ class Tokens(StandIn):
     @property
     def device(self) -> torch.device:
         return self.x.device
+
+
+def in_front(x: Tensor, prefix: int, behind: int) -> Tensor:
+    """(B, P + N, C) with the last ``behind`` tokens moved in front of the patches, among the ``prefix`` tokens P."""
+    if not behind:
+        return x
+    front, patches = prefix - behind, x.shape[1] - prefix
+    return torch.cat([x[:, :front], x[:, front + patches :], x[:, front : front + patches]], dim=1)
+
+
+def in_place(x: Tensor, prefix: int, behind: int) -> Tensor:
+    """What ``in_front`` was given."""
+    if not behind:
+        return x
+    front = prefix - behind
+    return torch.cat([x[:, :front], x[:, prefix:], x[:, front:prefix]], dim=1)
 
 
 register(Blend, ("index", "weight"))
