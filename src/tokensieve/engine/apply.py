@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokensieve.engine import around, grid, hooks
+from tokensieve.engine import around, grid, hooks, packed
 from tokensieve.engine.around import REDUCTION, SievedOwner
 from tokensieve.engine.block import SievedBlock, Site
 from tokensieve.engine.probe import check_identity, device_of
@@ -123,8 +123,11 @@ def _attach_around(model: nn.Module, located: Located, reduction: Reduction) -> 
         vars(owner)[REDUCTION] = reduction
     else:
         around.attach(owner, reduction)
+    if family.packed:
+        packed.attach(owner, family)
     # Only for those: a compiler puts no ContextVar into its graph, and images of another size than the model's set one.
-    if family.images is not None and any(m.undivided or m.looks_at_grid for m in reduction.methods):
+    looks = any(method.undivided or method.looks_at_grid for method in reduction.methods)
+    if looks and family.images is not None and not family.packed:
         grid.attach(owner, family, reduction.layout.grid)
     for entry in family.readings(model, owner):
         hooks.attach(entry)
@@ -154,6 +157,7 @@ def remove(model: nn.Module) -> nn.Module:
     for module in list(_model(model).modules()):
         hooks.detach(module)
         grid.detach(module)
+        packed.detach(module)
         around.detach(module)
         if isinstance(module, SievedBlock):
             del module._modules[SITE]

@@ -71,9 +71,12 @@ class Attending:
     def call(self, tokens: Tokens, block: nn.Module, kwargs: dict[str, Any]) -> Call:
         """Lay out the attention of ``tokens``; ``kwargs`` are those of the ``block`` for all tokens of the image."""
         packs = True
-        if tokens.version and kwargs:
+        if kwargs and (tokens.version or self.family.packed):
             placed = self.family.reindex(block, kwargs, tokens.table.rep, tokens.prefix)
             packs, kwargs = placed is kwargs, placed  # rotary angles lie as the padded tokens do
+        if kwargs.get("windows") is not None and tokens.table.alive is not None:
+            windows = kwargs["windows"]  # slots that hold no token are in some window that is not empty
+            kwargs = {**kwargs, "windows": torch.where(tokens.table.alive, windows, windows[:, :1])}
         packs = packs and not self.family.biased
         bias = self._key_bias(tokens)
         own = attends_faster(tokens.x) and (tokens.version > 0 or self.turns.removes(visible(tokens)))

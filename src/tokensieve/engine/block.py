@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokensieve.engine import running
+from tokensieve.engine import packed, running
 from tokensieve.engine.attending import Attending, Call
 from tokensieve.engine.grid import running_grid
 from tokensieve.engine.hooks import refuse_block_mask
@@ -137,7 +137,10 @@ class Site(nn.Module):
         # 3. The attention is laid out: positions, sizes and padding of the tokens that are there.
         call = self.attending.call(tokens, block, kwargs)
         if call.plain:
-            return self._hand_on(self._ran(tokens, block.dense(tokens.x, **call.kwargs), call, training))
+            if tokens.form is None:
+                return self._hand_on(self._ran(tokens, block.dense(tokens.x, **call.kwargs), call, training))
+            x = block.dense(tokens.x.reshape(tokens.form), **kwargs)
+            return self._hand_on(self._ran(tokens, x.view_as(tokens.x), call, training))
         # 4. The tokens attend.
         entered = tokens
         tokens, signals = self.attending.run(tokens, block, call)
@@ -189,12 +192,14 @@ class Site(nn.Module):
         before = self.block - 1
         if before >= self.reduction.first and before not in self.reduction.taps:
             raise RefusedError(running.not_asked(before))
-        layout = self.reduction.layout
+        layout, form = self.reduction.layout, None
+        if self.reduction.family.packed:
+            x, form = packed.split(x), x.shape
         grid = running_grid() or layout.grid
         known = grid if math.prod(grid) == x.shape[1] - layout.prefix else None
         # Where nothing will happen, the tokens stay as they lie.
         behind = layout.behind if layout.behind and self.reduction.acts(x.shape[1] - layout.prefix) else 0
-        return Tokens.start(x, layout.prefix, self.reduction.fill, known, behind)
+        return Tokens.start(x, layout.prefix, self.reduction.fill, known, behind, form)
 
     def _next_norm(self, block: SievedBlock, tokens: Tokens) -> Norm | None:
         """The norm that a move in the middle of the block may run on its way, where that is worth it.

@@ -209,6 +209,8 @@ def _run(model: nn.Module, located: Located, probe: Any) -> None:
         model(**probe)
     elif probe is not None:
         model(probe)
+    elif located.family.packed:
+        located.owner(**located.family.example(located.owner))
     elif located.family.images is None or getattr(model, "main_input_name", "pixel_values") == located.family.images:
         model(probe_input(model))
     else:
@@ -222,7 +224,7 @@ def _check_layout(located: Located, shapes: list[tuple[int, ...]]) -> None:
         RefusedError: they differ.
     """
     layout = located.family.layout(located.owner)
-    _, length, dim = shapes[0]
+    *_, length, dim = shapes[0]
     tokens = f"tokens ({layout.prefix} of the prefix and a grid of {' × '.join(map(str, layout.grid))})"
     said = {"blocks": layout.depth, "channels": layout.dim, tokens: layout.prefix + layout.patches}
     for (word, declared), ran in zip(said.items(), (len(shapes), dim, length), strict=True):

@@ -10,7 +10,10 @@ from tokensieve.errors import TokensieveError
 from tokensieve.families._layout import Layout
 from tokensieve.methods import _options as option
 from tokensieve.methods._method import POINTS, Method
+from tokensieve.methods._view import Signal
 from tokensieve.tokens.decision import return_point
+
+OF_THE_WHOLE: frozenset[Signal] = frozenset({"cls_row", "received", "logits", "outputs"})
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ def schedule(methods: Sequence[Method], layout: Layout) -> dict[int, tuple[Step,
         reason = method.refuse(layout)
         if reason is not None:
             raise TokensieveError(f"{method.name}: {reason}")
+        _check_windows(method, acting, layout)
         for ordinal, block in enumerate(acting):
             steps = plan.setdefault(block, [])
             if any(type(step.method) is type(method) and step.method.point == method.point for step in steps):
@@ -69,6 +73,17 @@ def schedule(methods: Sequence[Method], layout: Layout) -> dict[int, tuple[Step,
     placed = {block: tuple(steps) for block, steps in sorted(plan.items())}
     _check_undivided(placed, counts(placed, layout), layout)
     return placed
+
+
+def _check_windows(method: Method, acting: Sequence[int], layout: Layout) -> None:
+    """A method that reads the attention of an image acts where the image attends as a whole."""
+    wrong = [block for block in acting if block in layout.windowed]
+    if wrong and method.needs(layout) & OF_THE_WHOLE:
+        whole = [block for block in range(layout.depth) if block not in layout.windowed]
+        raise TokensieveError(
+            f"{method.name} reads the attention of an image in block {wrong[0]}, which attends in windows: give it "
+            f"sites among {whole}"
+        )
 
 
 def _check_lists(method: Method, sites: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,8 +25,9 @@ class Trace:
     tokens: Tokens | None
 
 
-def trace(model: nn.Module, x: Tensor) -> Trace:
-    """Run an applied model on ``x`` in eval mode and return its record. Blocks before the first site are dense.
+def trace(model: nn.Module, x: Tensor | Mapping[str, Any]) -> Trace:
+    """Run an applied model on ``x``, images or inputs by name, in eval mode and return its record. Blocks before the
+    first site are dense.
 
     A diagnostic: it hooks the model while it runs, so do not call it from two threads on one model.
     """
@@ -35,7 +38,7 @@ def trace(model: nn.Module, x: Tensor) -> Trace:
     handles = [
         block.register_forward_pre_hook(
             lambda module, args, kwargs, number=number: lengths.__setitem__(  # type: ignore[misc]
-                number, (args or tuple(kwargs.values()))[0].shape[1]
+                number, (args or tuple(kwargs.values()))[0].shape[-2]
             ),
             with_kwargs=True,
         )
@@ -49,7 +52,7 @@ def trace(model: nn.Module, x: Tensor) -> Trace:
     ]
     try:
         with evaluating(model), uncompiled(model):
-            model(x)
+            model(**x) if isinstance(x, Mapping) else model(x)
     finally:
         for handle in handles:
             handle.remove()

@@ -81,6 +81,7 @@ class Family(ABC):
             whole sequence, (B or 1, H, L, L), from which that of the tokens present is taken.
         in_parts: whether a block's own forward does not take what ``reindex`` gives, so that it runs in its halves once
             tokens have moved.
+        packed: whether the images lie one behind the other in one row (T, C), as ``lengths`` says.
     """
 
     name: ClassVar[str]
@@ -90,6 +91,7 @@ class Family(ABC):
     images: ClassVar[str | None] = None
     biased: ClassVar[bool] = False
     in_parts: ClassVar[bool] = False
+    packed: ClassVar[bool] = False
 
     def is_block(self, module: nn.Module) -> bool:
         """Whether ``module`` is of one of the ``block_types``, also inside of a wrapper."""
@@ -149,6 +151,14 @@ class Family(ABC):
     def sample_shape(self, owner: nn.Module) -> tuple[int, ...]:
         """The shape of one input of ``owner``: (C, H, W) of an image, (T, C, H, W) of a clip."""
         return self.input_size(owner)
+
+    def example(self, owner: nn.Module) -> dict[str, Any]:
+        """What ``owner`` is called with on an image that stands for others, by name, where that is no image alone."""
+        raise NotImplementedError(f"{self.name} takes images")
+
+    def lengths(self, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...] | None:
+        """How many patches each image of a call of ``owner`` has, where images are ``packed``."""
+        return None
 
     def patch_size(self, owner: nn.Module) -> tuple[int, int]:
         """(height, width) of a patch in pixels."""

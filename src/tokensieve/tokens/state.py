@@ -85,6 +85,7 @@ class Tokens(StandIn):
         riders: by name, what else travels along, see ``rider.Rider``.
         normed: (B, P + M, C) ``x`` behind the norm that reads it next, where the move had it on its way; else None.
         behind: how many of the prefix tokens, the last of them, the model has behind the patches.
+        form: the shape in which the model has its tokens, where that is not (B, P + N, C).
     """
 
     x: Tensor
@@ -99,15 +100,21 @@ class Tokens(StandIn):
     riders: Mapping[str, Rider] = field(default_factory=dict)
     normed: Tensor | None = None
     behind: int = 0
+    form: torch.Size | None = None
 
     @staticmethod
     def start(
-        x: Tensor, prefix: int, fill: Fill = "last", grid: tuple[int, ...] | None = None, behind: int = 0
+        x: Tensor,
+        prefix: int,
+        fill: Fill = "last",
+        grid: tuple[int, ...] | None = None,
+        behind: int = 0,
+        form: torch.Size | None = None,
     ) -> Tokens:
         """The state in which nothing has happened yet to ``x`` (B, P + N, C), as the model has it."""
         x = in_front(x, prefix, behind)
         positions = torch.arange(x.shape[1] - prefix, device=x.device).expand(x.shape[0], -1)
-        return Tokens(x, Table(positions), WayBack(positions, fill=fill), prefix, grid, behind=behind)
+        return Tokens(x, Table(positions), WayBack(positions, fill=fill), prefix, grid, behind=behind, form=form)
 
     @property
     def group(self) -> Tensor:
@@ -142,7 +149,7 @@ class Tokens(StandIn):
     @property
     def originals(self) -> int:
         """N, the patches of the image, whatever has become of them; also inside soft assignments."""
-        return number(self.shape[1]) - self.prefix
+        return number(self._outermost.back.group.shape[1])
 
     @property
     def sizes(self) -> Tensor:
@@ -198,7 +205,8 @@ class Tokens(StandIn):
         that the model was reduced with.
         """
         whole = restore(self, self.back.fill if fill is None else fill)
-        return in_place(whole, self.prefix, self.behind)
+        whole = in_place(whole, self.prefix, self.behind)
+        return whole if self.form is None else whole.reshape(self.form)
 
     def whole(self) -> Tensor:
         """(B, P + N, C) the tokens as a layer that is read hands them out: the same tensor to every reader."""
@@ -241,11 +249,17 @@ class Tokens(StandIn):
 
     @property
     def shape(self) -> torch.Size:
+        if self.form is not None:
+            return self.form
+        batch, _, channels = self.x.shape
+        return torch.Size((batch, self.prefix + self._outermost.back.group.shape[1], channels))
+
+    @property
+    def _outermost(self) -> Tokens:
         outermost = self
         while outermost.back.outer is not None:
             outermost = outermost.back.outer.before
-        batch, _, channels = self.x.shape
-        return torch.Size((batch, self.prefix + outermost.back.group.shape[1], channels))
+        return outermost
 
     @property
     def dtype(self) -> torch.dtype:
