@@ -126,9 +126,6 @@ def comparison_page() -> str | None:
         return None
     about = wrap(
         "Every method that needs no training, at the same MACs in one run: `tokensieve eval MODEL --method all --macs "
-        "0.65`. For each, the option that sets how much it removes is solved for. The rows of algm, evo-vit and mctf "
-        "are of before they followed their authors' code; at fixed settings they are measured again in "
-        "[corrected](../benchmarks/results/corrected/deit_tiny_patch16_224-float32-cpu.csv): `mctf:r=16` has 79.8 % "
-        "top-1 and KL 0.057 at 0.717 GMACs, and 74.3 % and 0.231 without log-size attention, as it was."
+        "0.65`. For each, the option that sets how much it removes is solved for."
     )
     return f"# All methods at the same MACs\n\n{NOTICE}{about}\n" + "\n".join(parts)

@@ -5,8 +5,8 @@
 
 The pages are methods.md, cli.md, families.md, results.md and comparison.md. Prose is wrapped at 120 characters.
 
-Sources: the registry (methods and families), the command line itself, docs/families.json (written by
-python -m tests.helpers.walk) and benchmarks/results/*.json (written by ``tokensieve bench``).
+Sources: the registry (methods and families), the command line itself, docs/families.json and docs/towers.json (written
+by python -m tests.helpers.walk and walk_towers) and benchmarks/results/*.json (written by ``tokensieve bench``).
 """
 
 from __future__ import annotations
@@ -149,9 +149,10 @@ def families_table() -> str:
     return table(["family", "models", "blocks"], rows)
 
 
-def walked() -> dict[str, Any] | None:
-    """What the walk over timm's model names found, or None where it has not run."""
-    source = ROOT / "docs" / "families.json"
+def walked(file: str = "families.json") -> dict[str, Any] | None:
+    """What the walk over timm's model names found, or that over transformers' classes (towers.json); None where it has
+    not run."""
+    source = ROOT / "docs" / file
     return json.loads(source.read_text(encoding="utf-8")) if source.exists() else None
 
 
@@ -166,16 +167,45 @@ def by_status(walk: dict[str, Any]) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def counts() -> str:
-    """The two counts the README states."""
-    walk = walked()
-    if walk is None:
+    """The counts the README states."""
+    walk, towers = walked(), walked("towers.json")
+    if walk is None or towers is None:
         return ""
     total, exact = len(walk["models"]), len(by_status(walk)[0])
+    found = collections.Counter(one["status"] for one in towers["models"].values())
     return wrap(
-        f"Of the {total} names that timm {walk['timm']} lists in `vision_transformer` and `eva` (ViT, DeiT, CLIP, "
-        f"SigLIP, DINOv2, DINOv3, EVA and others), **{exact}** can be reduced: a method that removes nothing leaves "
-        f"the output bit-equal (torch {walk['torch']}). **{total - exact}** are refused with a reason. "
-        "[docs/families.md](docs/families.md) names every one."
+        f"Of the {total} names that timm {walk['timm']} lists in the {len(walk['modules'])} files of plain ViTs (ViT, "
+        f"DeiT, CLIP, SigLIP, DINOv2, DINOv3, EVA, BEiT, NaFlexViT and others), **{exact}** can be reduced: a method "
+        f"that removes nothing leaves the output bit-equal (torch {walk['torch']}). **{total - exact}** are refused "
+        f"with a reason. Of the classes of transformers {towers['transformers']} that are given images and no text, "
+        f"and run from a small config, **{found['exact']}** can be reduced (CLIP, SigLIP, DINOv3, BEiT, video "
+        f"models, the towers of Qwen-VL and other vision-language models) and **{found['refused']}** are "
+        "refused, most of them no plain ViTs. [docs/families.md](docs/families.md) names every one."
+    )
+
+
+def towers_table(walk: dict[str, Any]) -> str:
+    """The classes of transformers by family, and the refused by reason."""
+    families: dict[str, list[str]] = collections.defaultdict(list)
+    refused: dict[str, list[str]] = collections.defaultdict(list)
+    for name, found in walk["models"].items():
+        kind = name.partition("/")[2]
+        if found["status"] == "exact":
+            families[found["family"]].append(kind)
+        elif found["status"] == "refused":
+            refused[found["reason"].replace(kind, "it").partition(";")[0]].append(kind)
+    unbuilt = sorted(name.partition("/")[2] for name, found in walk["models"].items() if found["status"] == "not built")
+    rows = [[f"`{family}`", str(len(kinds)), listed(sorted(kinds))] for family, kinds in sorted(families.items())]
+    said = [[reason, listed(sorted(kinds))] for reason, kinds in sorted(refused.items())]
+    return "\n".join(
+        [
+            f"### Exact: {sum(map(len, families.values()))}\n",
+            table(["family", "classes", "names"], rows),
+            f"### Refused: {sum(map(len, refused.values()))}\n",
+            table(["reason", "names"], said),
+            f"### Not built: {len(unbuilt)}\n\n"
+            + wrap("These did not run on their own from a small config, which says nothing of them: " + listed(unbuilt)),
+        ]
     )
 
 
@@ -197,6 +227,18 @@ def families_page() -> str | None:
     ]
     for reason, names in refused.items():
         parts.append(wrap(f"{reason[:1].upper()}{reason[1:]}: {listed(names)}"))
+    towers = walked("towers.json")
+    if towers is not None:
+        parts.append(
+            "## Classes of transformers\n\n"
+            + wrap(
+                f"Walked with transformers {towers['transformers']} and torch {towers['torch']} by `python -m "
+                "tests.helpers.walk_towers`: every class that is given images, or packed ones, and no text beside "
+                "them, built from a small config with random weights. What is special about a family stands in its "
+                "file in `src/tokensieve/families`."
+            )
+        )
+        parts.append(towers_table(towers))
     return "\n".join(parts)
 
 

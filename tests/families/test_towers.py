@@ -178,3 +178,12 @@ def test_sequences_before_images_are_refused() -> None:
         block.attn = nn.MultiheadAttention(48, 3)
     with pytest.raises(ts.RefusedError, match="build it with batch_first=True"):
         ts.apply(model, "tome:r=3")
+
+
+def test_maps_of_attention_are_refused() -> None:
+    if "hf-clip" not in TOWERS:
+        pytest.skip("transformers is not installed")
+    model: Any = ts.apply(tower("hf-clip", "siglip"), "tome:r=3")
+    with pytest.raises(ts.RefusedError, match="hands out no attentions"):
+        model(inputs(model, 1), output_attentions=True)
+    assert model(inputs(model, 1), output_attentions=False).last_hidden_state.shape[1] == 16

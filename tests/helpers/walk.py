@@ -145,7 +145,8 @@ def walk(chosen: Sequence[str]) -> dict[str, Any]:
         found = models[name]
         if sys.stderr.isatty() or found["status"] == "FAILED":
             print(f"{number}/{len(chosen)} {name}: {found['status']} {found['reason']}", file=sys.stderr, flush=True)
-    return {"timm": timm.__version__, "torch": torch.__version__.split("+")[0], "models": models}
+    versions = {"timm": timm.__version__, "torch": torch.__version__.split("+")[0]}
+    return {**versions, "modules": list(MODULES), "models": models}
 
 
 def main() -> int:

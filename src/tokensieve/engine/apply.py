@@ -131,7 +131,7 @@ def _attach_around(model: nn.Module, located: Located, reduction: Reduction) -> 
         grid.attach(owner, family, reduction.layout.grid)
     for entry in family.readings(model, owner):
         hooks.attach(entry)
-    hooks.refuse_masks(owner)
+    hooks.refuse_arguments(owner)
 
 
 def _is_watched(method: Method, layout: Layout) -> bool:

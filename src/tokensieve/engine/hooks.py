@@ -40,25 +40,33 @@ class RestoredHiddenStates:
 
 
 @dataclass(eq=False)
-class RefusedMask:
-    """The hook in front of a module whose tokens are reduced: an attention mask would be for those that are gone.
+class RefusedArguments:
+    """The hook in front of a module whose tokens are reduced: an attention mask would be for tokens that are gone, and
+    maps of attention are nowhere.
 
     Attributes:
-        place: of ``attention_mask`` among the arguments of the module.
+        place: of ``attention_mask`` among the arguments of the module, or None where it takes none.
     """
 
-    place: int
+    place: int | None
 
     def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Refuse a mask.
+        """Refuse a mask, and a wish for maps.
 
         Raises:
             RefusedError: there is one.
         """
-        if kwargs.get("attention_mask") is not None or any(value is not None for value in args[self.place :][:1]):
+        by_place = () if self.place is None else args[self.place :][:1]
+        if kwargs.get("attention_mask") is not None or any(value is not None for value in by_place):
             raise RefusedError(
                 "a model with reduced tokens takes no attention mask: its tokens are not where the mask expects them; "
                 "ts.remove(model) gives the dense model back"
+            )
+        if kwargs.get("output_attentions"):
+            raise RefusedError(
+                "a model with reduced tokens hands out no attentions: the fused kernel holds no map, and rows and "
+                "columns would be of fewer tokens; ts.trace(model, images) says which there are, and the dense model "
+                "gives maps after ts.remove(model) and model.set_attn_implementation('eager')"
             )
 
 
@@ -82,16 +90,18 @@ def attach(reading: Reading) -> None:
     reading.module.register_forward_hook(RestoredHiddenStates(reading.reader))
 
 
-def refuse_masks(owner: nn.Module) -> None:
-    """Refuse attention masks given to ``owner`` from now on, where it takes any."""
-    arguments = list(inspect.signature(type(owner).forward).parameters)
-    if "attention_mask" in arguments:
-        owner.register_forward_pre_hook(RefusedMask(arguments.index("attention_mask") - 1), with_kwargs=True)
+def refuse_arguments(owner: nn.Module) -> None:
+    """Refuse attention masks and wishes for attentions given to ``owner`` from now on, where it takes any."""
+    parameters = inspect.signature(type(owner).forward).parameters
+    arguments = list(parameters)
+    place = arguments.index("attention_mask") - 1 if "attention_mask" in arguments else None
+    if place is not None or any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        owner.register_forward_pre_hook(RefusedArguments(place), with_kwargs=True)
 
 
 def detach(module: nn.Module) -> None:
-    """Take what ``attach`` and ``refuse_masks`` put on ``module`` away again."""
-    drop_hooks(module, RestoredHiddenStates, RefusedMask)
+    """Take what ``attach`` and ``refuse_arguments`` put on ``module`` away again."""
+    drop_hooks(module, RestoredHiddenStates, RefusedArguments)
 
 
 def drop_hooks(module: nn.Module, *kinds: type) -> None:

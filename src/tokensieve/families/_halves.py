@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -52,6 +51,9 @@ class HalvesFamily(Family):
 
     shapes: ClassVar[Mapping[str, Halves]] = {}
 
+    def __init__(self) -> None:
+        self.known: dict[type[nn.Module], Halves] = {}  # by class, whose bases take longer to walk than a kernel
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "shapes" in vars(cls):
@@ -59,7 +61,11 @@ class HalvesFamily(Family):
 
     def halves(self, block: nn.Module) -> Halves:
         """The parts of ``block``."""
-        return _halves(type(self), type(block))  # type: ignore[arg-type]
+        kind = type(block)
+        if kind not in self.known:
+            names = (f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__)
+            self.known[kind] = next(self.shapes[name] for name in names if name in self.shapes)
+        return self.known[kind]
 
     def keywords(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         return {**kwargs, **dict(zip(self.halves(block).arguments, args, strict=False))}
@@ -95,12 +101,6 @@ class HalvesFamily(Family):
         return BlockMacs(linear_macs(attention), mlp, heads * width)
 
 
-@cache
-def _halves(family: type[HalvesFamily], kind: type[nn.Module]) -> Halves:
-    names = (f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__)
-    return next(family.shapes[name] for name in names if name in family.shapes)
-
-
 def after_norm(block: nn.Module, name: str, x: Tensor) -> Tensor:
     """``x`` behind the norm of ``block`` called ``name``, where there is one."""
     return getattr(block, name)(x) if name else x  # type: ignore[no-any-return]
@@ -122,8 +122,9 @@ def heads_of(attention: nn.Module) -> tuple[int, int]:
     for part in attention.modules():
         heads = getattr(part, "num_attention_heads", None) or getattr(part, "num_heads", None)
         width = getattr(part, "head_dim", None) or getattr(part, "attention_head_size", None)
-        if width is None and isinstance(heads, int) and isinstance(getattr(part, "qkv", None), nn.Linear):
-            width = part.qkv.out_features // (3 * heads)  # type: ignore[union-attr, operator]
+        joined = getattr(getattr(part, "qkv", None), "out_features", None)  # also of a layer that PEFT has wrapped
+        if width is None and isinstance(heads, int) and isinstance(joined, int):
+            width = joined // (3 * heads)
         if isinstance(heads, int) and isinstance(width, int):
             return heads, width
     raise AttributeError(f"{type(attention).__name__} does not say how many heads it has")

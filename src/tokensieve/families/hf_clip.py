@@ -22,6 +22,7 @@ LIKE_CLIP = {
     "clip": "CLIPEncoder",
     "clipseg": "CLIPSegEncoder",
     "git": "GitVisionEncoder",
+    "granite_docling": "GraniteDoclingEncoder",
     "idefics2": "Idefics2Encoder",
     "idefics3": "Idefics3Encoder",
     "instructblip": "InstructBlipEncoder",
@@ -29,11 +30,17 @@ LIKE_CLIP = {
     "janus": "JanusVisionEncoder",
     "kosmos2": "Kosmos2VisionEncoder",
     "metaclip_2": "MetaClip2Encoder",
+    "minicpm_ocr": "MiniCPMOcrVisionEncoder",
+    "minicpmv4_6": "MiniCPMV4_6VisionEncoder",
+    "minicpmv4_7": "MiniCPMV4_7VisionEncoder",
+    "molmo2": "Molmo2VisionEncoder",
     "owlv2": "Owlv2Encoder",
     "owlvit": "OwlViTEncoder",
     "phi4_multimodal": "Phi4MultimodalVisionEncoder",
     "siglip": "SiglipEncoder",
+    "siglip2": "Siglip2Encoder",
     "smolvlm": "SmolVLMEncoder",
+    "unlimited_ocr": "UnlimitedOcrEncoder",
 }
 
 
