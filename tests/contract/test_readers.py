@@ -256,8 +256,12 @@ def test_pytorch_grad_cam() -> None:
         return x[:, 5:].unflatten(1, (4, 5)).permute(0, 3, 1, 2)
 
     model = ts.apply(build(*FIRST[0]), "tome:r=4", taps=[2])
-    maps = cam.GradCAM(model=model, target_layers=[blocks_of(model)[2]], reshape_transform=as_grid)(images(2))
+    maps = cam.GradCAM(model=model, target_layers=[blocks_of(model)[2]], reshape_transform=as_grid)(
+        images(2), targets=None
+    )
     assert maps.shape == (2, 64, 80) and maps.max() > 0
     untapped = ts.apply(build(*FIRST[0]), "tome:r=4")
     with pytest.raises(ts.TokensieveError, match=r"taps=\[2\]"):
-        cam.GradCAM(model=untapped, target_layers=[blocks_of(untapped)[2]], reshape_transform=as_grid)(images(2))
+        cam.GradCAM(model=untapped, target_layers=[blocks_of(untapped)[2]], reshape_transform=as_grid)(
+            images(2), targets=None
+        )

@@ -16,9 +16,11 @@ import importlib
 import inspect
 import json
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,7 @@ SMALL: dict[str, Any] = {
 FIRST = ("pixel_values", "pixel_values_videos")
 NOTHING = "tome:r=0+topk:keep=1.0:sites=[1]"
 SOMETHING = ("tome:r=3", "topk:keep=0.5:sites=[1]")
+PATIENCE = 15  # seconds to build and run a dense model
 LARGE = ("inkling",)  # takes more memory than there is, whatever its config says
 
 
@@ -148,13 +151,30 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
     )
 
 
+@contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    """Raise TimeoutError when what is inside takes longer: some models are large whatever their config says."""
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"it takes longer than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def judge(kind: Any) -> dict[str, str]:
     """{"status": "exact", "refused", "not built" or "FAILED", "reason": …, "family": …} of one class."""
     try:
-        torch.manual_seed(0)
-        model = liven(kind(small(kind.config_class))).eval()
-        inputs = example(model)
-        dense = answers(model, inputs)
+        with at_most(PATIENCE):
+            torch.manual_seed(0)
+            model = liven(kind(small(kind.config_class))).eval()
+            inputs = example(model)
+            dense = answers(model, inputs)
     except Exception as error:
         return {"status": "not built", "reason": f"{type(error).__name__}: {error}".splitlines()[0][:160], "family": ""}
     try:
@@ -193,8 +213,8 @@ def walk(folders: tuple[str, ...] = ()) -> dict[str, Any]:
                 models[name] = judge(kind)
         except Exception as error:
             models[name] = {"status": "FAILED", "reason": f"{type(error).__name__}: {error}"[:300], "family": ""}
-        if models[name]["status"] == "FAILED":
-            print(f"{name}: {models[name]['reason']}", file=sys.stderr, flush=True)
+        if sys.stderr.isatty() or models[name]["status"] == "FAILED":
+            print(f"{name}: {models[name]['status']} {models[name]['reason']}", file=sys.stderr, flush=True)
     return {"transformers": transformers.__version__, "torch": torch.__version__.split("+")[0], "models": models}
 
 

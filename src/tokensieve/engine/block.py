@@ -196,7 +196,8 @@ class Site(nn.Module):
         if self.reduction.family.packed:
             x, form = packed.split(x), x.shape
         grid = running_grid() or layout.grid
-        known = grid if math.prod(grid) == x.shape[1] - layout.prefix else None
+        fits = math.prod(grid) == x.shape[1] - layout.prefix and not self.reduction.family.packed
+        known = grid if fits else None
         # Where nothing will happen, the tokens stay as they lie.
         behind = layout.behind if layout.behind and self.reduction.acts(x.shape[1] - layout.prefix) else 0
         return Tokens.start(x, layout.prefix, self.reduction.fill, known, behind, form)

@@ -6,6 +6,7 @@ _face = _Face(
     __name__,
     {
         "tokensieve.families._family": ["BlockMacs", "Family", "linear_macs"],
+        "tokensieve.families._halves": ["Halves", "HalvesFamily"],
         "tokensieve.families._layout": ["Layout"],
         "tokensieve.families._locate": ["list_families"],
         "tokensieve.families._modules": ["norm_of", "through"],

@@ -2,6 +2,8 @@
 from tokensieve.families._family import BlockMacs as BlockMacs
 from tokensieve.families._family import Family as Family
 from tokensieve.families._family import linear_macs as linear_macs
+from tokensieve.families._halves import Halves as Halves
+from tokensieve.families._halves import HalvesFamily as HalvesFamily
 from tokensieve.families._layout import Layout as Layout
 from tokensieve.families._locate import list_families as list_families
 from tokensieve.families._modules import norm_of as norm_of
@@ -13,6 +15,8 @@ from tokensieve.families._transformers import TransformersFamily as Transformers
 __all__ = [
     "BlockMacs",
     "Family",
+    "Halves",
+    "HalvesFamily",
     "Layout",
     "Reader",
     "Reading",
