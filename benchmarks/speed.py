@@ -30,7 +30,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     """What to measure."""
     several = partial(parser.add_argument, action="append")
     parser.add_argument("--preset", choices=sorted(PRESETS), help="a named set of cells; without it, the grid below")
-    several("--model", help="deit_tiny, deit_small, vit_base, vit_large or a timm name; these are repeatable")
+    several("--model", help="deit_tiny, deit_small, vit_base, vit_large, a timm name or hf:…; these are repeatable")
     several("--img-size", type=int, help="side in pixels, default 224")
     several("--batch", type=int, help="images per call, default 1 and 16")
     several("--dtype", help="fp32, bf16 or fp16, default fp32")
@@ -70,7 +70,8 @@ def chosen_cells(given: argparse.Namespace) -> list[Cell]:
     if not given.model:
         raise TokensieveError(f"nothing to measure: give --preset ({', '.join(sorted(PRESETS))}) or --model NAME")
     for name in given.model:
-        if name not in MODELS and not timm.is_model(name.partition(".")[0]):
+        of_transformers = name.startswith(("hf:", "hf-config:"))
+        if name not in MODELS and not of_transformers and not timm.is_model(name.partition(".")[0]):
             raise TokensieveError(f"unknown model {name!r}{nearest(name, [*MODELS, *timm.list_models()])}")
     for option, values in (("--img-size", given.img_size), ("--batch", given.batch)):
         if min(values or [1]) < 1:

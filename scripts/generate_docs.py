@@ -204,7 +204,7 @@ def towers_table(walk: dict[str, Any]) -> str:
             f"### Refused: {sum(map(len, refused.values()))}\n",
             table(["reason", "names"], said),
             f"### Not built: {len(unbuilt)}\n\n"
-            + wrap("These did not run on their own from a small config, which says nothing of them: " + listed(unbuilt)),
+            + wrap(f"These did not run from a small config alone, which says nothing of them: {listed(unbuilt)}"),
         ]
     )
 

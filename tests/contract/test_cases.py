@@ -8,14 +8,14 @@ import pytest
 
 from tests.helpers.cases import KINDS, cases, composed_like, fast, kinds_of, members
 from tests.helpers.models import COMPOSED, CONFIGS, DEFAULTS, FACTORIES, FIRST, METHODS, MODELS, build
-from tests.helpers.towers import TOWERS
+from tests.helpers.towers import ELSEWHERE, TOWERS
 from tokensieve.families._locate import family_of, list_families
 from tokensieve.methods import _registry as registry
 
 
 def test_every_registered_family_and_method_is_in_the_matrix() -> None:
     usable = [name for name, family in list_families().items() if family.lacking() is None]
-    known = {*FACTORIES, *TOWERS}
+    known = {*FACTORIES, *TOWERS, *ELSEWHERE}
     assert sorted(known) == sorted(usable), "give the new family small models in tests/helpers/models.py or towers.py"
     assert all(FACTORIES.values())
     assert sorted(DEFAULTS) == sorted(registry.list_methods())

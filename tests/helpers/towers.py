@@ -136,6 +136,9 @@ TOWERS: dict[str, dict[str, Factory]] = {
     },
 }
 TOWERS = {family: towers for family, towers in TOWERS.items() if list_families()[family].lacking() is None}
+# Families of towers that are called with more than images, and where they are tested.
+ELSEWHERE = {"hf-packed": "tests/families/test_packed.py"}
+ELSEWHERE = {family: file for family, file in ELSEWHERE.items() if list_families()[family].lacking() is None}
 NAMES = [(family, name) for family, towers in TOWERS.items() for name in towers]
 
 

@@ -111,6 +111,7 @@ def apply(
         take_over(block, SievedBlock)
         block.add_module(SITE, site)
         site.own = block.own()  # type: ignore[operator]
+        located.family.know(block)
     _attach_around(model, located, reduction)
     return model
 

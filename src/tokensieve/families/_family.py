@@ -120,6 +120,10 @@ class Family(ABC):
         """What ``block`` got behind its tokens, all by name."""
         return {**kwargs, **dict(zip(self.arguments, args, strict=False))}
 
+    def know(self, block: nn.Module) -> Any:
+        """Look up what a run of ``block`` asks for, now that its class is the one that runs. Default: nothing."""
+        return None
+
     def opened(self, out: Any) -> Tensor:
         """The tokens (B, L, C) in what a block of this family answers. Default: the answer itself."""
         return out  # type: ignore[no-any-return]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from tokensieve.families._family import BlockMacs, Family, linear_macs
@@ -61,11 +62,16 @@ class HalvesFamily(Family):
 
     def halves(self, block: nn.Module) -> Halves:
         """The parts of ``block``."""
-        kind = type(block)
-        if kind not in self.known:
-            names = (f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__)
-            self.known[kind] = next(self.shapes[name] for name in names if name in self.shapes)
-        return self.known[kind]
+        found = self.known.get(type(block))
+        return self.know(block) if found is None else found
+
+    def know(self, block: nn.Module) -> Halves:
+        """Look the parts of ``block`` up for good."""
+        names = (f"{base.__module__}.{base.__qualname__}" for base in type(block).__mro__)
+        found = next(self.shapes[name] for name in names if name in self.shapes)
+        if not torch.compiler.is_dynamo_compiling():
+            self.known[type(block)] = found
+        return found
 
     def keywords(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         return {**kwargs, **dict(zip(self.halves(block).arguments, args, strict=False))}
