@@ -23,7 +23,7 @@ from tokensieve.families.hf_packed import BLOCKS
 
 transformers = pytest.importorskip("transformers")
 GRID = (8, 12)
-SOON = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+SOON = ("qwen2_5_vl", "qwen3_vl")
 every_tower = pytest.mark.parametrize(
     "folder", [pytest.param(folder, marks=() if folder in SOON else pytest.mark.slow) for folder in BLOCKS]
 )

@@ -187,3 +187,19 @@ def test_maps_of_attention_are_refused() -> None:
     with pytest.raises(ts.RefusedError, match="hands out no attentions"):
         model(inputs(model, 1), output_attentions=True)
     assert model(inputs(model, 1), output_attentions=False).last_hidden_state.shape[1] == 16
+
+
+@pytest.mark.parametrize(("family", "path"), [("torchvision-vit", "self_attention"), ("open-clip", "attn")])
+def test_hooks_on_an_attention_that_runs_by_its_parts_are_refused(family: str, path: str) -> None:
+    if family not in TOWERS:
+        pytest.skip("its package is not installed")
+    model = tower(family, next(iter(TOWERS[family])))
+    attention: Any = getattr(family_of(model).family.blocks(family_of(model).owner)[1], path)
+    handle = attention.register_forward_hook(lambda *_: None)
+    with pytest.raises(ts.RefusedError, match="hooks wait for a call of a MultiheadAttention"):
+        ts.apply(model, "tome:r=3")
+    handle.remove()
+    ts.apply(model, "tome:r=3")
+    attention.register_forward_hook(lambda *_: None)
+    with pytest.raises(ts.RefusedError, match="hooks wait for a call of a MultiheadAttention"):
+        answers(model, inputs(model, 1))

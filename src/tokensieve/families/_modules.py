@@ -5,22 +5,47 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
+from tokensieve.errors import RefusedError
 from tokensieve.ops.norm import Norm
 
+COLLECTING = "transformers.utils.output_capturing"
 TIMMS = "timm.layers.norm.LayerNorm"  # by name: families are listed without timm
 
 
-def listened(module: nn.Module) -> bool:
-    """Whether hooks wait for a call of ``module``, accelerate's among them, which take the place of its forward."""
-    own = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+def listened(module: nn.Module, but: str | None = None) -> bool:
+    """Whether hooks wait for a call of ``module``, accelerate's among them, which take the place of its forward.
+
+    Args:
+        module: the module.
+        but: leave out forward hooks that come from the Python module of this name.
+    """
+    behind: object = module._forward_hooks
+    if but is not None:
+        behind = any(getattr(hook, "__module__", None) != but for hook in module._forward_hooks.values())
     return bool(
-        own
+        behind
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
         or "forward" in vars(module)
         or hooks._global_forward_hooks
         or hooks._global_forward_pre_hooks
         or hooks._global_backward_hooks
         or hooks._global_backward_pre_hooks
     )
+
+
+def refuse_listeners(module: nn.Module) -> None:
+    """Refuse hooks on a module whose parts a reduced model runs without a call of it.
+
+    Raises:
+        RefusedError: somebody waits for a call of ``module``; what transformers puts there to collect outputs may.
+    """
+    if listened(module, COLLECTING):
+        raise RefusedError(
+            f"hooks wait for a call of a {type(module).__name__}, whose layers a model with reduced tokens runs one by "
+            "one: put them on the layers inside or on the block, or ts.remove(model) first"
+        )
 
 
 def through(x: Tensor, *modules: nn.Module) -> Tensor:

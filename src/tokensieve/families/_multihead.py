@@ -9,9 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokensieve.families._modules import refuse_listeners
+
 
 def multihead(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
     """(B, L, C), what ``attention`` answers where ``x`` (B, L, C) attends to itself."""
+    refuse_listeners(attention)
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
     heads = F.linear(x, weight, bias).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
     queries, keys, values = heads.unbind(0)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokensieve.families._halves import Halves
+from tokensieve.families._modules import refuse_listeners
 from tokensieve.families._transformers import TransformersFamily
 from tokensieve.families.hf_clip import CLIP
 
@@ -39,6 +40,7 @@ class HfMLCD(TransformersFamily):
         angles = kwargs["position_embeddings"]
         if angles[0].dim() == 2:
             return super().attention(block, x, **kwargs)
+        refuse_listeners(block.self_attn)
         attention, normed = block.self_attn, block.layer_norm1(x)
         heads = [layer(normed).unflatten(2, (attention.num_heads, -1)) for layer in (
             attention.q_proj, attention.k_proj, attention.v_proj

@@ -15,6 +15,7 @@ from tokensieve.attention.tap import Tap
 from tokensieve.attention.windows import WindowRows
 from tokensieve.families._halves import Halves
 from tokensieve.families._layout import Layout
+from tokensieve.families._modules import refuse_listeners
 from tokensieve.families._transformers import TransformersFamily
 from tokensieve.ops.rows import take_rows
 
@@ -120,6 +121,7 @@ class HfPacked(TransformersFamily):
 
 def _attend(attention: Any, x: Tensor, angles: list[Tensor]) -> Tensor:
     """(B, L, C), the answer of an attention to ``x`` at the places of these ``angles`` (B, L, D)."""
+    refuse_listeners(attention)
     queries, keys, values = (part.unflatten(2, (-1, attention.head_dim)) for part in _projected(attention, x))
     if hasattr(attention, "q_norm"):
         queries, keys = attention.q_norm(queries), attention.k_norm(keys)
