@@ -1,4 +1,4 @@
-"""Towers of transformers as their users run them: pipelines, Trainer, adapters, weights of eight bits, saved, exported."""
+"""Towers of transformers as their users run them: pipelines, Trainer, adapters, eight bits, saved and exported."""
 
 from __future__ import annotations
 
