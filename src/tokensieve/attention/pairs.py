@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from tokensieve.ops.moving import behind_prefix
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,7 @@ class Pairs:
         """(B, H, P + M, P + M) out of the ``bias`` (B or 1, H, P + N, P + N) of all tokens."""
         if self.positions is None:
             return bias
-        places = F.pad(self.positions + self.prefix, (self.prefix, 0))
-        places[:, : self.prefix] = torch.arange(self.prefix, device=places.device)
+        places = behind_prefix(self.positions, self.prefix)
         rows, columns = places[:, None, :, None], places[:, None, None, :]
         images = torch.arange(len(places), device=places.device) if bias.shape[0] > 1 else places.new_zeros(1)
         heads = torch.arange(bias.shape[1], device=places.device)

@@ -49,8 +49,3 @@ class WindowRows(Rows):
             out[places] = answer.transpose(1, 2).to(out.dtype)
         whole = torch.empty_like(out).index_copy(0, order, out)
         return whole.view(batch, length, heads, -1).transpose(1, 2)
-
-    def pairs(self, images: int) -> float:
-        """How many pairs of tokens attend to one another, mean over ``images``."""
-        counts = torch.unique(self.windows, return_counts=True)[1]
-        return float(counts.square().sum()) / images

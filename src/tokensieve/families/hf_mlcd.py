@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,6 +14,7 @@ from tokensieve.families._halves import Halves
 from tokensieve.families._modules import refuse_listeners
 from tokensieve.families._transformers import TransformersFamily
 from tokensieve.families.hf_clip import CLIP
+from tokensieve.ops.moving import behind_prefix
 
 
 class HfMLCD(TransformersFamily):
@@ -32,8 +32,7 @@ class HfMLCD(TransformersFamily):
     in_parts = True
 
     def reindex(self, block: nn.Module, kwargs: dict[str, Any], positions: Tensor, prefix: int) -> dict[str, Any]:
-        places = F.pad(positions + prefix, (prefix, 0))
-        places[:, :prefix] = torch.arange(prefix, device=places.device)
+        places = behind_prefix(positions, prefix)
         return {**kwargs, "position_embeddings": [angles[places] for angles in kwargs["position_embeddings"]]}
 
     def attention(self, block: Any, x: Tensor, **kwargs: Any) -> Tensor:
