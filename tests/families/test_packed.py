@@ -88,10 +88,49 @@ def test_exact_where_nothing_is_removed_and_reduced_where_something_is(folder: s
     assert same(run(ts.remove(model), inputs), dense)
 
 
-def test_images_of_different_sizes_and_blocks_by_themselves_are_refused() -> None:
+@every_tower
+def test_images_of_different_sizes_each_lose_their_own_number(folder: str) -> None:
+    model = tower(folder)
+    sizes = (GRID, (8, 8), GRID, (12, 12))
+    inputs = packed(model, *sizes)
+    dense = run(model, inputs)
+    assert same(run(ts.apply(model, "tome:r=0+topk:keep=1.0:sites=[1]"), inputs), dense)
+    name = next(iter(inputs))
+    counts = [rows * columns for rows, columns in sizes]
+    for spec in KINDS:
+        ts.apply(ts.remove(model), spec)
+        reduced = run(model, inputs)
+        assert [part.shape for part in reduced] == [part.shape for part in dense] and not same(reduced, dense)
+        alone = [
+            run(model, {name: patches, "grid_thw": grid.unsqueeze(0)})
+            for patches, grid in zip(inputs[name].split(counts), inputs["grid_thw"], strict=True)
+        ]
+        for every, *images in zip(reduced, *alone, strict=True):
+            torch.testing.assert_close(torch.cat(images), every, rtol=1e-4, atol=1e-4)
+    assert same(run(ts.remove(model), inputs), dense)
+
+
+def test_what_images_of_different_sizes_cannot_do() -> None:
     model: Any = ts.apply(tower("qwen2_vl"), "tome:r=10")
-    with pytest.raises(ts.RefusedError, match="images of 64, 96 patches are packed in one row"):
-        run(model, packed(model, GRID, (8, 8)))
+    with pytest.raises(ts.TokensieveError, match="trace images of one size at a time"):
+        ts.trace(model, packed(model, GRID, (8, 8)))
+
+
+def test_gradients_and_hidden_states_of_images_of_different_sizes() -> None:
+    model: Any = tower("qwen3_vl")
+    inputs = packed(model, GRID, (8, 8))
+    dense = model(**inputs, output_hidden_states=True).hidden_states
+    reduced = ts.apply(model, "tome:r=10:sites=[1]")(**inputs, output_hidden_states=True).hidden_states  # type: ignore[operator]
+    assert [type(part) for part in reduced] == [Tensor] * len(dense)
+    assert [part.shape for part in reduced] == [part.shape for part in dense]
+    assert torch.equal(reduced[1], dense[1]) and not torch.equal(reduced[2], dense[2])
+    tapped: Any = ts.apply(ts.remove(model), "tome:r=10:sites=[1]", taps=[1, 2])
+    sum(part.square().mean() for part in tensors(tapped(**inputs))).backward()  # type: ignore[union-attr]
+    assert all(weight.grad is not None for weight in model.blocks[0].parameters())
+
+
+def test_blocks_by_themselves_are_refused() -> None:
+    model: Any = ts.apply(tower("qwen2_vl"), "tome:r=10")
     with pytest.raises(ts.RefusedError, match="run without the tower around them"):
         model.blocks[0](torch.randn(96, 48), cu_seqlens=torch.tensor([0, 96]), position_embeddings=None)
 

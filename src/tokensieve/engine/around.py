@@ -16,7 +16,7 @@ from tokensieve.engine.reduction import Reduction, fill_for
 from tokensieve.engine.takeover import TakenOver
 from tokensieve.errors import RefusedError
 from tokensieve.families._family import taken_apart
-from tokensieve.tokens.state import Tokens
+from tokensieve.tokens.stand_in import StandIn
 
 REDUCTION = "_tokensieve_reduction"  # the attribute of the owner that holds its reduction
 
@@ -139,7 +139,7 @@ def _followed(owner: Any) -> Reduction:
 
 
 def _whole(value: Any) -> Any:
-    if isinstance(value, Tokens):
+    if isinstance(value, StandIn):
         return value.restore("last")
     if isinstance(value, dict):
         return {key: _whole(v) for key, v in value.items()}

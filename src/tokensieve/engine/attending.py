@@ -71,8 +71,8 @@ class Attending:
     def call(self, tokens: Tokens, block: nn.Module, kwargs: dict[str, Any]) -> Call:
         """Lay out the attention of ``tokens``; ``kwargs`` are those of the ``block`` for all tokens of the image."""
         packs = True
-        if kwargs and (tokens.version or self.family.packed):
-            placed = self.family.reindex(block, kwargs, tokens.table.rep, tokens.prefix)
+        if tokens.form is not None or (kwargs and tokens.version):
+            placed = self._placed(tokens, block, kwargs)
             packs, kwargs = placed is kwargs, placed  # rotary angles lie as the padded tokens do
         if kwargs.get("windows") is not None and tokens.table.alive is not None:
             windows = kwargs["windows"]  # slots that hold no token are in some window that is not empty
@@ -85,9 +85,17 @@ class Attending:
         read = own or shares or (bool(tokens.riders) and bool(_attending(tokens)))
         parts = tokens.version > 0 and (self.family.biased or self.family.in_parts)
         added = bias is not None or self.share < 1 or parts
-        acts = bool(self.turns.steps) or bool(self.turns.watchers)
+        acts = bool(self.turns.watchers) or self.turns.acts(visible(tokens))
         plain = not (read or added or acts or any(entry.after_attention for entry in tokens.back.parked))
         return Call(kwargs, tokens.x.shape[1], tokens.table.mask, bias, own, rows, plain)
+
+    def _placed(self, tokens: Tokens, block: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of the ``block`` for the tokens that are there."""
+        positions, form = tokens.table.rep, tokens.form
+        if form is None:
+            return self.family.reindex(block, kwargs, positions, tokens.prefix)
+        told = {**kwargs, **form.told} if form.told else kwargs
+        return self.family.reindex(block, told, form.places(positions), tokens.prefix)
 
     def rows(self, tokens: Tokens) -> Rows:
         """How the tokens lie where the layers of the block run."""

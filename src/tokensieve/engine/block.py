@@ -25,12 +25,16 @@ from tokensieve.engine.takeover import TakenOver
 from tokensieve.engine.turns import Turns
 from tokensieve.errors import RefusedError, TokensieveError
 from tokensieve.families._family import taken_apart
+from tokensieve.families._layout import Grid
 from tokensieve.methods._method import Method
 from tokensieve.methods._view import BlockSignals
 from tokensieve.ops.norm import Norm
 from tokensieve.tokens import link
+from tokensieve.tokens.form import Form, InRow, Map
 from tokensieve.tokens.record import Stage
 from tokensieve.tokens.restore import returning, visible
+from tokensieve.tokens.several import Several
+from tokensieve.tokens.stand_in import StandIn
 from tokensieve.tokens.state import Tokens
 
 BESIDE = "_tokensieve_state"  # the attribute of a tensor out of a tapped block that holds the compact state
@@ -46,14 +50,21 @@ class Beside:
         version: of that tensor, which counts changes in place; None where nothing counts them.
     """
 
-    tokens: Tokens
+    tokens: Tokens | Several
     restored: Tensor
     version: int | None
 
-    def state(self, x: Tensor) -> Tokens:
+    def state(self, x: Tensor) -> Tokens | Several:
         """The state for the block behind, given what came there of the tensor that was handed on."""
         waited_for = bool(x._backward_hooks) or x.retains_grad or getattr(x, BESIDE, None) is None
-        return link.through(self.tokens, self.restored, x) if waited_for and x.requires_grad else self.tokens
+        if not waited_for or not x.requires_grad:
+            return self.tokens
+        if isinstance(self.tokens, Several):
+            raise RefusedError(
+                "something waits for the gradient of a tapped block in which images of several sizes are packed: give "
+                "the tower images of one size"
+            )
+        return link.through(self.tokens, self.restored, x)
 
 
 def version_of(x: Tensor) -> int | None:
@@ -121,40 +132,58 @@ class Site(nn.Module):
     def extra_repr(self) -> str:
         return ", ".join(f"{step.method.point}: {step.method}" for step in self.turns.steps)
 
-    def run(self, block: SievedBlock, x: Tensor | Tokens, kwargs: dict[str, Any]) -> Tensor | Tokens:
-        """Run ``block`` on ``x``: a plain (B, L, C) tensor at the first site, ``Tokens`` behind it."""
+    def run(self, block: SievedBlock, x: Tensor | StandIn, kwargs: dict[str, Any]) -> Tensor | StandIn:
+        """Run ``block`` on ``x``: a plain tensor at the first site, the state of what went before behind it."""
         if kwargs:
             refuse_block_mask(kwargs, self.reduction.family.biased)
         running.at_block(self.block)
         if block._backward_hooks or block._backward_pre_hooks:
             self._need_tensors()
+        state = self.state_of(block, x)
+        if isinstance(state, Tokens):
+            return self._hand_on(self._run(block, state, kwargs))
+        # Images of several sizes each lose their own number of tokens; where nothing happens the row stays one.
+        entered = [self._enter(block, part, kwargs) for part in state.parts]
+        if all(call.plain for _, call in entered):
+            outputs = state.split(block.dense(state.row([part.x for part, _ in entered]), **kwargs))
+            behind = [self._ran(part, x, call) for (part, call), x in zip(entered, outputs, strict=True)]
+        else:
+            behind = [self._run_parts(block, part, call) for part, call in entered]
+        return self._hand_on_several(Several(tuple(behind)))
+
+    def _run(self, block: SievedBlock, tokens: Tokens, kwargs: dict[str, Any]) -> Tokens:
+        """The state behind ``block``."""
+        tokens, call = self._enter(block, tokens, kwargs)
+        if not call.plain:
+            return self._run_parts(block, tokens, call)
+        if tokens.form is None:
+            return self._ran(tokens, block.dense(tokens.x, **call.kwargs), call)
+        out = block.dense(tokens.form.given(tokens.x), **kwargs)
+        return self._ran(tokens, tokens.form.taken(out), call)
+
+    def _enter(self, block: SievedBlock, tokens: Tokens, kwargs: dict[str, Any]) -> tuple[Tokens, Call]:
+        """Methods act before the block; then its attention is laid out: positions, sizes and padding of the tokens."""
+        if self.turns.at["before"]:
+            tokens = self.turns.act(tokens, "before", block.training)
+        return tokens, self.attending.call(tokens, block, kwargs)
+
+    def _run_parts(self, block: SievedBlock, tokens: Tokens, call: Call) -> Tokens:
+        """The state behind the block, which runs in its halves with the methods around them."""
         training, turns = block.training, self.turns
-        # 1. The state is taken in from the block before.
-        tokens = self.state_of(x)
-        # 2. Methods act before the block.
-        if turns.at["before"]:
-            tokens = turns.act(tokens, "before", training)
-        # 3. The attention is laid out: positions, sizes and padding of the tokens that are there.
-        call = self.attending.call(tokens, block, kwargs)
-        if call.plain:
-            if tokens.form is None:
-                return self._hand_on(self._ran(tokens, block.dense(tokens.x, **call.kwargs), call, training))
-            x = block.dense(tokens.x.reshape(tokens.form), **kwargs)
-            return self._hand_on(self._ran(tokens, x.view_as(tokens.x), call, training))
-        # 4. The tokens attend.
+        # 1. The tokens attend.
         entered = tokens
         tokens, signals = self.attending.run(tokens, block, call)
         if turns.watchers and signals is not None:
             tokens = turns.watch(tokens, entered, signals)
-        # 5. Methods act in the middle.
+        # 2. Methods act in the middle.
         if turns.at["middle"]:
             tokens = turns.act(tokens, "middle", training, signals, self._next_norm(block, tokens))
-        # 6. Tokens that skipped the attention alone return.
+        # 3. Tokens that skipped the attention alone return.
         tokens, signals = self._return(tokens, signals)
-        # 7. The MLP runs.
-        tokens = self._ran(tokens, self._mlp(block, tokens), call, training)
-        # 8. Methods act after the block, and the state is handed on.
-        return self._hand_on(turns.act(tokens, "after", training, signals) if turns.at["after"] else tokens)
+        # 4. The MLP runs.
+        tokens = self._ran(tokens, self._mlp(block, tokens), call)
+        # 5. Methods act after the block.
+        return turns.act(tokens, "after", training, signals) if turns.at["after"] else tokens
 
     def _need_tensors(self) -> None:
         """Backward hooks on the block see gradients of tensors only.
@@ -171,35 +200,50 @@ class Site(nn.Module):
                 "gradients"
             )
 
-    def state_of(self, x: Tensor | Tokens) -> Tokens:
-        """The state that the block before handed on, or a first one from a tensor (B, L, C) out of a dense block.
+    def state_of(self, block: nn.Module, x: Tensor | StandIn) -> Tokens | Several:
+        """The state that the block before handed on, or a first one from the tokens out of a dense block.
 
         Raises:
             RefusedError: the block before was to hand on a state and did not, or is another one than it was.
         """
-        if isinstance(x, Tokens):
-            if x.stages and x.stages[-1].block != self.block - 1:
+        if isinstance(x, (Tokens, Several)):
+            stages = (x if isinstance(x, Tokens) else x.parts[0]).stages
+            if stages and stages[-1].block != self.block - 1:
                 raise RefusedError(
-                    f"block {self.block} ran behind block {x.stages[-1].block}: the list of blocks was changed after "
+                    f"block {self.block} ran behind block {stages[-1].block}: the list of blocks was changed after "
                     "ts.apply; call ts.remove(model), change it, and apply again"
                 )
             if not torch.compiler.is_compiling() and x.written():
                 raise TokensieveError(x.cannot("be changed in place, also in parts"))
             return x
+        assert isinstance(x, Tensor)
         beside = beside_of(x)
         if beside is not None:
             return beside.state(x)
         before = self.block - 1
         if before >= self.reduction.first and before not in self.reduction.taps:
             raise RefusedError(running.not_asked(before))
-        layout, form = self.reduction.layout, None
-        if self.reduction.family.packed:
-            x, form = packed.split(x), x.shape
-        grid = running_grid() or layout.grid
-        fits = math.prod(grid) == x.shape[1] - layout.prefix and not self.reduction.family.packed
-        known = grid if fits else None
+        if not self.reduction.family.packed:
+            return self._first(x, self.reduction.family.form(block, x))
+        forms = packed.forms(x)
+        if len(forms) == 1:
+            return self._first(x, forms[0][0])
+        images = [[x[start : start + length] for start in form.starts] for form, length in forms]
+        return Several(tuple(self._first(torch.cat(part), form) for part, (form, _) in zip(images, forms, strict=True)))
+
+    def _first(self, x: Tensor, form: Form | None) -> Tokens:
+        """The state in which nothing has happened yet to ``x``, as the model has it."""
+        layout = self.reduction.layout
+        if form is not None:
+            x = form.taken(x)
+        count = x.shape[1] - layout.prefix
+        known: Grid | None = running_grid() or layout.grid
+        if isinstance(form, Map):
+            known = form.grid
+        elif isinstance(form, InRow) or math.prod(known or ()) != count:
+            known = None
         # Where nothing will happen, the tokens stay as they lie.
-        behind = layout.behind if layout.behind and self.reduction.acts(x.shape[1] - layout.prefix) else 0
+        behind = layout.behind if layout.behind and self.reduction.acts(count) else 0
         return Tokens.start(x, layout.prefix, self.reduction.fill, known, behind, form)
 
     def _next_norm(self, block: SievedBlock, tokens: Tokens) -> Norm | None:
@@ -232,35 +276,43 @@ class Site(nn.Module):
         rows = self.attending.rows(tokens)
         return rows.unpack(family.mlp(block, rows.pack(tokens.x)))
 
-    def _ran(self, tokens: Tokens, x: Tensor, call: Call, training: bool) -> Tokens:
+    def _ran(self, tokens: Tokens, x: Tensor, call: Call) -> Tokens:
         """The state after the block's MLP, which gave ``x``."""
         table = tokens.table
         stage = Stage(self.block, call.attended, x.shape[1], table.alive, call.seen, table.mask, call.saved)
         tokens = tokens.changed(x=x, stages=(*tokens.stages, stage))
         for method in self.followers:
-            tokens = method.behind(tokens, self.block, self.reduction.layout, training)
+            tokens = method.behind(tokens, self.block, self.reduction.layout, self.training)
         return tokens
 
-    def _hand_on(self, tokens: Tokens) -> Tensor | Tokens:
-        # Those due before the next block return here: the caller of the blocks holds what one hands to the next.
+    def _due(self, tokens: Tokens) -> Tokens:
+        """The state with those back that are due before the next block: the caller of the blocks holds what one hands
+        to the next."""
         if tokens.back.parked or tokens.back.outer is not None:
-            tokens = returning(tokens, self.block + 1)
-        out: Tensor | Tokens = self(tokens)  # a module's call, so that hooks on the site see it
+            return returning(tokens, self.block + 1)
+        return tokens
+
+    def _hand_on(self, tokens: Tokens) -> Tensor | StandIn:
+        out: Tensor | StandIn = self(self._due(tokens))  # a module's call, so that hooks on the site see it
         return out
 
-    def forward(self, tokens: Tokens) -> Tensor | Tokens:
+    def _hand_on_several(self, state: Several) -> Tensor | StandIn:
+        out: Tensor | StandIn = self(state.map(self._due))
+        return out
+
+    def forward(self, state: Tokens | Several) -> Tensor | StandIn:
         """What leaves the block: the state, or after the last block and where it is tapped every original token."""
         if self.last:
-            return tokens.restore()
+            return state.restore()
         if not self.tapped:
-            return tokens
-        restored = tokens.restore("last")
+            return state
+        restored = state.restore("last")
         # Another tensor than the state may hold; with gradients one of its own, so that they can be told apart.
         wanted = restored.requires_grad and torch.is_grad_enabled()
         whole = restored.clone() if wanted else restored.view_as(restored)
         if whole.is_inference() and whole.is_cpu and not torch.compiler.is_compiling():
             whole = restored.clone()  # nobody counts changes there, so that values are compared
-        setattr(whole, BESIDE, Beside(tokens, restored, version_of(whole)))
+        setattr(whole, BESIDE, Beside(state, restored, version_of(whole)))
         return whole
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from tokensieve.errors import RefusedError
 from tokensieve.families._reading import Reader, Reading
-from tokensieve.tokens.state import Tokens
+from tokensieve.tokens.stand_in import StandIn
 
 
 @dataclass(eq=False)
@@ -34,7 +34,7 @@ class RestoredHiddenStates:
             return part
         read = range(len(part)) if self.reader is None else self.reader.reads()
         return tuple(
-            state.restore("last") if isinstance(state, Tokens) and number in read else state
+            state.restore("last") if isinstance(state, StandIn) and number in read else state
             for number, state in enumerate(part)
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,15 +12,17 @@ from torch import Tensor, nn
 from tokensieve.engine.hooks import drop_hooks
 from tokensieve.errors import RefusedError
 from tokensieve.families._family import Family
+from tokensieve.tokens.form import InRow
 
 _LENGTHS: ContextVar[tuple[int, ...] | None] = ContextVar("tokensieve_lengths", default=None)
 
 
-def split(x: Tensor) -> Tensor:
-    """(B, N, C), the images of a row ``x`` (T, C) that goes through the blocks.
+def forms(x: Tensor) -> list[tuple[InRow, int]]:
+    """Where the images of a row ``x`` (T, C) are that goes through the blocks, those of one size together, and how many
+    patches each of these has.
 
     Raises:
-        RefusedError: they differ in their number of patches, or nobody knows how many there are.
+        RefusedError: nobody knows how many patches each has.
     """
     lengths = _LENGTHS.get()
     if lengths is None or sum(lengths) != len(x):
@@ -27,12 +30,10 @@ def split(x: Tensor) -> Tensor:
             "the blocks of a tower of packed images were run without the tower around them, which says how many "
             "patches each image has: call the tower"
         )
-    if len(set(lengths)) > 1:
-        raise RefusedError(
-            f"images of {', '.join(map(str, sorted(set(lengths))))} patches are packed in one row: with methods "
-            "applied give the tower images of one size at a time"
-        )
-    return x.view(len(lengths), lengths[0], x.shape[1])
+    starts: dict[int, list[int]] = {}
+    for start, length in zip(accumulate(lengths, initial=0), lengths, strict=False):
+        starts.setdefault(length, []).append(start)
+    return [(InRow(x.shape, tuple(found), len(lengths)), length) for length, found in starts.items()]
 
 
 @dataclass(eq=False)

@@ -62,6 +62,11 @@ def trace(model: nn.Module, x: Tensor | Mapping[str, Any]) -> Trace:
             "the run left no record: the blocks ran in a graph that was made before, or without their methods; trace "
             "the model before it is compiled or captured"
         )
+    if states and not isinstance(states[-1], Tokens):
+        raise TokensieveError(
+            "the record of a run is of images that lose as many tokens each, and these differ in size: trace images of "
+            "one size at a time"
+        )
     if not states:
         return Trace(dense, (), None)
     return Trace(dense + states[-1].stages, states[-1].events, states[-1])

@@ -121,6 +121,11 @@ class Turns:
         """
         return any(step.method.ragged or self.budget(step, tokens) < tokens.count for step in self.at["middle"])
 
+    def acts(self, tokens: Tokens) -> bool:
+        """Whether a method will do anything in the middle of this block or behind it."""
+        later = (step for point in ("middle", "after") for step in self.at[point])
+        return any(step.method.ragged or self.budget(step, tokens) < tokens.count for step in later)
+
     def observe(self, tokens: Tokens, signals: BlockSignals) -> None:
         """Let the methods that act after the block keep what they want of its attention."""
         assert signals.attended is not None

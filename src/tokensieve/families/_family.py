@@ -13,6 +13,7 @@ from tokensieve.attention.tap import Tap
 from tokensieve.families._layout import Grid, Layout
 from tokensieve.families._reading import Reading
 from tokensieve.ops.norm import Norm
+from tokensieve.tokens.form import Form
 
 POOLS_OVER_PATCHES = ("avg", "avgmax", "max", "map")
 # What torch.compile and torch's checkpoint wrapper call the module that they are put around.
@@ -182,6 +183,10 @@ class Family(ABC):
         """Where outputs carry the hidden states between blocks, inner ones first. Default: nowhere."""
         return []
 
+    def form(self, block: nn.Module, x: Tensor) -> Form | None:
+        """How ``block`` has its tokens ``x``, where that is not (B, L, C). Default: it is that."""
+        return None
+
     @abstractmethod
     def attention(self, block: nn.Module, x: Tensor, **kwargs: Any) -> Tensor:
         """``x`` (B, L, C) after the attention half of the block, residual included."""
@@ -214,5 +219,9 @@ class Family(ABC):
         """What the block costs."""
 
     def reindex(self, block: nn.Module, kwargs: dict[str, Any], positions: Tensor, prefix: int) -> dict[str, Any]:
-        """The keyword arguments of ``block`` for tokens at original patch ``positions`` (B, M). Default: unchanged."""
+        """The keyword arguments of ``block`` for tokens at original patch ``positions`` (B, M). Default: unchanged.
+
+        Where the model has its tokens in a ``form``, ``kwargs`` hold what that tells besides, and the positions are the
+        places that it gives.
+        """
         return kwargs

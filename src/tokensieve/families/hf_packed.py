@@ -17,7 +17,6 @@ from tokensieve.families._halves import Halves
 from tokensieve.families._layout import Layout
 from tokensieve.families._modules import refuse_listeners
 from tokensieve.families._transformers import TransformersFamily
-from tokensieve.ops.rows import take_rows
 
 PACKED = Halves(
     norm1="norm1",
@@ -97,14 +96,10 @@ class HfPacked(TransformersFamily):
         return tuple(rows * columns for frames, rows, columns in grid.tolist() for _ in range(frames))
 
     def reindex(self, block: nn.Module, kwargs: dict[str, Any], positions: Tensor, prefix: int) -> dict[str, Any]:
-        images, borders = len(positions), kwargs["cu_seqlens"]
-        angles = [angle.unflatten(0, (images, -1)) for angle in kwargs["position_embeddings"]]
-        windows = None
-        if len(borders) - 1 != images:
-            every = torch.arange(images * angles[0].shape[1], device=positions.device)
-            numbers = torch.bucketize(every, borders[1:].to(every), right=True)
-            windows = numbers.unflatten(0, (images, -1)).gather(1, positions)
-        return {"angles": [take_rows(angle, positions) for angle in angles], "windows": windows}
+        borders, windows = kwargs["cu_seqlens"], None
+        if len(borders) - 1 != kwargs["images"]:
+            windows = torch.bucketize(positions, borders[1:].to(positions), right=True)
+        return {"angles": [angle[positions] for angle in kwargs["position_embeddings"]], "windows": windows}
 
     def attention(self, block: nn.Module, x: Tensor, **kwargs: Any) -> Tensor:
         return self.tapped(block, x, Tap(), **kwargs)
@@ -112,7 +107,8 @@ class HfPacked(TransformersFamily):
     def tapped(self, block: nn.Module, x: Tensor, tap: Tap, **kwargs: Any) -> Tensor:
         if x.dim() == 2:  # the row as the model has it
             every = torch.arange(len(x), device=x.device).unsqueeze(0)
-            return self.tapped(block, x.unsqueeze(0), tap, **self.reindex(block, kwargs, every, 0)).squeeze(0)
+            placed = self.reindex(block, {**kwargs, "images": 1}, every, 0)
+            return self.tapped(block, x.unsqueeze(0), tap, **placed).squeeze(0)
         if kwargs["windows"] is not None:
             tap.rows = WindowRows(kwargs["windows"])
         with tap:
@@ -120,20 +116,28 @@ class HfPacked(TransformersFamily):
 
 
 def _attend(attention: Any, x: Tensor, angles: list[Tensor]) -> Tensor:
-    """(B, L, C), the answer of an attention to ``x`` at the places of these ``angles`` (B, L, D)."""
+    """(B, L, C), the answer of an attention to ``x`` at the places of these ``angles`` (B, L, D), where it has any."""
     refuse_listeners(attention)
     queries, keys, values = (part.unflatten(2, (-1, attention.head_dim)) for part in _projected(attention, x))
     if hasattr(attention, "q_norm"):
         queries, keys = attention.q_norm(queries), attention.k_norm(keys)
-    rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb_vision
-    queries, keys = rotate(queries, keys, *angles)
+    if angles:
+        rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb_vision
+        queries, keys = rotate(queries, keys, *angles)
     queries, keys, values = (part.transpose(1, 2) for part in (queries, keys, values))
     groups = queries.shape[1] // keys.shape[1]
     if groups > 1:
         keys, values = (part.repeat_interleave(groups, dim=1) for part in (keys, values))
-    dropout = attention.attention_dropout if attention.training else 0.0
-    out = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, scale=attention.scaling)
-    return attention.proj(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+    dropout = named(attention, "attention_dropout", "dropout") or 0.0 if attention.training else 0.0
+    scale = named(attention, "scaling", "scale")
+    out = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, scale=scale)
+    joined: Tensor = named(attention, "proj", "out_proj", "o_proj")(out.transpose(1, 2).flatten(2))
+    return joined
+
+
+def named(attention: nn.Module, *names: str) -> Any:
+    """The first of these attributes that ``attention`` has, or None."""
+    return next((getattr(attention, name) for name in names if hasattr(attention, name)), None)
 
 
 def _projected(attention: Any, x: Tensor) -> tuple[Tensor, ...]:

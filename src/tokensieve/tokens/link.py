@@ -21,7 +21,7 @@ def through(tokens: Tokens, restored: Tensor, now: Tensor) -> Tokens:
 
     Args:
         tokens: the state that was restored.
-        restored: (B, P + N, C) what was restored, and handed out as an equal tensor of its own.
+        restored: (B, P + N, C), or as the model has it, what was restored, and handed out as an equal tensor.
         now: that tensor, or what came of it on its way.
 
     Raises:
@@ -33,7 +33,8 @@ def through(tokens: Tokens, restored: Tensor, now: Tensor) -> Tokens:
             "of all patches and the tensor of all tokens has no gradient of its own: put it on a block before, or look "
             "at a method that merges or drops tokens"
         )
-    nothing = in_front(now - restored, tokens.prefix, tokens.behind)
+    nothing = now - restored
+    nothing = in_front(nothing if tokens.form is None else tokens.form.taken(nothing), tokens.prefix, tokens.behind)
     parked = tuple(
         changed(entry, before=entry.before.changed(x=_linked(entry.before, nothing))) for entry in tokens.back.parked
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from torch import Tensor
 
@@ -25,6 +25,10 @@ class StandIn:
     def whole(self) -> Tensor:
         """The tensor that it stands in for."""
         raise NotImplementedError  # each subclass has its own
+
+    def restore(self, fill: Literal["last", "mean"] | None = None) -> Tensor:
+        """Every original token, those that are gone as ``fill`` says; default: as the model was reduced with."""
+        raise NotImplementedError
 
     def cannot(self, what: str) -> str:
         """Why ``what`` is refused, and what to do instead."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from tokensieve.ops.moving import put_back
+from tokensieve.tokens.form import Form
 from tokensieve.tokens.node import register
 from tokensieve.tokens.record import Event, Stage
 from tokensieve.tokens.restore import restore
@@ -85,7 +86,7 @@ class Tokens(StandIn):
         riders: by name, what else travels along, see ``rider.Rider``.
         normed: (B, P + M, C) ``x`` behind the norm that reads it next, where the move had it on its way; else None.
         behind: how many of the prefix tokens, the last of them, the model has behind the patches.
-        form: the shape in which the model has its tokens, where that is not (B, P + N, C).
+        form: how the model has its tokens, where that is not (B, P + N, C).
     """
 
     x: Tensor
@@ -100,7 +101,7 @@ class Tokens(StandIn):
     riders: Mapping[str, Rider] = field(default_factory=dict)
     normed: Tensor | None = None
     behind: int = 0
-    form: torch.Size | None = None
+    form: Form | None = None
 
     @staticmethod
     def start(
@@ -109,7 +110,7 @@ class Tokens(StandIn):
         fill: Fill = "last",
         grid: tuple[int, ...] | None = None,
         behind: int = 0,
-        form: torch.Size | None = None,
+        form: Form | None = None,
     ) -> Tokens:
         """The state in which nothing has happened yet to ``x`` (B, P + N, C), as the model has it."""
         x = in_front(x, prefix, behind)
@@ -206,7 +207,7 @@ class Tokens(StandIn):
         """
         whole = restore(self, self.back.fill if fill is None else fill)
         whole = in_place(whole, self.prefix, self.behind)
-        return whole if self.form is None else whole.reshape(self.form)
+        return whole if self.form is None else self.form.given(whole)
 
     def whole(self) -> Tensor:
         """(B, P + N, C) the tokens as a layer that is read hands them out: the same tensor to every reader."""
@@ -250,7 +251,7 @@ class Tokens(StandIn):
     @property
     def shape(self) -> torch.Size:
         if self.form is not None:
-            return self.form
+            return self.form.shape
         batch, _, channels = self.x.shape
         return torch.Size((batch, self.prefix + self._outermost.back.group.shape[1], channels))
 

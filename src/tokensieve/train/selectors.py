@@ -16,7 +16,7 @@ from tokensieve.engine.block import Site
 from tokensieve.errors import TokensieveError
 from tokensieve.families._locate import family_of
 from tokensieve.ops.attention import row_blocks
-from tokensieve.tokens.state import Tokens
+from tokensieve.tokens.stand_in import StandIn
 from tokensieve.train.objective import Objective
 
 BLOCK = 64  # query rows held at a time
@@ -57,7 +57,7 @@ def attention_of(model: nn.Module, x: Tensor, wanted: Iterable[int] | None = Non
     found: dict[int, Attended] = {}
 
     def read(number: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tokens = args[0].restore("last") if isinstance(args[0], Tokens) else args[0]
+        tokens = args[0].restore("last") if isinstance(args[0], StandIn) else args[0]
         tap = Tap()
         family.tapped(block, tokens, tap, **kwargs)
         found[number] = tap.attended()
