@@ -1,0 +1,119 @@
+"""How a model has the tokens of a state where that is not (B, P + N, C): as a map, or all images in one row."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Form(ABC):
+    """A model's own way to have the tokens of a batch, without prefix tokens.
+
+    Attributes:
+        shape: of the tensor that the model has.
+    """
+
+    shape: torch.Size
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a family is told of it where it runs the parts of a block, beside the block's own arguments."""
+        return {}
+
+    def places(self, positions: Tensor) -> Tensor:
+        """(B, M), the ``positions`` (B, M) of patches in their images as that family is told them."""
+        return positions
+
+    @abstractmethod
+    def taken(self, x: Tensor) -> Tensor:
+        """(B, N, C) from ``x`` as the model has it."""
+
+    @abstractmethod
+    def given(self, tokens: Tensor) -> Tensor:
+        """``tokens`` (B, N, C) as the model has them."""
+
+
+@dataclass(frozen=True)
+class Map(Form):
+    """Maps of tokens, (B, H, W, C), or with their channels along another axis.
+
+    Attributes:
+        shape: of the maps.
+        channels: the axis of the channels.
+    """
+
+    shape: torch.Size
+    channels: int = 3
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """The axes of the patches, (H, W)."""
+        return tuple(side for axis, side in enumerate(self.shape) if axis not in (0, self.channels))
+
+    @property
+    def told(self) -> dict[str, Any]:
+        return {"grid": self.grid}
+
+    def taken(self, x: Tensor) -> Tensor:
+        return x.movedim(self.channels, -1).flatten(1, -2)
+
+    def given(self, tokens: Tensor) -> Tensor:
+        maps: Tensor = tokens.unflatten(1, self.grid)  # type: ignore[no-untyped-call]
+        return maps.movedim(-1, self.channels)
+
+
+@dataclass(frozen=True)
+class Tubes(Form):
+    """Clips whose tokens of one place lie one behind the other, frame by frame: each place is one wide token.
+
+    Attributes:
+        shape: (B, P + N · frames, C).
+        prefix: P, the prefix tokens, of which there is one for all frames.
+        frames: T, of the clip.
+    """
+
+    shape: torch.Size
+    prefix: int
+    frames: int
+
+    def taken(self, x: Tensor) -> Tensor:
+        batch = len(x)
+        front = x[:, : self.prefix].repeat(1, 1, self.frames)
+        return torch.cat([front, x[:, self.prefix :].reshape(batch, -1, front.shape[2])], dim=1)
+
+    def given(self, tokens: Tensor) -> Tensor:
+        width = self.shape[2]
+        places = tokens[:, self.prefix :].reshape(len(tokens), -1, width)
+        return torch.cat([tokens[:, : self.prefix, :width], places], dim=1)
+
+
+@dataclass(frozen=True)
+class InRow(Form):
+    """Images of one size in a row (T, C), in which there may be others as well.
+
+    Attributes:
+        shape: (T, C).
+        starts: where each image begins.
+        images: how many there are in the row.
+    """
+
+    shape: torch.Size
+    starts: tuple[int, ...]
+    images: int
+
+    @property
+    def told(self) -> dict[str, Any]:
+        return {"images": self.images}
+
+    def places(self, positions: Tensor) -> Tensor:
+        return positions + torch.tensor(self.starts, device=positions.device).unsqueeze(1)
+
+    def taken(self, x: Tensor) -> Tensor:
+        return x.reshape(len(self.starts), -1, self.shape[1])
+
+    def given(self, tokens: Tensor) -> Tensor:
+        return tokens.reshape(self.shape)
