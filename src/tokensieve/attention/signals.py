@@ -24,6 +24,7 @@ class Attended:
         outputs: (B, H, L, D) what every head gave, A·V, or None where no method asked for it.
         floor: (B, H, 1, 1) the entries of ``attention_rows`` below it are 0, see ``sparse.with_floor``; or None. What
             kernels sum up on their way, ``cls_row`` and ``received``, is of the whole map.
+        own: how many of the channels of queries and keys are theirs; those behind carry relative positions. None: all.
         between: (B or 1, H, L, L) what was added to the logits of each pair of tokens, beside ``bias``; or None.
     """
 
@@ -36,6 +37,7 @@ class Attended:
     outputs: Tensor | None = None
     floor: Tensor | None = None
     between: Tensor | None = None
+    own: int | None = None
 
 
 def first_keys(attended: Attended, length: int) -> Attended:
@@ -44,7 +46,8 @@ def first_keys(attended: Attended, length: int) -> Attended:
     queries, keys, values = (part[:, :, :length] for part in (attended.queries, attended.keys, attended.values))
     outputs = None if attended.outputs is None else attended.outputs[:, :, :length]
     between = None if attended.between is None else attended.between[:, :, :length, :length]
-    return Attended(queries, keys, values, attended.scale, bias, outputs=outputs, floor=attended.floor, between=between)
+    scale, floor, own = attended.scale, attended.floor, attended.own
+    return Attended(queries, keys, values, scale, bias, outputs=outputs, floor=floor, between=between, own=own)
 
 
 def logits(attended: Attended, rows: slice = slice(None), scaled: bool = True) -> Tensor:

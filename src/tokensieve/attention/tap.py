@@ -30,6 +30,9 @@ class Tap(TorchFunctionMode):
 
     With ``pairs``, the mask of a call is a bias for each pair of tokens of the whole sequence.
 
+    With ``own_channels`` the channels of queries and keys behind these carry relative positions, and those of values
+    nothing, see ``positions.folded``.
+
     With packed ``rows`` the model's calls are on the tokens of all images in one row; ``attended`` shows them padded.
 
     Write ``tap = Tap()`` and then ``with tap:``; TorchDynamo does not trace ``with Tap() as tap``. In ``with tap:``
@@ -47,6 +50,7 @@ class Tap(TorchFunctionMode):
         self.rows: Rows = PADDED
         self.share = 1.0
         self.pairs: Pairs | None = None
+        self.own_channels: int | None = None
         self.between: list[Tensor] = []
         self.floors: list[Tensor] = []
         self.class_row: Tensor | None = None
@@ -179,10 +183,13 @@ class Tap(TorchFunctionMode):
         if self.rows is not PADDED:
             queries, keys, values = (self.rows.unpack_heads(part) for part in (queries, keys, values))
             outputs = None if outputs is None else self.rows.unpack_heads(outputs)
+        own = self.own_channels
+        if own is not None:
+            values, outputs = values[..., :own], None if outputs is None else outputs[..., :own]
         class_row = self.class_row if len(self.calls) == 1 else None
         floor = torch.cat(self.floors, dim=1) if self.floors else None
         between = torch.cat(self.between, dim=1) if self.between else None
-        return Attended(queries, keys, values, scale, self.bias, class_row, outputs, floor, between)
+        return Attended(queries, keys, values, scale, self.bias, class_row, outputs, floor, between, own)
 
 
 def _saving() -> Any:

@@ -23,17 +23,18 @@ class RestoredHiddenStates:
         """The output of ``module``, with the hidden states that are read restored."""
         if isinstance(output, tuple):
             return type(output)(self._restored(part) for part in output)
-        hidden = getattr(output, "hidden_states", None)
-        if hidden is not None:
-            output["hidden_states"] = self._restored(hidden)
+        for name, part in output.items() if isinstance(output, dict) else ():
+            restored = self._restored(part)
+            if restored is not part:
+                output[name] = restored
         return output
 
     def _restored(self, part: Any) -> Any:
         """``part``, or where it is a sequence of states the tensors of those that are read."""
-        if not isinstance(part, (tuple, list)):
+        if not isinstance(part, (tuple, list)) or not any(isinstance(state, StandIn) for state in part):
             return part
         read = range(len(part)) if self.reader is None else self.reader.reads()
-        return tuple(
+        return type(part)(
             state.restore("last") if isinstance(state, StandIn) and number in read else state
             for number, state in enumerate(part)
         )

@@ -18,7 +18,9 @@ from tokensieve.errors import RefusedError, TokensieveError
 from tokensieve.families._family import Family, own_input_size, taken_apart
 from tokensieve.families._locate import Located, family_of, irreducible
 from tokensieve.families._multihead import as_written
+from tokensieve.tokens.form import Form
 
+PARTS = 4.0  # times the root of what a dtype resolves: how far an attention by its parts may be from the model's own
 PROBE = "_tokensieve_probe"  # the attribute of a block that holds its probe
 
 
@@ -83,13 +85,15 @@ class Probe:
         family: runs the block in halves.
         name: of the block, for sentences.
         taps: whether its attention must use the fused kernel.
-        shape: of what went into it; None before it ran.
+        prefix: P, the prefix tokens of the model.
+        shape: of the tokens that went into it; None before it ran.
         problem: what is wrong with it, or None.
     """
 
     family: Family
     name: str
     taps: bool
+    prefix: int = 0
     shape: tuple[int, ...] | None = None
     problem: str | None = None
     out: Any = None
@@ -98,18 +102,35 @@ class Probe:
         """The block's own answer, compared bit by bit with that of its two halves."""
         with as_written():
             out = block.dense(x, *args, **kwargs)
-        self.shape, self.out = tuple(x.shape), out
+        form = self.family.form(block, x)
+        self.shape, self.out = tuple((x if form is None else form.taken(x)).shape), out
         try:
             tap = Tap()
             tap.pairs = Pairs(None, 0) if self.family.biased else None
-            half = self.family.tapped(block, x, tap, **self.family.keywords(block, args, kwargs))
-            if self.taps:
+            named = self.family.keywords(block, args, kwargs)
+            half = self.family.tapped(block, x, tap, **named)
+            if self.taps and form is None:
                 tap.check()
             if not torch.equal(self.family.mlp(block, half), self.family.opened(out)):
                 self.problem = f"{self.name} differs from its two halves, which must do all that its forward does"
+            elif form is not None:
+                self.problem = self._of_parts(block, x, form, named, half)
         except (AttributeError, TypeError, RuntimeError, RefusedError) as error:
             self.problem = f"{self.name}: {error}"
         return out
+
+    def _of_parts(self, block: nn.Module, x: Tensor, form: Form, kwargs: dict[str, Any], half: Tensor) -> str | None:
+        """What is wrong where the attention runs by its parts on all tokens, as it does once tokens have moved."""
+        tokens, expected = form.taken(x), form.taken(half)
+        positions = torch.arange(tokens.shape[1] - self.prefix, device=x.device).expand(len(tokens), -1)
+        placed = self.family.reindex(block, {**kwargs, **form.told}, form.places(positions), self.prefix)
+        tap = Tap()
+        found = self.family.tapped(block, tokens, tap, **placed)
+        tap.check()
+        error = ((found - expected).abs().max() / expected.abs().max()).item()
+        if error <= PARTS * torch.finfo(x.dtype).eps ** 0.5:
+            return None
+        return f"{self.name} attends otherwise by its parts, which differ by {error:.1%} of the largest value"
 
     def handed_on(self, block: nn.Module, args: Any, out: Any) -> None:
         """The forward hook behind all others: what leaves the block must be what its forward gave."""
@@ -150,9 +171,10 @@ def _probed(located: Located, taps: bool) -> Iterator[list[Probe]]:
             "every depth a block of its own (copy.deepcopy)"
         )
     probes, handles = [], []
+    prefix = located.family.layout(located.owner).prefix
     try:
         for number, block in enumerate(blocks):
-            probe = Probe(located.family, f"block {number} ({type(block).__name__})", taps)
+            probe = Probe(located.family, f"block {number} ({type(block).__name__})", taps, prefix)
             probes.append(probe)
             take_over(block, ProbedBlock)
             vars(block)[PROBE] = probe

@@ -86,7 +86,7 @@ def settle(
         )
     chosen = fill_for(pools if fill == "auto" else fill == "mean")
     watched = (block for method in methods for block in method.watches(layout.depth))
-    first = 0 if family.packed else min([*plan, *watched], default=layout.depth)
+    first = 0 if family.in_parts else min([*plan, *watched], default=layout.depth)
     return Reduction(family, layout, methods, chosen, rounding, masked, first, taps, fill == "auto", plan)
 
 

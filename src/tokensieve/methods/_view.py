@@ -268,21 +268,21 @@ class View:
     def queries(self) -> Tensor:
         """(B, M, D) queries, mean over heads, in float32 or better."""
         signals, attended = self._read("queries")
-        return self._per_token(attended.queries, signals)
+        return self._per_token(attended.queries[..., : attended.own], signals)
 
     @property
     def keys(self) -> Tensor:
         """(B, M, D) keys, mean over heads, in float32 or better; of merged tokens the mean of their members."""
         signals, attended = self._read("keys")
-        return self._per_token(attended.keys, signals)
+        return self._per_token(attended.keys[..., : attended.own], signals)
 
     @property
     def head_keys(self) -> Tensor:
         """(B, H, M, D) keys; (B, 1, M, D), their mean over heads, where tokens moved since the attention."""
         signals, attended = self._read("keys")
         if signals.moves:
-            return self._per_token(attended.keys, signals).unsqueeze(1)
-        return attended.keys[:, :, self.layout.prefix :]
+            return self.keys.unsqueeze(1)
+        return attended.keys[:, :, self.layout.prefix :, : attended.own]
 
     @property
     def values(self) -> Tensor:
