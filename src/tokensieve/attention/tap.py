@@ -30,6 +30,8 @@ class Tap(TorchFunctionMode):
 
     With ``pairs``, the mask of a call is a bias for each pair of tokens of the whole sequence.
 
+    With ``as_given`` calls are recorded and run as the model makes them, with whatever mask they have.
+
     With ``own_channels`` the channels of queries and keys behind these carry relative positions, and those of values
     nothing, see ``positions.folded``.
 
@@ -51,6 +53,7 @@ class Tap(TorchFunctionMode):
         self.share = 1.0
         self.pairs: Pairs | None = None
         self.own_channels: int | None = None
+        self.as_given = False
         self.between: list[Tensor] = []
         self.floors: list[Tensor] = []
         self.class_row: Tensor | None = None
@@ -97,6 +100,10 @@ class Tap(TorchFunctionMode):
             raise RefusedError(
                 "the attention of a block with methods in it is compiled by itself: compile the block or the model"
             )
+        if self.as_given and self.rows is PADDED:
+            self.calls.append((query, key, value, scale))
+            how = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, **others}
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, **how)
         between = None
         if attn_mask is not None and self.pairs is not None and attn_mask.is_floating_point():
             between, attn_mask = self.pairs.present(attn_mask), None

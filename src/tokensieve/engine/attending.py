@@ -15,9 +15,11 @@ from tokensieve.attention.pairs import Pairs
 from tokensieve.attention.shared import SharedMaps, SharingTap
 from tokensieve.attention.signals import Attended, first_keys
 from tokensieve.attention.tap import Tap
+from tokensieve.engine import padding
 from tokensieve.engine.reduction import Reduction
 from tokensieve.engine.turns import Turns
 from tokensieve.methods._view import BlockSignals
+from tokensieve.tokens.form import Padded
 from tokensieve.tokens.restore import visible
 from tokensieve.tokens.state import Tokens
 
@@ -71,6 +73,8 @@ class Attending:
     def call(self, tokens: Tokens, block: nn.Module, kwargs: dict[str, Any]) -> Call:
         """Lay out the attention of ``tokens``; ``kwargs`` are those of the ``block`` for all tokens of the image."""
         packs = True
+        if padding.mask_in(kwargs) is not None and not self.family.biased:
+            kwargs = padding.unmasked(kwargs)  # what is padding is not among the tokens
         if tokens.form is not None or (kwargs and tokens.version):
             placed = self._placed(tokens, block, kwargs)
             packs, kwargs = placed is kwargs, placed  # rotary angles lie as the padded tokens do
@@ -94,6 +98,8 @@ class Attending:
         positions, form = tokens.table.rep, tokens.form
         if form is None:
             return self.family.reindex(block, kwargs, positions, tokens.prefix)
+        if isinstance(form, Padded):
+            kwargs = {name: form.of_images(value) for name, value in kwargs.items()}
         told = {**kwargs, **form.told} if form.told else kwargs
         return self.family.reindex(block, told, form.places(positions), tokens.prefix)
 

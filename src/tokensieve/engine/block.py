@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokensieve.engine import packed, running
+from tokensieve.engine import packed, padding, running
 from tokensieve.engine.attending import Attending, Call
 from tokensieve.engine.grid import running_grid
 from tokensieve.engine.hooks import refuse_block_mask
@@ -30,7 +30,7 @@ from tokensieve.methods._method import Method
 from tokensieve.methods._view import BlockSignals
 from tokensieve.ops.norm import Norm
 from tokensieve.tokens import link
-from tokensieve.tokens.form import Form, InRow, Map
+from tokensieve.tokens.form import Form, Map, Share
 from tokensieve.tokens.record import Stage
 from tokensieve.tokens.restore import returning, visible
 from tokensieve.tokens.several import Several
@@ -139,17 +139,17 @@ class Site(nn.Module):
         running.at_block(self.block)
         if block._backward_hooks or block._backward_pre_hooks:
             self._need_tensors()
-        state = self.state_of(block, x)
+        state = self.state_of(block, x, kwargs)
         if isinstance(state, Tokens):
             return self._hand_on(self._run(block, state, kwargs))
         # Images of several sizes each lose their own number of tokens; where nothing happens the row stays one.
         entered = [self._enter(block, part, kwargs) for part in state.parts]
-        if all(call.plain for _, call in entered):
-            outputs = state.split(block.dense(state.row([part.x for part, _ in entered]), **kwargs))
-            behind = [self._ran(part, x, call) for (part, call), x in zip(entered, outputs, strict=True)]
-        else:
-            behind = [self._run_parts(block, part, call) for part, call in entered]
-        return self._hand_on_several(Several(tuple(behind)))
+        if all(call.plain and not part.version for part, call in entered):
+            out = block.dense(state.joined([part.x for part, _ in entered]), **kwargs)
+            calls = iter(entered)
+            return self._hand_on_several(state.ran(out, lambda part, x: self._ran(part, x, next(calls)[1])))
+        behind = tuple(self._run_parts(block, part, call) for part, call in entered)
+        return self._hand_on_several(replace(state, parts=behind))
 
     def _run(self, block: SievedBlock, tokens: Tokens, kwargs: dict[str, Any]) -> Tokens:
         """The state behind ``block``."""
@@ -157,7 +157,8 @@ class Site(nn.Module):
         if not call.plain:
             return self._run_parts(block, tokens, call)
         if tokens.form is None:
-            return self._ran(tokens, block.dense(tokens.x, **call.kwargs), call)
+            given = call.kwargs if tokens.version else kwargs
+            return self._ran(tokens, block.dense(tokens.x, **given), call)
         out = block.dense(tokens.form.given(tokens.x), **kwargs)
         return self._ran(tokens, tokens.form.taken(out), call)
 
@@ -200,7 +201,7 @@ class Site(nn.Module):
                 "gradients"
             )
 
-    def state_of(self, block: nn.Module, x: Tensor | StandIn) -> Tokens | Several:
+    def state_of(self, block: nn.Module, x: Tensor | StandIn, kwargs: dict[str, Any]) -> Tokens | Several:
         """The state that the block before handed on, or a first one from the tokens out of a dense block.
 
         Raises:
@@ -223,13 +224,16 @@ class Site(nn.Module):
         before = self.block - 1
         if before >= self.reduction.first and before not in self.reduction.taps:
             raise RefusedError(running.not_asked(before))
-        if not self.reduction.family.packed:
-            return self._first(x, self.reduction.family.form(block, x))
-        forms = packed.forms(x)
-        if len(forms) == 1:
-            return self._first(x, forms[0][0])
-        images = [[x[start : start + length] for start in form.starts] for form, length in forms]
-        return Several(tuple(self._first(torch.cat(part), form) for part, (form, _) in zip(images, forms, strict=True)))
+        family, mask = self.reduction.family, None
+        forms: Sequence[Share] = ()
+        if family.packed:
+            forms = packed.forms(x)
+        elif not family.biased and not torch.compiler.is_compiling():
+            mask = padding.mask_in(kwargs)
+            forms = () if mask is None else padding.forms(mask, x, self.reduction.layout.prefix)
+        if not forms or (len(forms) == 1 and family.packed):
+            return self._first(x, forms[0] if forms else family.form(block, x))
+        return Several(tuple(self._first(x, form) for form in forms), x)
 
     def _first(self, x: Tensor, form: Form | None) -> Tokens:
         """The state in which nothing has happened yet to ``x``, as the model has it."""
@@ -237,10 +241,11 @@ class Site(nn.Module):
         if form is not None:
             x = form.taken(x)
         count = x.shape[1] - layout.prefix
-        known: Grid | None = running_grid() or layout.grid
+        running = running_grid()
+        known: Grid | None = layout.grid if running is None else running
         if isinstance(form, Map):
             known = form.grid
-        elif isinstance(form, InRow) or math.prod(known or ()) != count:
+        elif isinstance(form, Share) or not known or math.prod(known) != count:
             known = None
         # Where nothing will happen, the tokens stay as they lie.
         behind = layout.behind if layout.behind and self.reduction.acts(count) else 0

@@ -18,7 +18,7 @@ _RUNNING: ContextVar[Grid | None] = ContextVar("tokensieve_grid", default=None)
 
 
 def running_grid() -> Grid | None:
-    """(rows, columns) of the image that runs now; None where it is the model's own or not known."""
+    """(rows, columns) of the image that runs now, () where it is not known; None: the model's own."""
     return _RUNNING.get()
 
 
@@ -29,8 +29,8 @@ def run_on(grid: Grid | None) -> None:
 
 
 def unless_own(grid: Grid | None, own: Grid) -> Grid | None:
-    """What ``running_grid`` answers for ``grid`` in a model whose own is ``own``."""
-    return None if grid == own else grid
+    """What ``running_grid`` answers for ``grid``, None where it is not known, in a model whose own is ``own``."""
+    return None if grid == own else grid or ()
 
 
 @contextmanager

@@ -6,7 +6,8 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from tokensieve.errors import RefusedError
 from tokensieve.families._reading import Reader, Reading
@@ -72,14 +73,15 @@ class RefusedArguments:
 
 
 def refuse_block_mask(kwargs: dict[str, Any], biased: bool) -> None:
-    """Refuse masks among a block's arguments; those that say nothing stay, since a block may ask for them, and so do
-    those of a ``biased`` family, which are no masks.
+    """Refuse masks among a block's arguments; those that say nothing stay, since a block may ask for them, those that
+    may be of padding (``engine.padding``), and those of a ``biased`` family, which are no masks.
 
     Raises:
         RefusedError: there is one.
     """
     masks = [] if biased else [kwargs.get(name) for name in ("attn_mask", "attention_mask")]
-    if any(mask is not None for mask in masks) or kwargs.get("is_causal", False):
+    compiling = torch.compiler.is_compiling()  # what a mask hides is not known there
+    if any(mask is not None for mask in masks if compiling or not isinstance(mask, Tensor)) or kwargs.get("is_causal"):
         raise RefusedError(
             "a model with reduced tokens takes no attn_mask, attention_mask or is_causal: its tokens are not where "
             "the mask expects them; ts.remove(model) gives the dense model back"

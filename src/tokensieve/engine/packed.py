@@ -17,9 +17,8 @@ from tokensieve.tokens.form import InRow
 _LENGTHS: ContextVar[tuple[int, ...] | None] = ContextVar("tokensieve_lengths", default=None)
 
 
-def forms(x: Tensor) -> list[tuple[InRow, int]]:
-    """Where the images of a row ``x`` (T, C) are that goes through the blocks, those of one size together, and how many
-    patches each of these has.
+def forms(x: Tensor) -> list[InRow]:
+    """Where the images of a row ``x`` (T, C) are that goes through the blocks, those of one size together.
 
     Raises:
         RefusedError: nobody knows how many patches each has.
@@ -33,7 +32,7 @@ def forms(x: Tensor) -> list[tuple[InRow, int]]:
     starts: dict[int, list[int]] = {}
     for start, length in zip(accumulate(lengths, initial=0), lengths, strict=False):
         starts.setdefault(length, []).append(start)
-    return [(InRow(x.shape, tuple(found), len(lengths)), length) for length, found in starts.items()]
+    return [InRow(x.shape, tuple(found), length, len(lengths)) for length, found in starts.items()]
 
 
 @dataclass(eq=False)

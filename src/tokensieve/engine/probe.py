@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokensieve.attention.pairs import Pairs
 from tokensieve.attention.tap import Tap
 from tokensieve.engine.running import is_compiled
 from tokensieve.engine.takeover import TakenOver, give_back, take_over
@@ -106,7 +105,7 @@ class Probe:
         self.shape, self.out = tuple((x if form is None else form.taken(x)).shape), out
         try:
             tap = Tap()
-            tap.pairs = Pairs(None, 0) if self.family.biased else None
+            tap.as_given = True
             named = self.family.keywords(block, args, kwargs)
             half = self.family.tapped(block, x, tap, **named)
             if self.taps and form is None:
@@ -231,8 +230,8 @@ def _run(model: nn.Module, located: Located, probe: Any) -> None:
         model(**probe)
     elif probe is not None:
         model(probe)
-    elif located.family.packed:
-        located.owner(**located.family.example(located.owner))
+    elif (example := located.family.example(located.owner)) is not None:
+        located.owner(**example)
     elif located.family.images is None or getattr(model, "main_input_name", "pixel_values") == located.family.images:
         model(probe_input(model))
     else:

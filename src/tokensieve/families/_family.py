@@ -157,9 +157,10 @@ class Family(ABC):
         """The shape of one input of ``owner``: (C, H, W) of an image, (T, C, H, W) of a clip."""
         return self.input_size(owner)
 
-    def example(self, owner: nn.Module) -> dict[str, Any]:
-        """What ``owner`` is called with on an image that stands for others, by name, where that is no image alone."""
-        raise NotImplementedError(f"{self.name} takes images")
+    def example(self, owner: nn.Module) -> dict[str, Any] | None:
+        """What ``owner`` is called with on an image that stands for others, by name, where that is no image alone;
+        None: it is."""
+        return None
 
     def lengths(self, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...] | None:
         """How many patches each image of a call of ``owner`` has, where images are ``packed``."""

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokensieve.ops.moving import behind_prefix
+
 
 class Form(ABC):
     """A model's own way to have the tokens of a batch, without prefix tokens.
@@ -91,18 +93,28 @@ class Tubes(Form):
         return torch.cat([tokens[:, : self.prefix, :width], places], dim=1)
 
 
+class Share(Form):
+    """Images of one size in a tensor in which there are others as well."""
+
+    @abstractmethod
+    def put(self, whole: Tensor, tokens: Tensor) -> None:
+        """Write ``tokens`` (B, P + N, C) to their places in ``whole``, as the model has it."""
+
+
 @dataclass(frozen=True)
-class InRow(Form):
+class InRow(Share):
     """Images of one size in a row (T, C), in which there may be others as well.
 
     Attributes:
         shape: (T, C).
         starts: where each image begins.
+        length: N, the patches of each.
         images: how many there are in the row.
     """
 
     shape: torch.Size
     starts: tuple[int, ...]
+    length: int
     images: int
 
     @property
@@ -113,7 +125,48 @@ class InRow(Form):
         return positions + torch.tensor(self.starts, device=positions.device).unsqueeze(1)
 
     def taken(self, x: Tensor) -> Tensor:
-        return x.reshape(len(self.starts), -1, self.shape[1])
+        if len(self.starts) == self.images:
+            return x.reshape(len(self.starts), -1, self.shape[1])
+        return torch.stack([x[start : start + self.length] for start in self.starts])
 
     def given(self, tokens: Tensor) -> Tensor:
         return tokens.reshape(self.shape)
+
+    def put(self, whole: Tensor, tokens: Tensor) -> None:
+        for start, image in zip(self.starts, tokens.unbind(0), strict=True):
+            whole[start : start + len(image)] = image
+
+
+@dataclass(frozen=True, eq=False)
+class Padded(Share):
+    """Images with as many patches in a batch (B, P + N, C) in which all are padded to one length.
+
+    Attributes:
+        shape: of the batch.
+        prefix: P.
+        images: (B',) int64, which of the batch they are.
+        kept: (B', N') int64, the patches that are no padding.
+    """
+
+    shape: torch.Size
+    prefix: int
+    images: Tensor
+    kept: Tensor
+
+    def of_images(self, value: Any) -> Any:
+        """What a block is given for every image, for these alone: a tensor (B, L, …); all else as it is."""
+        batched = isinstance(value, Tensor) and value.dim() > 2 and len(value) == self.shape[0]
+        return value[self.images] if batched else value
+
+    def places(self, positions: Tensor) -> Tensor:
+        return self.kept.gather(1, positions)
+
+    def taken(self, x: Tensor) -> Tensor:
+        places = behind_prefix(self.kept, self.prefix)
+        return x[self.images.unsqueeze(1), places]
+
+    def given(self, tokens: Tensor) -> Tensor:
+        raise NotImplementedError("what is padding has a value of its own: tokens.several.Several holds it")
+
+    def put(self, whole: Tensor, tokens: Tensor) -> None:
+        whole[self.images.unsqueeze(1), behind_prefix(self.kept, self.prefix)] = tokens

@@ -1,4 +1,4 @@
-"""The state of images of several sizes in one row: each size has a state of its own."""
+"""The state of images of several sizes in one tensor: each size has a state of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokensieve.tokens.form import InRow
+from tokensieve.tokens.form import Share
 from tokensieve.tokens.node import register
 from tokensieve.tokens.stand_in import StandIn
 from tokensieve.tokens.state import READ, Fill, Tokens
@@ -17,39 +17,37 @@ from tokensieve.tokens.state import READ, Fill, Tokens
 
 @dataclass(frozen=True, eq=False)
 class Several(StandIn):
-    """The images of a row (T, C), those of one size together.
+    """The images of a row (T, C) or of a padded batch (B, L, C), those of one size together.
 
     Attributes:
-        parts: a state for each size.
+        parts: a state for each size, whose form is a ``Share``.
+        last: what the model last had itself, and where padding keeps its value.
     """
 
     parts: tuple[Tokens, ...]
+    last: Tensor
 
     def map(self, change: Callable[[Tokens], Tokens]) -> Several:
         """The same with every state changed."""
         return replace(self, parts=tuple(change(part) for part in self.parts))
 
     def restore(self, fill: Fill | None = None) -> Tensor:
-        """(T, C), every patch of every image, as ``Tokens.restore`` gives them."""
-        return self.row([replace(part, form=None).restore(fill) for part in self.parts])
+        """Every patch of every image as the model has them, restored as ``Tokens.restore`` does."""
+        return self.joined([replace(part, form=None).restore(fill) for part in self.parts])
 
-    def row(self, images: list[Tensor]) -> Tensor:
-        """(T, C) in the order of the row, given (B, N, C) of each size."""
-        placed = {
-            start: image
-            for part, several in zip(self.parts, images, strict=True)
-            for start, image in zip(_form(part).starts, several.unbind(0), strict=True)
-        }
-        return torch.cat([placed[start] for start in sorted(placed)])
+    def joined(self, images: list[Tensor]) -> Tensor:
+        """What the model has where those of each size are ``images`` (B, P + N, C)."""
+        whole = self.last.clone()
+        for part, tokens in zip(self.parts, images, strict=True):
+            _form(part).put(whole, tokens)
+        return whole
 
-    def split(self, row: Tensor) -> list[Tensor]:
-        """(B, N, C) of each size out of a ``row`` (T, C)."""
-        return [
-            torch.stack([row[start : start + part.originals] for start in _form(part).starts]) for part in self.parts
-        ]
+    def ran(self, x: Tensor, run: Callable[[Tokens, Tensor], Tokens]) -> Several:
+        """The state behind a block that gave ``x`` of all images at once, as ``run`` makes it of each part."""
+        return Several(tuple(run(part, _form(part).taken(x)) for part in self.parts), x)
 
     def whole(self) -> Tensor:
-        """(T, C) the tokens as a layer that is read hands them out."""
+        """The tokens as a layer that is read hands them out."""
         read = self.__dict__.get(READ)
         if read is None or read[2] != torch.is_grad_enabled():
             row = self.restore("last")
@@ -69,7 +67,9 @@ class Several(StandIn):
         """The state on another device; in another dtype a tensor of all tokens."""
         moved = [part.to(*args, **kwargs) for part in self.parts]
         parts = tuple(part for part in moved if isinstance(part, Tokens))
-        return replace(self, parts=parts) if len(parts) == len(moved) else self.whole().to(*args, **kwargs)
+        if len(parts) < len(moved):
+            return self.whole().to(*args, **kwargs)
+        return Several(parts, self.last.to(*args, **kwargs))
 
     @property
     def shape(self) -> torch.Size:
@@ -84,9 +84,9 @@ class Several(StandIn):
         return self.parts[0].device
 
 
-def _form(part: Tokens) -> InRow:
-    assert isinstance(part.form, InRow)
+def _form(part: Tokens) -> Share:
+    assert isinstance(part.form, Share)
     return part.form
 
 
-register(Several, ("parts",))
+register(Several, ("parts", "last"))
