@@ -284,7 +284,8 @@ class Site(nn.Module):
     def _ran(self, tokens: Tokens, x: Tensor, call: Call) -> Tokens:
         """The state after the block's MLP, which gave ``x``."""
         table = tokens.table
-        stage = Stage(self.block, call.attended, x.shape[1], table.alive, call.seen, table.mask, call.saved)
+        windows = call.kwargs.get("windows"), call.kwargs.get("beyond")
+        stage = Stage(self.block, call.attended, x.shape[1], table.alive, call.seen, table.mask, call.saved, *windows)
         tokens = tokens.changed(x=x, stages=(*tokens.stages, stage))
         for method in self.followers:
             tokens = method.behind(tokens, self.block, self.reduction.layout, self.training)

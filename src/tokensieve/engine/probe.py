@@ -108,21 +108,24 @@ class Probe:
             tap.as_given = True
             named = self.family.keywords(block, args, kwargs)
             half = self.family.tapped(block, x, tap, **named)
-            if self.taps and form is None:
+            if self.taps and not self.family.in_parts:
                 tap.check()
             if not torch.equal(self.family.mlp(block, half), self.family.opened(out)):
                 self.problem = f"{self.name} differs from its two halves, which must do all that its forward does"
-            elif form is not None:
+            elif self.family.in_parts and not self.family.packed:
                 self.problem = self._of_parts(block, x, form, named, half)
         except (AttributeError, TypeError, RuntimeError, RefusedError) as error:
             self.problem = f"{self.name}: {error}"
         return out
 
-    def _of_parts(self, block: nn.Module, x: Tensor, form: Form, kwargs: dict[str, Any], half: Tensor) -> str | None:
+    def _of_parts(
+        self, block: nn.Module, x: Tensor, form: Form | None, kwargs: dict[str, Any], half: Tensor
+    ) -> str | None:
         """What is wrong where the attention runs by its parts on all tokens, as it does once tokens have moved."""
-        tokens, expected = form.taken(x), form.taken(half)
+        tokens, expected = (x, half) if form is None else (form.taken(x), form.taken(half))
         positions = torch.arange(tokens.shape[1] - self.prefix, device=x.device).expand(len(tokens), -1)
-        placed = self.family.reindex(block, {**kwargs, **form.told}, form.places(positions), self.prefix)
+        told = kwargs if form is None else {**kwargs, **form.told}
+        placed = self.family.reindex(block, told, positions, self.prefix) if told else told
         tap = Tap()
         found = self.family.tapped(block, tokens, tap, **placed)
         tap.check()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tokensieve.engine.block import SievedBlock, Site
 from tokensieve.engine.probe import evaluating, uncompiled
 from tokensieve.errors import TokensieveError
+from tokensieve.families._family import Family
 from tokensieve.families._locate import family_of
 from tokensieve.tokens.record import Event, Stage
 from tokensieve.tokens.state import Tokens
@@ -38,7 +39,7 @@ def trace(model: nn.Module, x: Tensor | Mapping[str, Any]) -> Trace:
     handles = [
         block.register_forward_pre_hook(
             lambda module, args, kwargs, number=number: lengths.__setitem__(  # type: ignore[misc]
-                number, (args or tuple(kwargs.values()))[0].shape[-2]
+                number, _length(located.family, module, (args or tuple(kwargs.values()))[0])
             ),
             with_kwargs=True,
         )
@@ -70,3 +71,9 @@ def trace(model: nn.Module, x: Tensor | Mapping[str, Any]) -> Trace:
     if not states:
         return Trace(dense, (), None)
     return Trace(dense + states[-1].stages, states[-1].events, states[-1])
+
+
+def _length(family: Family, block: nn.Module, x: Tensor) -> int:
+    """How many tokens an image has in ``x``, as a dense ``block`` is given it."""
+    form = family.form(block, x)
+    return x.shape[-2] if form is None else form.taken(x).shape[1]

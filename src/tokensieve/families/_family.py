@@ -22,21 +22,26 @@ WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
 
 @dataclass(frozen=True)
 class BlockMacs:
-    """What a block costs on a tokens in attention and m in the MLP: attention_linear·a + 2·width·a² + mlp_linear·m.
+    """What a block costs on a tokens in attention, of which p pairs attend to one another, and m in the MLP:
+    attention_linear·a + 2·width·p + mlp_linear·m + besides.
 
     Attributes:
         attention_linear: MACs of the attention's projections, per token.
         mlp_linear: MACs of the MLP, per token.
         attention_width: heads times head dimension.
+        besides: MACs that do not depend on the tokens.
     """
 
     attention_linear: int
     mlp_linear: int
     attention_width: int
+    besides: int = 0
 
-    def total(self, attended: float, processed: float) -> float:
-        """Multiply-accumulates on these tokens."""
-        return self.attention_linear * attended + 2 * self.attention_width * attended**2 + self.mlp_linear * processed
+    def total(self, attended: float, processed: float, pairs: float | None = None) -> float:
+        """Multiply-accumulates on these tokens; without ``pairs`` every token attends to all."""
+        pairs = attended**2 if pairs is None else pairs
+        linear = self.attention_linear * attended + self.mlp_linear * processed
+        return linear + 2 * self.attention_width * pairs + self.besides
 
 
 def linear_macs(module: nn.Module) -> int:

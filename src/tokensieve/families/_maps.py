@@ -122,8 +122,12 @@ class MapFamily(HalvesFamily):
     def reindex(self, block: nn.Module, kwargs: dict[str, Any], positions: Tensor, prefix: int) -> dict[str, Any]:
         windows = self.windows(block, kwargs["grid"])
         rows, columns = positions // windows.grid[1], positions % windows.grid[1]
-        numbers = windows.of(rows, columns) if windows.side else None
-        return {"cut": windows, "rows": rows, "columns": columns, "windows": numbers}
+        places = {"cut": windows, "rows": rows, "columns": columns}
+        if not windows.side:
+            return {**places, "windows": None, "beyond": None}
+        beyond = windows.beyond(len(positions), positions.device)
+        numbers = None if beyond is None else windows.of(*beyond)
+        return {**places, "windows": windows.of(rows, columns), "beyond": numbers}
 
     def attention(self, block: nn.Module, x: Tensor, **kwargs: Any) -> Tensor:
         return self.tapped(block, x, Tap(), **kwargs)
@@ -162,19 +166,19 @@ class MapFamily(HalvesFamily):
         rows: Tensor,
         columns: Tensor,
         windows: Tensor | None,
+        beyond: Tensor | None,
     ) -> Tensor:
         """(B, L, C), the same of tokens ``x`` (B, L, C) at these ``rows`` and ``columns`` of the grid, both (B, L)."""
         refuse_listeners(attention)
         heads = self.heads(attention, x)
         width = heads[2].shape[3]
         query, key, value, scale = self.with_positions(block, attention, *heads, cut.inside(rows, columns))
-        beyond = cut.beyond(len(x), x.device) if windows is not None else None
-        border = None
-        if beyond is not None:  # what is beyond the border of the map is zero behind the norm
-            zero = self.heads(attention, x.new_zeros(1, beyond[0].shape[1], x.shape[2]))
+        border, outside = None, cut.beyond(len(x), x.device)
+        if beyond is not None and outside is not None:  # what is beyond the border of the map is zero behind the norm
+            zero = self.heads(attention, x.new_zeros(1, beyond.shape[1], x.shape[2]))
             asked, keys, values = (part.expand(len(x), -1, -1, -1) for part in zero)
-            _, keys, values, _ = self.with_positions(block, attention, asked, keys, values, cut.inside(*beyond))
-            border = Border(cut.of(*beyond), keys, values)
+            _, keys, values, _ = self.with_positions(block, attention, asked, keys, values, cut.inside(*outside))
+            border = Border(beyond, keys, values)
         if windows is not None:
             tap.rows = WindowRows(windows, border)
         tap.own_channels = None if value.shape[3] == width else width

@@ -31,7 +31,8 @@ class Stage:
     """How many tokens, prefix included, block ``block`` ran its attention and its MLP on.
 
     ``alive`` is as in ``Table`` in the MLP, ``seen`` and ``mask`` are the training-time masks in attention and MLP.
-    ``saved`` are the MACs per token that its attention went without, because it shared a map.
+    ``saved`` are the MACs per token that its attention went without, because it shared a map. Where it attends in
+    windows, ``windows`` (B, M) are those of its tokens, and ``beyond`` (B, P) those of what else it attends to.
     """
 
     block: int
@@ -41,7 +42,9 @@ class Stage:
     seen: Tensor | None = None
     mask: Tensor | None = None
     saved: int = 0
+    windows: Tensor | None = None
+    beyond: Tensor | None = None
 
 
 register(Event, ("group",))
-register(Stage, ("alive", "seen", "mask"))
+register(Stage, ("alive", "seen", "mask", "windows", "beyond"))
