@@ -11,6 +11,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import tokensieve as ts
 from tests.helpers.models import liven
@@ -19,6 +20,7 @@ from tokensieve.attention import windows as windowed
 from tokensieve.attention.positions import along_axis, folded
 from tokensieve.attention.windows import Border, WindowRows
 from tokensieve.families._locate import family_of
+from tokensieve.measure.macs import count
 
 SIDE, PATCH, WINDOW = 160, 16, 4  # 10 × 10 patches, in windows that reach beyond the border
 KINDS = (
@@ -319,3 +321,37 @@ def test_gradients_reach_every_parameter() -> None:
     ts.apply(model, "tome:r=20")
     sum(part.square().mean() for part in tensors(model(images()))).backward()  # type: ignore[union-attr]
     assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
+
+
+class Run(TorchFunctionMode):
+    """Adds up the multiply-accumulates of linear layers, convolutions and attentions, fused or written out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = [value for value in (*args, *(kwargs or {}).values()) if isinstance(value, Tensor)]
+        if func is F.scaled_dot_product_attention:
+            queries, keys, values = given[:3]
+            self.macs += queries.shape[:-1].numel() * keys.shape[-2] * (queries.shape[-1] + values.shape[-1])
+        elif func in (F.linear, F.conv2d):
+            self.macs += result.numel() * given[1][0].numel()
+        return result
+
+
+@pytest.mark.parametrize("spec", [None, "random:keep=0.6:sites=[0,1,2]", "tome:r=15:sites=[0,2]"])
+@pytest.mark.parametrize("name", ["sam3", "samvit, rotary"])  # without relative positions, which cost besides
+def test_macs_counted_in_windows_are_macs_run(name: str, spec: str | None) -> None:
+    model, x = tower(name), images(1)
+    if spec is not None:
+        ts.apply(model, spec)
+    mode = Run()
+    with mode:
+        run(model, x)
+    # Both windowed blocks run layers on the 44 places beyond the border: all in dense windows, with what attends there,
+    # and by their parts those of queries, keys and values.
+    layers, attends = (4, 2 * 48 * 16) if spec is None else (3, 0)
+    beyond = 2 * 44 * (layers * 48 * 48 + attends)
+    assert count(model, x).total + beyond == pytest.approx(mode.macs, rel=1e-6)

@@ -17,6 +17,34 @@ STEP = 16  # what they are rounded up to a multiple of
 
 
 @dataclass(frozen=True)
+class Joined(Rows):
+    """Sequences of as many tokens that attend to one another: the windows of an image, one behind the other.
+
+    Attributes:
+        count: W, how many each image has.
+    """
+
+    count: int
+
+    def unpack_heads(self, x: Tensor) -> Tensor:
+        """(B · W, H, L, D) from (B, H, W · L, D)."""
+        return x.unflatten(2, (self.count, -1)).transpose(1, 2).flatten(0, 1)  # type: ignore[no-untyped-call,no-any-return]
+
+    def attend(
+        self,
+        kernel: Callable[..., Tensor],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor | None,
+        **options: Any,
+    ) -> Tensor:
+        """Let the tokens of all windows of an image attend to one another; ``bias`` is (B · W, 1, 1, L)."""
+        joined = None if bias is None else bias.reshape(len(query), 1, 1, -1)
+        return kernel(query, key, value, joined, **options)
+
+
+@dataclass(frozen=True)
 class Border:
     """What stands in windows beyond the border of an image: tokens that are attended to and do not attend.
 

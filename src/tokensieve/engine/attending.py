@@ -81,7 +81,7 @@ class Attending:
         if kwargs.get("windows") is not None and tokens.table.alive is not None:
             windows = kwargs["windows"]  # slots that hold no token are in some window that is not empty
             kwargs = {**kwargs, "windows": torch.where(tokens.table.alive, windows, windows[:, :1])}
-        packs = packs and not self.family.biased and tokens.form is None
+        packs = packs and not (self.family.biased or self.family.joins)
         bias = self._key_bias(tokens)
         own = attends_faster(tokens.x) and (tokens.version > 0 or self.turns.removes(visible(tokens)))
         shares = self.borrows or self.lends
@@ -105,7 +105,7 @@ class Attending:
 
     def rows(self, tokens: Tokens) -> Rows:
         """How the tokens lie where the layers of the block run."""
-        if tokens.hidden or tokens.form is not None:
+        if tokens.hidden or tokens.form is not None or self.family.joins:
             return PADDED
         return rows_of(tokens.table.alive, tokens.prefix, self.log_size)
 

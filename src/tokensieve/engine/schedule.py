@@ -81,8 +81,8 @@ def _check_windows(method: Method, acting: Sequence[int], layout: Layout) -> Non
     if wrong and method.needs(layout) & OF_THE_WHOLE:
         whole = [block for block in range(layout.depth) if block not in layout.windowed]
         raise TokensieveError(
-            f"{method.name} reads the attention of an image in block {wrong[0]}, which attends in windows: give it "
-            f"sites among {whole}"
+            f"{method.name} reads the attention of an image in block {wrong[0]}, where no image attends to "
+            f"itself as a whole: give it sites among {whole}"
         )
 
 

@@ -87,6 +87,7 @@ class Family(ABC):
             whole sequence, (B or 1, H, L, L), from which that of the tokens present is taken.
         in_parts: whether a block's own forward does not take what ``reindex`` gives, so that it runs in its halves once
             tokens have moved.
+        joins: whether some blocks let several of the sequences that a state has attend to one another.
         packed: whether the images lie one behind the other in one row (T, C), as ``lengths`` says.
     """
 
@@ -97,6 +98,7 @@ class Family(ABC):
     images: ClassVar[str | None] = None
     biased: ClassVar[bool] = False
     in_parts: ClassVar[bool] = False
+    joins: ClassVar[bool] = False
     packed: ClassVar[bool] = False
 
     def is_block(self, module: nn.Module) -> bool:
