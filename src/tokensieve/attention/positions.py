@@ -49,3 +49,9 @@ def along_axis(query: Tensor, table: Tensor, places: Tensor, side: int) -> Tenso
     products = query @ table.t()
     index = places.unsqueeze(2) - torch.arange(side, device=places.device) + side - 1
     return products.gather(3, index.unsqueeze(1).expand(-1, query.shape[1], -1, -1))
+
+
+def of_places(bias: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows (B, H, L, S) of a ``bias`` (1, H, S, S) between all places of a window that are of tokens at ``places``
+    (B, L), and these."""
+    return bias[0].transpose(0, 1)[places].transpose(1, 2), places

@@ -75,7 +75,7 @@ class Attending:
         packs = True
         if padding.mask_in(kwargs) is not None and not self.family.biased:
             kwargs = padding.unmasked(kwargs)  # what is padding is not among the tokens
-        if tokens.form is not None or (kwargs and tokens.version):
+        if tokens.form is not None or (kwargs and (tokens.version or self.family.in_parts)):
             placed = self._placed(tokens, block, kwargs)
             packs, kwargs = placed is kwargs, placed  # rotary angles lie as the padded tokens do
         if kwargs.get("windows") is not None and tokens.table.alive is not None:

@@ -19,21 +19,45 @@ from tokensieve.tokens.form import Form, Map
 
 
 @dataclass(frozen=True)
+class Inside:
+    """Places in windows.
+
+    Attributes:
+        rows, columns: (B, L) int64, counted inside of each token's window.
+        sides: (rows, columns) of a window.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    sides: tuple[int, int]
+
+    @property
+    def index(self) -> Tensor:
+        """(B, L), the places counted row by row."""
+        return self.rows * self.sides[1] + self.columns
+
+
+@dataclass(frozen=True)
 class Windows:
     """A grid of patches cut into windows from its upper left corner on; those at the border reach beyond it.
 
     Attributes:
         grid: (rows, columns) of patches.
-        side: of a window; 0: the whole grid is one.
+        sides: (rows, columns) of a window.
+        shift: by how many rows and columns the grid is rolled to the upper left before it is cut; what came from the
+            other side then shares a window with its neighbours there, and not their attention.
+        rolled: (rows, columns) of what is rolled: the ``grid``, or what the windows cover.
     """
 
     grid: tuple[int, int]
-    side: int
+    sides: tuple[int, int]
+    shift: tuple[int, int] = (0, 0)
+    rolled: tuple[int, int] = (0, 0)
 
     @property
-    def sides(self) -> tuple[int, int]:
-        """(rows, columns) of a window."""
-        return (self.side, self.side) if self.side else self.grid
+    def whole(self) -> bool:
+        """Whether the whole grid is one window."""
+        return self.sides == self.grid and not any(self.shift)
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -41,24 +65,41 @@ class Windows:
         rows, columns = (-(-grid // side) for grid, side in zip(self.grid, self.sides, strict=True))
         return rows, columns
 
+    @property
+    def covered(self) -> tuple[int, int]:
+        """(rows, columns) of all windows together."""
+        rows, columns = (side * count for side, count in zip(self.sides, self.counts, strict=True))
+        return rows, columns
+
     def of(self, rows: Tensor, columns: Tensor) -> Tensor:
         """(B, L) the numbers of the windows of places in the grid of each image, (B, L)."""
-        high, wide = self.sides
         down, across = self.counts
+        rows, columns = self._moved(rows, 0), self._moved(columns, 1)
         images = torch.arange(len(rows), device=rows.device).unsqueeze(1)
-        return images * (down * across) + rows // high * across + columns // wide
+        numbers = images * (down * across) + rows // self.sides[0] * across + columns // self.sides[1]
+        if not any(self.shift):
+            return numbers
+        return numbers * 9 + self._region(rows, 0) * 3 + self._region(columns, 1)
 
     def inside(self, rows: Tensor, columns: Tensor) -> Inside:
         """The same places, counted inside of their windows."""
-        high, wide = self.sides
-        return Inside(rows % high, columns % wide, self.sides)
+        return Inside(self._moved(rows, 0) % self.sides[0], self._moved(columns, 1) % self.sides[1], self.sides)
+
+    def _moved(self, places: Tensor, axis: int) -> Tensor:
+        """Places along an axis, once what is rolled is."""
+        shift, length = self.shift[axis], self.rolled[axis]
+        return torch.where(places < length, (places - shift) % length, places) if shift else places
+
+    def _region(self, moved: Tensor, axis: int) -> Tensor:
+        """Which of three parts of an axis places are in, that a shift brings together in its last windows."""
+        end, side, shift = self.covered[axis], self.sides[axis], self.shift[axis]
+        return (moved >= end - side).long() + (moved >= end - shift).long() if shift else torch.zeros_like(moved)
 
     def beyond(self, images: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """(rows, columns), both (B, P), of what is in the windows beyond the grid; None where nothing is."""
-        high, wide = (side * count for side, count in zip(self.sides, self.counts, strict=True))
-        if (high, wide) == self.grid:
+        if self.covered == self.grid:
             return None
-        outside = torch.ones(high, wide, dtype=torch.bool, device=device)
+        outside = torch.ones(self.covered, dtype=torch.bool, device=device)
         outside[: self.grid[0], : self.grid[1]] = False
         rows, columns = outside.nonzero(as_tuple=True)
         return rows.expand(images, -1), columns.expand(images, -1)
@@ -78,27 +119,8 @@ class Windows:
         return x[:, : self.grid[0], : self.grid[1]].contiguous()
 
 
-@dataclass(frozen=True)
-class Inside:
-    """Places in windows.
-
-    Attributes:
-        rows, columns: (B, L) int64, counted inside of each token's window.
-        sides: (rows, columns) of a window.
-    """
-
-    rows: Tensor
-    columns: Tensor
-    sides: tuple[int, int]
-
-    @property
-    def index(self) -> Tensor:
-        """(B, L), the places counted row by row."""
-        return self.rows * self.sides[1] + self.columns
-
-
 class MapFamily(HalvesFamily):
-    """A family of blocks on maps. Each says ``window_size``, 0 where it attends to everything.
+    """A family of blocks on maps, cut into ``windows``.
 
     With all tokens present a block's own attention runs, in its own windows. Once tokens have moved it runs by its
     parts: a token stays in the window, and keeps the relative position, of the patch whose place it has, and windows
@@ -111,8 +133,9 @@ class MapFamily(HalvesFamily):
         return Map(x.shape) if x.dim() == 4 else None
 
     def windows(self, block: Any, grid: Grid) -> Windows:
-        """How ``block`` cuts a ``grid``."""
-        return Windows((grid[0], grid[1]), block.window_size)
+        """How ``block`` cuts a ``grid``. Default: into squares of its ``window_size``; 0: not at all."""
+        whole, side = (grid[0], grid[1]), block.window_size
+        return Windows(whole, (side, side) if side else whole)
 
     def windowed(self, owner: nn.Module) -> frozenset[int]:
         """The numbers of the blocks that attend in windows."""
@@ -123,7 +146,7 @@ class MapFamily(HalvesFamily):
         windows = self.windows(block, kwargs["grid"])
         rows, columns = positions // windows.grid[1], positions % windows.grid[1]
         places = {"cut": windows, "rows": rows, "columns": columns}
-        if not windows.side:
+        if windows.whole:
             return {**places, "windows": None, "beyond": None}
         beyond = windows.beyond(len(positions), positions.device)
         numbers = None if beyond is None else windows.of(*beyond)
@@ -138,8 +161,8 @@ class MapFamily(HalvesFamily):
         if isinstance(form, Map):  # the map as the model has it
             x = x.movedim(form.channels, -1)
             windows, normed = self.windows(block, form.grid), self.attention_input(block, x)
-            whole = self.of_map(block, attention, windows.cut(normed) if windows.side else normed)
-            update = windows.joined(whole) if windows.side else whole
+            whole = self.of_map(block, attention, normed if windows.whole else windows.cut(normed))
+            update = whole if windows.whole else windows.joined(whole)
             return halves.sum(x, behind(block, update, halves.behind1)).movedim(-1, form.channels)
         update = self.of_tokens(block, attention, self.attention_input(block, x), tap, **kwargs)
         return halves.sum(x, behind(block, update, halves.behind1))
