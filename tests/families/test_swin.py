@@ -18,7 +18,7 @@ from tokensieve.families._maps import Windows
 from tokensieve.measure.macs import count
 
 NOTHING = "tome:r=0+random:keep=1.0:sites=[0]"
-KINDS = ("tome:r=8", "pitome:keep=0.8:sites=[0,2]", "random:keep=0.5:sites=[0]", "k-medoids:keep=0.7:sites=[1]")
+KINDS = ("tome:r=8", "pitome:keep=0.8:sites=[0,2]", "random:keep=0.5:sites=[0]")
 SIZES = {"timm": 224, "timm, padded": 240, "transformers": 224, "transformers, padded": 240}
 every_tower = pytest.mark.parametrize("name", SIZES)
 
