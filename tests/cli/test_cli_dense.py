@@ -125,7 +125,7 @@ def test_sizes_that_patches_do_not_cover(scenes: Path, tmp_path: Path) -> None:
     odd = ("deit_tiny_patch16_224", "--img-size", "39,51")
     result = call("train", *odd, *data, "-o", tmp_path / "odd")
     assert result.exit_code == 0, result.output
-    for spec in ("expedite", "ailurus", "algm"):
+    for spec in ("expedite", "ailurus", "algm", "cubist"):
         shown = call("show", tmp_path / "odd", scenes / "val/images/0.png", "-m", spec, "-o", tmp_path / f"{spec}.png")
         assert shown.exit_code == 0, shown.output
 

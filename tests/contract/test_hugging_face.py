@@ -235,7 +235,7 @@ def test_images_of_other_shapes(spec: str) -> None:
         assert all(tensor.isfinite().all() for tensor in found)
 
 
-GRIDDED = ("expedite:keep=0.5:sites=[1]", "ailurus:keep=0.5:sites=[1]")
+GRIDDED = ("expedite:keep=0.5:sites=[1]", "ailurus:keep=0.5:sites=[1]", "cubist:keep=0.5:sites=[1]")
 RESIZED = {
     "vit": {"interpolate_pos_encoding": True},
     "depth-anything": {},

@@ -174,6 +174,8 @@ def composition(cls: type[Method]) -> tuple[Method, ...] | None:
         return (cls(), ts.ToMe(r=2, sites=(DEPTH - 1,)))
     if cls.mixes:  # refuses company that lets tokens skip a block in which it mixes
         return (ts.ToMe(r=2), cls())
+    if cls.undivided:  # and nothing may be away where it acts
+        return (cls(), ts.ToSA(keep=0.5, score="own", sites=(DEPTH - 1,)))
     if cls().returns_at(0, REFERENCE) == "end":
         return (cls(), ts.ToSA(keep=0.5, score="own"))
     return (ts.ToMe(r=2), cls())

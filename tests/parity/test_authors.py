@@ -105,3 +105,16 @@ def test_expedite() -> None:
     with torch.no_grad():
         tokens = model.forward_features(x)
     same(tokens[0, 10], [-0.8503303484051612, 0.17100077336932945, -0.16696525514778238, 0.2598936290884136])
+
+
+def test_cubist() -> None:
+    """cume.py of 0118-999-88999-9119-725-3/cubist-dinov3 (f4cef1a), called before block 1 as cume/patch/timm.py of
+    0118-999-88999-9119-725-3/CubistMerge (b8e9207) does, with one row and one column fewer. With more of them a token
+    can be joined from both sides: theirs then has the value of one of the two alone."""
+    model, generator = vit()
+    x = torch.randn(2, 3, 64, 64, generator=generator, dtype=torch.float64)
+    x = F.interpolate(x[:, :, ::8, ::8], scale_factor=8, mode="bilinear") + 0.1 * x
+    ts.apply(model, ts.CubistMerge(rows=1, columns=1))
+    with torch.no_grad():
+        answer = model(x)
+    same(answer[0], [0.3352533486726392, -0.8499760942664047, 0.41541502482415454, -1.9630797729308642])

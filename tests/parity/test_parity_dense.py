@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -78,3 +80,30 @@ def test_ailurus_keeps_more_where_the_image_is_busy() -> None:
     assert state is not None
     column = state.rep[0] % 7
     assert int((column >= 4).sum()) > 2 * int((column < 3).sum())
+
+
+@pytest.mark.parametrize("value", ["larger", "mean"])
+@pytest.mark.parametrize("proportional", [False, True])
+@pytest.mark.parametrize(
+    ("options", "lost"),
+    [
+        ({"keep": 0.75, "sites": (1,)}, ((1, 1),)),  # 7 · √.75 is 6.06
+        ({"keep": (0.5, 0.75), "sites": (0, 3)}, ((2, 2), (1, 1))),  # 7 · √.5 is 4.95, 5 · √.75 4.33
+        ({"keep": 0.1, "sites": (2, 3)}, ((3, 3), (2, 2))),  # never more than half: 4, then 2
+        ({"rows": 0, "columns": (3, 1), "sites": (1, 4)}, ((0, 3), (0, 1))),
+        ({"rows": 2, "sites": (5,)}, ((2, 1),)),
+    ],
+)
+def test_cubist(
+    images: Tensor, options: dict[str, Any], lost: tuple[tuple[int, int], ...], value: str, proportional: bool
+) -> None:
+    method = ts.CubistMerge(value=value, proportional=proportional, **options)
+    before = reference.cubist(options["sites"], (7, 7), lost, value)
+    compare(ts.apply(tiny(), method), images, before=before, log_size=proportional)
+
+
+def test_cubist_on_a_grid_that_is_not_square(images: Tensor) -> None:
+    model = tiny()
+    model.set_input_size(img_size=(80, 112))
+    ts.apply(model, ts.CubistMerge(keep=0.5, sites=(1, 2)))  # 5 × 7, 4 × 5, 3 × 4
+    compare(model, images[:, :, :80], before=reference.cubist((1, 2), (5, 7), ((1, 2), (1, 1)), "larger"))

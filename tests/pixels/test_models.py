@@ -56,7 +56,9 @@ def test_every_head_on_every_backbone(name: str, head: str) -> None:
     assert torch.equal(ts.remove(model)(x), whole)
 
 
-@pytest.mark.parametrize("spec", ["tosa:keep=0.5:score=own", "bat", "evit:keep=0.5", "algm", "expedite", "ailurus"])
+@pytest.mark.parametrize(
+    "spec", ["tosa:keep=0.5:score=own", "bat", "evit:keep=0.5", "algm", "expedite", "ailurus", "cubist"]
+)
 @torch.no_grad()
 def test_restored_maps_have_the_dense_shapes(spec: str) -> None:
     model = pixel_model(backbone(), Depth(), "dpt")

@@ -36,7 +36,9 @@ class Assignment:
         spread: (B, K, D) or None. How much of each dropped token is added to each new one before it leaves;
             ``reduce="mean"`` then divides by one plus the sum.
         weight: (B, M) or None. Weight of each token in a merge; None means its size (how many patches it stands for).
-        reduce: "mean" divides by the summed weight; "sum" does not (EViT's fused token).
+        reduce: "mean" divides by the summed weight; "sum" does not (EViT's fused token); "larger" takes in each channel
+            the value that is largest in magnitude, the positive one of two that are equal, and knows no weight and no
+            spread.
         until: when dropped tokens return: "end" (for good), "block" (after the block that follows the decision),
             "attention" (after that block's attention, before its MLP) or the number of the block before which they do.
         alive: (B, K) bool or None. Which of the K slots hold a token; the others are padding and count as dropped.
@@ -54,7 +56,7 @@ class Assignment:
     dropped: Tensor | None = None
     spread: Tensor | None = None
     weight: Tensor | None = None
-    reduce: Literal["mean", "sum"] = "mean"
+    reduce: Literal["mean", "sum", "larger"] = "mean"
     until: Until = "end"
     alive: Tensor | None = None
     soft: Tensor | None = None
@@ -160,6 +162,8 @@ def check(assignment: Assignment, length: int) -> str | None:
         assignment.alive is None or assignment.padding_onto.shape != assignment.keep.shape
     ):
         return "padding_onto has the shape of keep and goes with alive"
+    if assignment.reduce == "larger" and (assignment.weight is not None or assignment.spread is not None):
+        return "reduce='larger' takes a value of one token whatever it weighs: leave weight and spread out"
     return None
 
 

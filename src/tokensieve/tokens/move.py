@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokensieve.errors import TokensieveError
 from tokensieve.ops import moving
+from tokensieve.ops.larger import larger_of
 from tokensieve.ops.norm import Norm
 from tokensieve.ops.rows import at_least_float32, take_rows
 from tokensieve.tokens.decision import Assignment
@@ -48,7 +51,15 @@ def move_tokens(
         size: (B, M) how many originals each token stands for, in float32 or better; None where all stand for one.
         assignment: over the M patch tokens.
         norm: the norm that reads the answer next, or None.
+
+    Raises:
+        TokensieveError: a weight or a spread where members do not mix, ``reduce="larger"``.
     """
+    if assignment.reduce == "larger":
+        larger = _larger(x, assignment, x.shape[1] - rep.shape[1])
+        # Positions, sizes and places are those of a mean, whose features are not read.
+        mean = move_tokens(x, group, rep, size, replace(assignment, reduce="mean"))
+        return mean._replace(x=larger, normed=None if norm is None else norm(larger))
     moved = moving.move_tokens(
         x,
         group,
@@ -65,6 +76,21 @@ def move_tokens(
         norm,
     )
     return Moved(*moved)
+
+
+def _larger(x: Tensor, assignment: Assignment, prefix: int) -> Tensor:
+    """The tokens (B, P + K, C) that ``x`` (B, P + M, C) becomes under ``reduce="larger"``."""
+    if assignment.weight is not None or assignment.spread is not None:
+        raise TokensieveError(
+            "an assignment with reduce='larger' takes the value of one token whatever it weighs: leave weight and "
+            "spread out, or let reduce be 'mean' or 'sum'"
+        )
+    out, joins = take_rows(x, moving.behind_prefix(assignment.keep, prefix)), assignment.joining
+    if joins is None:
+        return out
+    moved, onto = joins
+    larger = larger_of(out[:, prefix:], take_rows(x, moved + prefix), onto)
+    return torch.cat([out[:, :prefix], larger], dim=1) if prefix else larger
 
 
 def add_spread(out: Tensor, x: Tensor, assignment: Assignment) -> Tensor:

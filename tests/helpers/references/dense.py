@@ -119,3 +119,44 @@ def ailurus(
         _rebuild(run, [[i for i in range(count) if joins[i] == centre] for centre in centres], None)
 
     return before
+
+
+def cubist(sites: tuple[int, ...], grid: tuple[int, int], lost: tuple[tuple[int, int], ...], value: str) -> Reducer:
+    """CubistMerge: before each site every row and then every column loses ``lost`` (rows, columns) tokens."""
+
+    def alike(a: Tensor, b: Tensor) -> float:
+        return float(a @ b) / math.sqrt(float(a @ a) * float(b @ b))
+
+    def join(cells: list[tuple[Tensor, list[int]]]) -> tuple[Tensor, list[int]]:
+        members = [m for _, group in cells for m in group]
+        if value == "mean":
+            return sum(len(group) * x for x, group in cells) / len(members), members
+        largest = [max((float(x[c]) for x, _ in cells), key=lambda v: (abs(v), v)) for c in range(len(cells[0][0]))]
+        return torch.tensor(largest, dtype=cells[0][0].dtype), members
+
+    def shorten(line: list[tuple[Tensor, list[int]]], count: int) -> list[tuple[Tensor, list[int]]]:
+        edges = []
+        for place in range(1, len(line), 2):
+            near = [n for n in (place - 1, place + 1) if n < len(line)]
+            best = max(near, key=lambda n: (alike(line[place][0], line[n][0]), -n))
+            edges.append((-alike(line[place][0], line[best][0]), place, best))
+        merged = {place: best for _, place, best in sorted(edges)[:count]}
+        return [
+            join([line[place], *(line[other] for other, best in merged.items() if best == place)])
+            for place in range(len(line))
+            if place not in merged
+        ]
+
+    def before(run: Run, block: int) -> None:
+        if block not in sites:
+            return
+        site = sites.index(block)
+        width = grid[1] - sum(columns for _, columns in lost[:site])
+        cells = list(zip(run.x[1:], run.members, strict=True))
+        rows = [shorten(cells[at : at + width], lost[site][1]) for at in range(0, len(cells), width)]
+        columns = [shorten([row[place] for row in rows], lost[site][0]) for place in range(len(rows[0]))]
+        left = [column[place] for place in range(len(columns[0])) for column in columns]
+        run.x = torch.stack([run.x[0], *(x for x, _ in left)])
+        run.members = [members for _, members in left]
+
+    return before
