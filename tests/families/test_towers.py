@@ -7,12 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 import tokensieve as ts
 from tests.helpers.models import DEFAULTS
-from tests.helpers.towers import NAMES, TOWERS, answers, inputs, tower
+from tests.helpers.towers import NAMES, TOWERS, Run, answers, inputs, tower
 from tokensieve.families._locate import family_of
 from tokensieve.measure.macs import count
 
@@ -73,24 +71,6 @@ def test_every_method(family: str, name: str, config: str) -> None:
     assert [part.shape for part in reduced] == [part.shape for part in dense]
     assert all(part.isfinite().all() for part in reduced if part.is_floating_point())
     assert same(answers(ts.remove(model), x), dense)
-
-
-class Run(TorchFunctionMode):
-    """Adds up the multiply-accumulates of linear layers, convolutions and fused attentions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.macs = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        given = [value for value in (*args, *(kwargs or {}).values()) if isinstance(value, Tensor)]
-        if func is F.scaled_dot_product_attention:
-            queries, keys, values = given[:3]
-            self.macs += queries.shape[:-1].numel() * keys.shape[-2] * (queries.shape[-1] + values.shape[-1])
-        elif func in (F.linear, F.conv2d, F.conv3d):
-            self.macs += result.numel() * given[1][0].numel()
-        return result
 
 
 @every_tower
@@ -157,18 +137,6 @@ def test_positions_between_blocks_are_refused() -> None:
     config = transformers.YolosConfig(hidden_size=48, num_hidden_layers=3, num_attention_heads=3, image_size=[64, 64])
     with pytest.raises(ts.RefusedError, match="adds position embeddings of all patches between its blocks"):
         ts.apply(transformers.YolosModel(config), "tome:r=3")
-
-
-def test_a_validity_mask_is_refused() -> None:
-    if "timm-vit" not in TOWERS:
-        pytest.skip("timm is not installed")
-    model: Any = ts.apply(tower("timm-vit", "naflex"), "tome:r=3")
-    patches = torch.randn(2, 16, 16 * 16 * 3)
-    coordinates = torch.stack(torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij"), dim=-1).view(1, 16, 2)
-    valid = torch.ones(2, 16, dtype=torch.bool)
-    valid[1, 8:] = False
-    with pytest.raises(ts.RefusedError, match="takes no attn_mask"), torch.no_grad():
-        model({"patches": patches, "patch_coord": coordinates.expand(2, -1, -1), "patch_valid": valid})
 
 
 def test_sequences_before_images_are_refused() -> None:

@@ -24,7 +24,7 @@ def forms(x: Tensor) -> list[InRow]:
         RefusedError: nobody knows how many patches each has.
     """
     lengths = _LENGTHS.get()
-    if lengths is None or sum(lengths) != len(x):
+    if lengths is None or sum(lengths) != x.shape[-2]:
         raise RefusedError(
             "the blocks of a tower of packed images were run without the tower around them, which says how many "
             "patches each image has: call the tower"

@@ -131,6 +131,10 @@ def heads_of(attention: nn.Module) -> tuple[int, int]:
         joined = getattr(getattr(part, "qkv", None), "out_features", None)  # also of a layer that PEFT has wrapped
         if width is None and isinstance(heads, int) and isinstance(joined, int):
             width = joined // (3 * heads)
+        queries = getattr(part, "q_proj", None)
+        if heads is None and isinstance(width, int) and isinstance(queries, nn.Module):
+            sizes = (getattr(layer, "out_features", None) for layer in queries.modules())
+            heads = next((size // width for size in sizes if isinstance(size, int)), None)
         if isinstance(heads, int) and isinstance(width, int):
             return heads, width
     raise AttributeError(f"{type(attention).__name__} does not say how many heads it has")

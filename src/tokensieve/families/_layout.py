@@ -19,7 +19,7 @@ class Layout:
         prefix: P, class, distillation and register tokens in front.
         class_token: whether token 0 is a class token whose attention scores the others.
         behind: how many of them lie behind the patches in the model's own sequence; methods see all of them in front.
-        windowed: the blocks where no image attends to itself as a whole, but in windows, or joined with other sequences.
+        windowed: the blocks where no image attends to itself as a whole, but in windows, or joined with others.
         grid: the axes along which the patches lie at the model's input size, the last one fastest: (rows, columns) of
             an image, (frames, rows, columns) of a clip.
     """

@@ -15,7 +15,7 @@ from tokensieve.families._layout import Grid, Layout
 from tokensieve.families._reading import Reader, Reading
 
 # Where the encoders of transformers keep what makes tokens of an image, and their blocks.
-EMBEDDINGS = ("embeddings", "patch_embed", "patch_embedding", "patch_conv")
+EMBEDDINGS = ("embeddings", "patch_embed", "patch_embedding", "patch_embedder", "patch_conv")
 LISTS = (
     ("layers",),
     ("layer",),
@@ -27,6 +27,7 @@ LISTS = (
     ("model", "layer"),
     ("transformer", "layers"),
 )
+LIST = (nn.ModuleList, nn.Sequential)
 # Parameters that hold tokens in front of the patches, the class token first.
 CLASS_TOKENS = ("cls_token", "class_embedding", "cls_register_token", "cls_embedding")
 OTHER_TOKENS = ("distillation_token", "register_tokens")
@@ -55,13 +56,13 @@ class TransformersFamily(HalvesFamily):
         blocks = self._list(module)
         return bool(blocks) and all(map(self.is_block, blocks or ()))
 
-    def block_list(self, owner: nn.Module) -> nn.ModuleList:
+    def block_list(self, owner: nn.Module) -> nn.ModuleList | nn.Sequential:
         blocks = self._list(owner)
         assert blocks is not None  # else it did not match
         return blocks
 
-    def _list(self, module: nn.Module) -> nn.ModuleList | None:
-        return next((found for found in lists_of(module) if len(found) and self.is_block(found[0])), None)
+    def _list(self, module: nn.Module) -> nn.ModuleList | nn.Sequential | None:
+        return next((found for found in lists_of(module, LIST) if len(found) and self.is_block(found[0])), None)
 
     def keywords(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         given = super().keywords(block, args, kwargs)
@@ -177,13 +178,13 @@ def embeddings_of(module: nn.Module) -> nn.Module | None:
     return next((embeddings for embeddings in found if embeddings is not None), None)
 
 
-def lists_of(module: nn.Module) -> Iterator[nn.ModuleList]:
-    """The lists of blocks of an encoder of transformers, at the places where they may be."""
+def lists_of(module: nn.Module, kinds: tuple[type[Any], ...] = (nn.ModuleList,)) -> Iterator[Any]:
+    """The lists of blocks of an encoder of transformers, of these ``kinds``, at the places where they may be."""
     for path in LISTS:
         found: Any = module
         for name in path:
             found = found._modules.get(name) if isinstance(found, nn.Module) else None
-        if isinstance(found, nn.ModuleList):
+        if isinstance(found, kinds):
             yield found
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from tokensieve.families._halves import Halves
+from tokensieve.families._layout import Grid
 from tokensieve.families._transformers import TransformersFamily
 
 CLIP = Halves(norm1="layer_norm1", attention="self_attn", norm2="layer_norm2", first=True)
@@ -16,12 +17,10 @@ AIM = Halves(norm1="rms_norm1", attention="attention", norm2="rms_norm2", mlp=("
 # Models with CLIP's block: their folder in transformers, and the beginning of the class's name.
 LIKE_CLIP = {
     "altclip": "AltCLIPEncoder",
-    "blip": "BlipEncoder",
     "blip_2": "Blip2Encoder",
     "chinese_clip": "ChineseCLIPVision",
     "clip": "CLIPEncoder",
     "clipseg": "CLIPSegEncoder",
-    "git": "GitVisionEncoder",
     "granite_docling": "GraniteDoclingEncoder",
     "idefics2": "Idefics2Encoder",
     "idefics3": "Idefics3Encoder",
@@ -30,17 +29,10 @@ LIKE_CLIP = {
     "janus": "JanusVisionEncoder",
     "kosmos2": "Kosmos2VisionEncoder",
     "metaclip_2": "MetaClip2Encoder",
-    "minicpm_ocr": "MiniCPMOcrVisionEncoder",
-    "minicpmv4_6": "MiniCPMV4_6VisionEncoder",
-    "minicpmv4_7": "MiniCPMV4_7VisionEncoder",
-    "molmo2": "Molmo2VisionEncoder",
     "owlv2": "Owlv2Encoder",
     "owlvit": "OwlViTEncoder",
-    "phi4_multimodal": "Phi4MultimodalVisionEncoder",
     "siglip": "SiglipEncoder",
-    "siglip2": "Siglip2Encoder",
     "smolvlm": "SmolVLMEncoder",
-    "unlimited_ocr": "UnlimitedOcrEncoder",
 }
 
 
@@ -49,8 +41,8 @@ class HfCLIP(TransformersFamily):
 
     name = "hf-clip"
     description = (
-        "transformers CLIP, MetaCLIP 2, SigLIP, OWL-ViT, OWLv2, AIMv2, BLIP, Idefics3, SmolVLM and others with CLIP's "
-        "blocks"
+        "transformers CLIP, MetaCLIP 2, SigLIP, OWL-ViT, OWLv2, AIMv2, BLIP-2, Idefics3, SmolVLM and others with "
+        "CLIP's blocks"
     )
     shapes: ClassVar[Mapping[str, Halves]] = {
         **{
@@ -66,3 +58,21 @@ class HfCLIP(TransformersFamily):
     def pools(self, model: nn.Module, owner: nn.Module) -> bool:
         """Their image classifiers average over the patches, whether there is a class token or not."""
         return super().pools(model, owner) or "ForImageClassification" in type(model).__name__
+
+
+class HfUnlimitedOcr(HfCLIP):
+    """CLIP's blocks in Unlimited-OCR, on the map (B, C, H, W) that its SAM encoder answers with."""
+
+    name = "hf-unlimited-ocr"
+    description = "transformers Unlimited-OCR's second encoder"
+    shapes: ClassVar[Mapping[str, Halves]] = {
+        "transformers.models.unlimited_ocr.modeling_unlimited_ocr.UnlimitedOcrEncoderLayer": CLIP
+    }
+    images: ClassVar[str | None] = "patch_embeds"
+
+    def sample_shape(self, owner: nn.Module) -> tuple[int, ...]:
+        config: Any = owner.config
+        return (config.hidden_size, *self.grid(owner))
+
+    def grid_of(self, owner: nn.Module, images: Tensor) -> Grid:
+        return tuple(images.shape[-2:])

@@ -1,9 +1,11 @@
-"""transformers' ``internvl`` vision tower, with LayerScale and, in large models, norms of queries and keys."""
+"""transformers' ``internvl`` vision tower and its like: LayerScale, in large models norms of queries and keys."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
 
 from tokensieve.families._halves import Halves
 from tokensieve.families._transformers import TransformersFamily
@@ -34,3 +36,23 @@ class HfInternVL(TransformersFamily):
             arguments=(),
         ),
     }
+
+
+class HfStep3(HfInternVL):
+    """The blocks of Step 3.7's tower, whose patches have rotary positions in two axes and no class token in front."""
+
+    name = "hf-step3"
+    description = "transformers Step 3.7's tower"
+    shapes: ClassVar[Mapping[str, Halves]] = {
+        f"{HERE}.step3p7.modeling_step3p7.Step3p7VisionEncoderLayer": Halves(
+            norm1="layernorm_before",
+            attention="self_attn",
+            behind1=("lambda_1",),
+            norm2="layernorm_after",
+            behind2=("lambda_2",),
+            arguments=("attention_mask", "position_embeddings"),
+        )
+    }
+
+    def reindex(self, block: nn.Module, kwargs: dict[str, Any], positions: Tensor, prefix: int) -> dict[str, Any]:
+        return {**kwargs, "position_embeddings": tuple(angle[positions] for angle in kwargs["position_embeddings"])}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from tokensieve.attention.tap import Tap
 from tokensieve.attention.windows import WindowRows
+from tokensieve.families._family import BlockMacs
 from tokensieve.families._halves import Halves
 from tokensieve.families._layout import Layout
 from tokensieve.families._modules import refuse_listeners
@@ -95,6 +97,11 @@ class HfPacked(TransformersFamily):
             return None
         return tuple(rows * columns for frames, rows, columns in grid.tolist() for _ in range(frames))
 
+    def macs(self, block: nn.Module) -> BlockMacs:
+        found = super().macs(block)
+        routed = sum(routed_macs(getattr(block, name)) for name in self.halves(block).mlp)
+        return replace(found, mlp_linear=found.mlp_linear + routed)
+
     def reindex(self, block: nn.Module, kwargs: dict[str, Any], positions: Tensor, prefix: int) -> dict[str, Any]:
         borders, windows = kwargs["cu_seqlens"], None
         if len(borders) - 1 != kwargs["images"]:
@@ -122,8 +129,9 @@ def _attend(attention: Any, x: Tensor, angles: list[Tensor]) -> Tensor:
     if hasattr(attention, "q_norm"):
         queries, keys = attention.q_norm(queries), attention.k_norm(keys)
     if angles:
-        rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb_vision
-        queries, keys = rotate(queries, keys, *angles)
+        rotate = named(sys.modules[type(attention).__module__], "apply_rotary_pos_emb_vision", "apply_rotary_pos_emb")
+        turned = rotate(*(part.flatten(0, 1) for part in (queries, keys, *angles)))  # each as one row of tokens
+        queries, keys = (part.view(*x.shape[:2], -1, attention.head_dim) for part in turned)
     queries, keys, values = (part.transpose(1, 2) for part in (queries, keys, values))
     groups = queries.shape[1] // keys.shape[1]
     if groups > 1:
@@ -135,9 +143,19 @@ def _attend(attention: Any, x: Tensor, angles: list[Tensor]) -> Tensor:
     return joined
 
 
-def named(attention: nn.Module, *names: str) -> Any:
-    """The first of these attributes that ``attention`` has, or None."""
-    return next((getattr(attention, name) for name in names if hasattr(attention, name)), None)
+def named(holder: Any, *names: str) -> Any:
+    """The first of these attributes that ``holder`` has, or None."""
+    return next((getattr(holder, name) for name in names if hasattr(holder, name)), None)
+
+
+def routed_macs(mlp: Any) -> int:
+    """MACs per token of the experts that an MLP chooses among, and of the choice; 0 of a plain one."""
+    experts = getattr(mlp, "experts", None)
+    if experts is None:
+        return 0
+    weights = sum(weight.numel() for weight in experts.parameters() if weight.dim() == 3)
+    chosen: int = weights // mlp.gate.num_experts * mlp.gate.top_k
+    return chosen + int(mlp.gate.weight.numel())
 
 
 def _projected(attention: Any, x: Tensor) -> tuple[Tensor, ...]:

@@ -75,7 +75,8 @@ def count(model: nn.Module, x: Tensor | Mapping[str, Any]) -> MacReport:
         return MacReport((), counter.get_total_flops() / 2 / x.shape[0])
     located = family_of(model)
     family, blocks = located.family, located.family.blocks(located.owner)
-    if (family.in_parts or family.joins) and not is_applied(model):  # only a site knows how such blocks have their tokens
+    if (family.in_parts or family.joins) and not is_applied(model):
+        # Only a site knows how such blocks have their tokens.
         apply(model, NOTHING)
         try:
             return count(model, x)

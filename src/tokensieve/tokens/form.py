@@ -126,15 +126,17 @@ class InRow(Share):
 
     def taken(self, x: Tensor) -> Tensor:
         if len(self.starts) == self.images:
-            return x.reshape(len(self.starts), -1, self.shape[1])
-        return torch.stack([x[start : start + self.length] for start in self.starts])
+            return x.reshape(len(self.starts), -1, self.shape[-1])
+        row = x.flatten(0, -2)
+        return torch.stack([row[start : start + self.length] for start in self.starts])
 
     def given(self, tokens: Tensor) -> Tensor:
         return tokens.reshape(self.shape)
 
     def put(self, whole: Tensor, tokens: Tensor) -> None:
+        row = whole.view(-1, whole.shape[-1])
         for start, image in zip(self.starts, tokens.unbind(0), strict=True):
-            whole[start : start + len(image)] = image
+            row[start : start + len(image)] = image
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +157,8 @@ class Padded(Share):
 
     def of_images(self, value: Any) -> Any:
         """What a block is given for every image, for these alone: a tensor (B, L, …); all else as it is."""
+        if isinstance(value, tuple):
+            return tuple(map(self.of_images, value))
         batched = isinstance(value, Tensor) and value.dim() > 2 and len(value) == self.shape[0]
         return value[self.images] if batched else value
 
