@@ -9,18 +9,62 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from tokensieve.data.options import DataOptions, TransformOptions
+from tokensieve.errors import TokensieveError
 from tokensieve.export.options import ExportOptions
-from tokensieve.measure.options import MeasureOptions, OverwriteOptions, TimingOptions, VariantOptions
-from tokensieve.models.options import DeviceOptions, ModelOptions, RuntimeOptions
-from tokensieve.pixels.options import TaskOptions
+from tokensieve.measure.options import (
+    RETRIEVAL,
+    MeasureOptions,
+    OverwriteOptions,
+    RetrievalOptions,
+    TimingOptions,
+    VariantOptions,
+)
+from tokensieve.models.options import ZERO_SHOT, DeviceOptions, ModelOptions, RuntimeOptions, ZeroShotOptions
+from tokensieve.pixels.options import CLASSIFICATION, PIXEL_TASKS, TaskOptions
 from tokensieve.plan.options import PlanOptions
 from tokensieve.show.options import ShowOptions
+from tokensieve.utils.names import nearest
 from tokensieve.utils.options import Option
+
+TASKS = (CLASSIFICATION, *PIXEL_TASKS, ZERO_SHOT, RETRIEVAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalTaskOptions(TaskOptions, ZeroShotOptions, RetrievalOptions):
+    """A task and its options; besides those that a model is made for, two that compare features of images."""
+
+    task: Annotated[
+        str | None,
+        Option(
+            "classification, segmentation, depth, zeroshot or retrieval. Default: the saved model's, else "
+            "classification."
+        ),
+    ] = None
+
+    def check_task(self) -> None:
+        """Raise on a task that there is not, or options of another one.
+
+        Raises:
+            TokensieveError: names the option.
+        """
+        if self.task is not None and self.task not in TASKS:
+            raise TokensieveError(
+                f"unknown task {self.task!r}{nearest(self.task, TASKS)}; known are {', '.join(TASKS)}"
+            )
+        for task, names in ((ZERO_SHOT, ("classes", "template")), (RETRIEVAL, ("k",))):
+            given = next((name for name in names if getattr(self, name)), None)
+            if self.task != task and given is not None:
+                raise TokensieveError(f"--{given} is for --task {task}: give that, or leave --{given} out")
+        if self.task not in (ZERO_SHOT, RETRIEVAL):
+            super().check_task()
+        elif self.given():
+            name = next(iter(self.given())).replace("_", "-")
+            raise TokensieveError(f"--{name} is for pixel tasks: give --task {' or '.join(PIXEL_TASKS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions(
-    VariantOptions, DataOptions, ModelOptions, RuntimeOptions, TaskOptions, MeasureOptions, OverwriteOptions
+    VariantOptions, DataOptions, ModelOptions, RuntimeOptions, EvalTaskOptions, MeasureOptions, OverwriteOptions
 ):
     """What is measured of which model on which images, and where the rows go."""
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tokensieve.cli.options import EvalOptions
 from tokensieve.cli.output import note, progress_bars
 from tokensieve.cli.specs import ALL, swept
+from tokensieve.cli.tasks import FeatureTask, task_of
 from tokensieve.data.images import open_images
 from tokensieve.data.options import BATCH_SIZE, PIXELS_BATCH_SIZE, DataOptions
 from tokensieve.data.stream import ImageStream
@@ -36,7 +37,7 @@ from tokensieve.models.source import source_of
 from tokensieve.pixels.create import create_model
 from tokensieve.pixels.data import open_pairs
 from tokensieve.pixels.model import PixelModel
-from tokensieve.pixels.options import CLASSIFICATION
+from tokensieve.pixels.options import CLASSIFICATION, TaskOptions
 from tokensieve.pixels.sliding import sliding
 from tokensieve.pixels.task import PixelJudge
 from tokensieve.train.origin import dense_origin
@@ -59,10 +60,11 @@ def measure(options: EvalOptions, *, batches: Sequence[int] = (), rounds: int = 
     others, left_out = measuring.untrained() if ALL in options.method else ([], {})
     runtime = Runtime(**values_of(options, RuntimeOptions) | {"device": processes.device(options.device)})
     _check(options, runtime)
-    dense, variants = _models(options)
-    results = _results(options, _settings(options, dense) | {"rounds": rounds}, runtime, processes)
+    task = task_of(options)
+    dense, variants = _models(options, task, runtime.device)
+    results = _results(options, _settings(options, dense, task) | {"rounds": rounds}, runtime, processes)
     results.left_out |= left_out
-    images, judge = _images(options, dense)
+    images, judge = _images(options, dense, task)
     for line in images.notes:
         note(line)
     with _stoppable(results), progress_bars() as bars:
@@ -122,7 +124,7 @@ def _tell(results: Results, dense: nn.Module) -> None:
         note(f"left out: {name}: {reason}")
 
 
-def _settings(options: EvalOptions, model: nn.Module) -> dict[str, Any]:
+def _settings(options: EvalOptions, model: nn.Module, task: FeatureTask | None) -> dict[str, Any]:
     """What the figures of ``model`` depend on, apart from the variants and what is timed."""
     data = asdict(DataOptions(**values_of(_sized(options, model), DataOptions)))
     del data["workers"]
@@ -132,7 +134,7 @@ def _settings(options: EvalOptions, model: nn.Module) -> dict[str, Any]:
     if isinstance(model, PixelModel):
         settings |= {"task": model.task.to_dict(), "head": model.head.name}
         settings |= {"slide": options.slide, "stride": options.stride}
-    return settings
+    return settings if task is None else settings | task.settings()
 
 
 def _sized(options: EvalOptions, model: nn.Module) -> EvalOptions:
@@ -157,9 +159,11 @@ def _check(options: EvalOptions, runtime: Runtime) -> None:
     runtime.check()
 
 
-def _images(options: EvalOptions, dense: nn.Module) -> tuple[ImageStream, Judge]:
+def _images(options: EvalOptions, dense: nn.Module, task: FeatureTask | None) -> tuple[ImageStream, Judge]:
     """What to measure on, and how answers are compared."""
     sized = _sized(options, dense)
+    if task is not None:
+        return task.open(sized, dense)
     if not isinstance(dense, PixelModel):
         return open_images(sized, dense), judge_of(dense)
     if options.stride is not None and options.slide is None:
@@ -172,14 +176,22 @@ def _images(options: EvalOptions, dense: nn.Module) -> tuple[ImageStream, Judge]
     return images, PixelJudge(dense.task, lambda model: sliding(model, window, stride, batch))
 
 
-def _models(options: EvalOptions) -> tuple[nn.Module, dict[str, nn.Module]]:
+def _models(options: EvalOptions, task: FeatureTask | None, device: str) -> tuple[nn.Module, dict[str, nn.Module]]:
+    """The dense model and the saved reduced one, if any, as the task calls them."""
+    if task is None:
+        return _created(options, options)
+    dense, variants = _created(options, TaskOptions())
+    return task.prepare(dense, variants, device)
+
+
+def _created(options: EvalOptions, task: TaskOptions) -> tuple[nn.Module, dict[str, nn.Module]]:
     """The dense model, and the saved reduced one where the model is a folder written by ``ts.save``; a trained one is
     compared with the dense model that it was trained from, where that can be had."""
-    model = create_model(options, options)
+    model = create_model(options, task)
     saved = source_of(options.model).kind == "saved"
     if not has_weights(options):
         note("the weights are random: give --pretrained or --checkpoint FILE; speed and MACs hold, accuracy does not")
-    elif isinstance(model, PixelModel) and options.task not in (None, CLASSIFICATION) and not saved:
+    elif isinstance(model, PixelModel) and task.task not in (None, CLASSIFICATION) and not saved:
         note("the head is random: give a folder that tokensieve train wrote; speed and MACs hold, the figures do not")
     if not is_applied(model):
         return model, {}

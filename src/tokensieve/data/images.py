@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 from torchvision.transforms import Compose
 
+from tokensieve.data.classes import ClassNames
 from tokensieve.data.folders import is_no_class, leave_out
 from tokensieve.data.options import BATCH_SIZE, DataOptions
 from tokensieve.data.pictures import InMode
@@ -28,8 +29,13 @@ DECODING = ("hfids", "wds")  # streams that decode images themselves; they conve
 SOURCES = ("", "folder", "digits", "hfds", "hfids", "wds", "tfds", "torch")
 
 
-def open_images(options: DataOptions, model: nn.Module) -> ImageStream:
+def open_images(options: DataOptions, model: nn.Module, classes: ClassNames | None = None) -> ImageStream:
     """The images that ``options`` name, prepared for ``model``.
+
+    Args:
+        options: where they are, and how they are prepared.
+        model: the model.
+        classes: numbers the classes, in place of a class map; default as the model's answers are numbered.
 
     Raises:
         TokensieveError: no such folder or data set, no image in it, or classes that are not the model's.
@@ -37,7 +43,7 @@ def open_images(options: DataOptions, model: nn.Module) -> ImageStream:
     config = data_config(model, options)
     mode = image_mode(config)
     notes: list[str] = []
-    images = labelled_images(options, model, mode, notes)
+    images = labelled_images(options, model, mode, notes, classes)
     limit, total = options.limit, len(images) or None
     if isinstance(images, IterableDataset):
         loader = _loader(images, config, options)
@@ -91,12 +97,18 @@ def image_mode(config: dict[str, Any]) -> str:
     return mode
 
 
-def labelled_images(options: DataOptions, model: nn.Module, mode: str, notes: list[str]) -> Any:
-    """The data set that ``options`` name, its classes numbered as the model's answers are."""
+def labelled_images(
+    options: DataOptions, model: nn.Module, mode: str, notes: list[str], classes: ClassNames | None = None
+) -> Any:
+    """The data set that ``options`` name, its classes numbered as the model's answers are, or as ``classes`` are."""
     kind = _check_source(options)
+    notes += [] if classes is None else classes.notes()
     if kind in ("", "folder"):
-        return _labelled(options, model, mode, notes)
-    return _create(options, options.class_map, mode)
+        return _labelled(options, model, mode, notes) if classes is None else _named(options, classes, mode, notes)
+    images = _create(options, options.class_map, mode)
+    if classes is not None:
+        classes.check(getattr(getattr(images, "reader", None), "class_to_idx", None), options.dataset)
+    return images
 
 
 def unlabelled_images(options: DataOptions, mode: str) -> Any:
@@ -164,11 +176,7 @@ def _labelled(options: DataOptions, model: nn.Module, mode: str, notes: list[str
     """The images of a folder, their classes numbered as the model's answers are."""
     class_map: str | dict[str, int] | None = _class_map(options, notes)
     images = _create(options, class_map, mode)
-    root, asked = Path(images.reader.root), Path(options.data or "")
-    if root == asked and options.split not in ("", DataOptions.split):
-        raise TokensieveError(
-            f"{options.data!r} has no split {options.split!r}: expected a sub-folder of that name, or no --split"
-        )
+    _check_split(images, options)
     subset = infer_imagenet_subset(model)
     if class_map is None and subset is not None:
         order = ImageNetInfo(subset).label_names()
@@ -176,11 +184,40 @@ def _labelled(options: DataOptions, model: nn.Module, mode: str, notes: list[str
             notes.append(f"folders are named by WordNet identifiers: classes are numbered as in {subset}")
             class_map = {name: number for number, name in enumerate(order)}
             images = _create(options, class_map, mode)
-    leave_out(images, bool(class_map), notes)
-    if not images.reader.samples:
-        raise TokensieveError(f"{options.data!r} has images in hidden folders alone: expected one sub-folder a class")
+    _leave_out(images, bool(class_map), options, notes)
     _check_classes(images, options, model, class_map, notes)
     return images
+
+
+def _named(options: DataOptions, classes: ClassNames, mode: str, notes: list[str]) -> Any:
+    """The images of a folder, their classes numbered as in ``classes``."""
+    images = _create(options, None, mode)
+    _check_split(images, options)
+    _leave_out(images, False, options, notes)
+    if "" in images.reader.class_to_idx:
+        raise _flat(options)
+    classes.number(images.reader, images.reader.root, notes)
+    return images
+
+
+def _check_split(images: Any, options: DataOptions) -> None:
+    root, asked = Path(images.reader.root), Path(options.data or "")
+    if root == asked and options.split not in ("", DataOptions.split):
+        raise TokensieveError(
+            f"{options.data!r} has no split {options.split!r}: expected a sub-folder of that name, or no --split"
+        )
+
+
+def _leave_out(images: Any, numbered: bool, options: DataOptions, notes: list[str]) -> None:
+    leave_out(images, numbered, notes)
+    if not images.reader.samples:
+        raise TokensieveError(f"{options.data!r} has images in hidden folders alone: expected one sub-folder a class")
+
+
+def _flat(options: DataOptions) -> TokensieveError:
+    return TokensieveError(
+        f"{options.data!r} has its images directly in it: expected one sub-folder of images for each class"
+    )
 
 
 def _class_map(options: DataOptions, notes: list[str]) -> str | None:
@@ -203,9 +240,7 @@ def _check_classes(images: Any, options: DataOptions, model: Any, class_map: Any
     if not classes or not numbered:
         return
     if not class_map and not any(entry.is_dir() for entry in os.scandir(images.reader.root)):
-        raise TokensieveError(
-            f"{options.data!r} has its images directly in it: expected one sub-folder of images for each class"
-        )
+        raise _flat(options)
     if not class_map and len(numbered) != classes:
         raise TokensieveError(
             f"{options.data!r} has images of {len(numbered)} classes and the model {classes} classes: give --class-map "

@@ -11,6 +11,7 @@ _face = _Face(
         "tokensieve.measure.macs": ["MacReport", "count"],
         "tokensieve.measure.memory": ["peak"],
         "tokensieve.measure.results": ["Results", "Row", "Speed", "open_results"],
+        "tokensieve.measure.retrieval": ["Retrieval", "RetrievalMeters"],
         "tokensieve.measure.solver": ["solve"],
         "tokensieve.measure.timing": ["Timings", "Variant", "time_variants"],
     },

@@ -12,6 +12,8 @@ from tokensieve.measure.results import Results as Results
 from tokensieve.measure.results import Row as Row
 from tokensieve.measure.results import Speed as Speed
 from tokensieve.measure.results import open_results as open_results
+from tokensieve.measure.retrieval import Retrieval as Retrieval
+from tokensieve.measure.retrieval import RetrievalMeters as RetrievalMeters
 from tokensieve.measure.solver import solve as solve
 from tokensieve.measure.timing import Timings as Timings
 from tokensieve.measure.timing import Variant as Variant
@@ -24,6 +26,8 @@ __all__ = [
     "MacReport",
     "Meters",
     "Results",
+    "Retrieval",
+    "RetrievalMeters",
     "Row",
     "Speed",
     "Timings",

@@ -96,6 +96,7 @@ class ClassMeters:
             MulticlassAccuracy,  # takes as long as timm: not before there is an answer
         )
 
+        self.classes = classes
         self.images = 0
         self.labelled = 0
         alone: dict[str, Any] = {
@@ -112,6 +113,11 @@ class ClassMeters:
     def update(self, logits: Tensor, dense: Tensor, labels: Tensor) -> None:
         """Add a batch: logits (B, K) of the model and of the dense model, labels (B,)."""
         labels = labels.cpu()
+        if int(labels.max()) >= self.classes:
+            raise TokensieveError(
+                f"an image is of class {int(labels.max())}, counted from 0, and the model answers with {self.classes} "
+                "classes: give a model of these classes, or --classes with a line for each"
+            )
         self.images += len(labels)
         self.labelled += int((labels != NO_LABEL).sum())
         self.accuracies["top1"].update(logits, labels)

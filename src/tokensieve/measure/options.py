@@ -60,3 +60,27 @@ class TimingOptions:
     def batches(self) -> tuple[int, ...]:
         """The batch sizes to time, each once."""
         return tuple(dict.fromkeys(self.speed_batch_size or (1, 16)))
+
+
+RETRIEVAL = "retrieval"
+NEIGHBOURS = (1, 5, 10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalOptions:
+    """Among how many neighbours images are looked for."""
+
+    k: Annotated[
+        tuple[int, ...],
+        Option(
+            "Look among the K nearest images; repeatable. Default: 1, 5 and 10.",
+            metavar="K",
+            min=1,
+            panel="Retrieval",
+        ),
+    ] = ()
+
+    @property
+    def neighbours(self) -> tuple[int, ...]:
+        """Every K once, the least first."""
+        return tuple(sorted(set(self.k or NEIGHBOURS)))

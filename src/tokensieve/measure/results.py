@@ -58,7 +58,8 @@ class Row:
         F: dense MACs over these.
         images, top1, top5, agreement, kl: see ``Fidelity``; None until measured.
         speed: one entry a batch size; empty until measured.
-        metrics: the figures of a pixel task by name, see ``tokensieve.pixels``; empty for classifiers.
+        metrics: the figures of a pixel task by name, see ``tokensieve.pixels``, or of retrieval, see
+            ``RetrievalMeters``; empty for classifiers.
     """
 
     variant: str
@@ -105,7 +106,7 @@ class Results:
 
     @property
     def metrics(self) -> list[str]:
-        """Names of the figures of a pixel task; empty for classifiers."""
+        """Names of the figures of a pixel task or of retrieval; empty for classifiers."""
         return list(dict.fromkeys(name for row in self.rows for name in row.metrics))
 
     def find(self, variant: str) -> Row | None:
@@ -160,7 +161,7 @@ class Results:
 
 
 def _plain(row: Row) -> dict[str, Any]:
-    """The row as it is written; one of a classifier has no metrics, one of a pixel task no accuracy."""
+    """The row as it is written; one of a classifier has no metrics, one of any other task no accuracy."""
     content = asdict(row)
     absent = ("top1", "top5", "agreement", "kl") if row.metrics else ("metrics",)
     return {key: value for key, value in content.items() if key not in absent}

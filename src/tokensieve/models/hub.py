@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from timm.models import load_state_dict
 
 from tokensieve.errors import TokensieveError, TokensieveWarning
@@ -153,6 +154,38 @@ def image_settings(transformers: Any, source: Source) -> dict[str, Any]:
     elif shortest:
         settings["input_size"] = (int(shortest), int(shortest))
     return settings
+
+
+def load_tokenizer(source: Source) -> Any:
+    """The tokenizer that lies beside the model at ``source``.
+
+    Raises:
+        TokensieveError: transformers is not installed, no tokenizer lies there, or it cannot be read.
+    """
+    transformers = need_transformers(source.name)
+    with _quiet(transformers):
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source.place, revision=source.revision)
+        except Exception as error:  # every tokenizer fails in its own way
+            raise TokensieveError(
+                f"cannot read a tokenizer beside {source.name}: {_first_sentence(error)}; put there what "
+                "tokenizer.save_pretrained writes"
+            ) from error
+    # Where its files are missing transformers makes one that knows no word.
+    files = dict.fromkeys(type(tokenizer).vocab_files_names.values())
+    if not any(_is_there(source, file) for file in files):
+        raise TokensieveError(
+            f"no tokenizer lies beside {source.name}: expected {' or '.join(files)}; put there what "
+            "tokenizer.save_pretrained writes"
+        )
+    return tokenizer
+
+
+def _is_there(source: Source, file: str) -> bool:
+    """Whether a file of the model has been found: in its folder, or in the cache of the hub once it was asked for."""
+    if source.local:
+        return (Path(source.place) / file).is_file()
+    return isinstance(try_to_load_from_cache(source.place, file, revision=source.revision), str)
 
 
 @contextmanager

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from tokensieve.errors import TokensieveError
 from tokensieve.utils.options import Option
 
+ZERO_SHOT = "zeroshot"
+TEMPLATE = "a photo of a {}."
 ImgSize = int | tuple[int, int] | None  # of a square, or (height, width)
 
 
@@ -83,3 +87,43 @@ class RuntimeOptions(PrecisionOptions, DeviceOptions):
         str | None, Option("Compile every model, with inductor for example.", metavar="BACKEND")
     ] = None
     cuda_graph: Annotated[bool, Option("Capture every model in a CUDA graph and time its replay.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotOptions:
+    """What a model with two towers compares images with: texts that name the classes."""
+
+    classes: Annotated[
+        str | None,
+        Option(
+            "Names of the classes, a line each; where a folder of images is called otherwise, it, a tab and the name.",
+            metavar="FILE",
+            panel="Zero-shot classification",
+        ),
+    ] = None
+    template: Annotated[
+        tuple[str, ...],
+        Option(
+            f"Text with {{}} for the name; repeatable, a class then has the mean of its texts. Default: {TEMPLATE!r}",
+            metavar="TEXT",
+            panel="Zero-shot classification",
+        ),
+    ] = ()
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The texts, each once."""
+        return tuple(dict.fromkeys(self.template or (TEMPLATE,)))
+
+
+def check_templates(templates: Sequence[str]) -> None:
+    """Raise where there is no template, or one has no place for a name.
+
+    Raises:
+        TokensieveError: names it.
+    """
+    if not templates:
+        raise TokensieveError(f"there is no template: give one such as {TEMPLATE!r}")
+    without = next((template for template in templates if "{}" not in template), None)
+    if without is not None:
+        raise TokensieveError(f"the template {without!r} has no {{}}, where the name goes: give {TEMPLATE!r} for one")

@@ -35,6 +35,8 @@ IMAGES: dict[str, Any] = {
 
 
 NORMS = ("layernorm", "post_layernorm", "norm", "rms_norm")
+TWO_TOWERS = ("get_image_features", "get_text_features")
+SCALES = ("logit_scale", "temperature")  # by which models with two towers turn a cosine into a logit
 HEADS = ("classifier", "cls_classifier", "distillation_classifier", "neck", "head")
 
 
@@ -124,6 +126,7 @@ class HuggingFaceModel(nn.Module):
 
     Raises:
         RefusedError: no family matches the model.
+        TokensieveError: the model is for images of no one size, as SigLIP 2 with its native flexible resolution.
     """
 
     def __init__(
@@ -132,6 +135,11 @@ class HuggingFaceModel(nn.Module):
         super().__init__()
         located = family_of(model)
         owner: Any = located.owner
+        if not hasattr(owner.config, "image_size"):
+            raise TokensieveError(
+                f"{type(model).__name__} is for images of no one size and takes what its own processor makes of them: "
+                "call it with that, ts.apply reduces it in place"
+            )
         if img_size is not None:
             owner.input_size = tuple(img_size)
         self.model = model
@@ -177,6 +185,19 @@ class HuggingFaceModel(nn.Module):
         """The norm behind the last block, where hidden states have none."""
         found = (getattr(self.owner, name, None) for name in NORMS)
         return next((norm for norm in found if isinstance(norm, nn.Module)), nn.Identity())
+
+    @property
+    def two_towers(self) -> bool:
+        """Whether the model compares images with texts, as CLIP and SigLIP do."""
+        has_both = all(hasattr(self.model, name) for name in TWO_TOWERS)
+        return has_both and any(hasattr(self.model, name) for name in SCALES)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """(B, D): what a model with two towers compares with texts; of any other model what ``forward_head`` pools."""
+        if not self.two_towers:
+            return self.forward_head(self.forward_features(images), pre_logits=True)
+        model: Any = self.model
+        return model.get_image_features(images, **self._options(images)).pooler_output  # type: ignore[no-any-return]
 
     def _options(self, images: Tensor) -> dict[str, Any]:
         resized = self._resizes and tuple(images.shape[-2:]) != self._built_for
