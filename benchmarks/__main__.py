@@ -18,6 +18,7 @@ NAMES = {
     "profile": "where the time of missed goals goes",
     "growth": "how time and memory grow with the number of tokens",
     "accuracy": "methods at equal MACs, trained and fitted models and their controls, on images",
+    "heads": "how far boxes, heatmaps and masks are from dense, by method at equal tokens",
     "towers": "towers in windows: Qwen2.5-VL on a large image, SAM",
     "clustering": "ATC's clustering beside a loop over scikit-learn",
     "diffrate": "the search that DiffRate's schedules come from",
