@@ -133,7 +133,8 @@ def _vitpose() -> Host:
     from transformers import VitPoseBackboneConfig, VitPoseConfig, VitPoseForPoseEstimation
 
     sizes = {**SMALL, "image_size": [256, 192], "patch_size": [16, 16], "out_indices": [12]}
-    config = VitPoseConfig(backbone_config=VitPoseBackboneConfig(**sizes), num_labels=17)
+    labels: dict[str, Any] = {"num_labels": 17}
+    config = VitPoseConfig(backbone_config=VitPoseBackboneConfig(**sizes), **labels)
     make: Any = VitPoseForPoseEstimation
     return make(config), {"pixel_values": _images(256)[..., :192]}, ("heatmaps",)
 

@@ -42,6 +42,7 @@ from tokensieve.methods.controls import Grid as Grid
 from tokensieve.methods.controls import Random as Random
 from tokensieve.methods.controls import TopK as TopK
 from tokensieve.methods.cropr import Cropr as Cropr
+from tokensieve.methods.cubist import CubistMerge as CubistMerge
 from tokensieve.methods.diffrate import DiffRate as DiffRate
 from tokensieve.methods.dpcknn import DPCKNN as DPCKNN
 from tokensieve.methods.dtem import DTEM as DTEM
@@ -91,6 +92,7 @@ __all__ = [
     "Assignment",
     "BATPaper",
     "Cropr",
+    "CubistMerge",
     "DiffRate",
     "DynamicViT",
     "EViT",
