@@ -355,3 +355,14 @@ def test_macs_counted_in_windows_are_macs_run(name: str, spec: str | None) -> No
     layers, attends = (4, 2 * 48 * 16) if spec is None else (3, 0)
     beyond = 2 * 44 * (layers * 48 * 48 + attends)
     assert count(model, x).total + beyond == pytest.approx(mode.macs, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["samvit", "samvit, rotary"])
+def test_graphs_attend_in_windows_by_one_call_with_a_mask(name: str) -> None:
+    model, x = tower(name), images()
+    ts.apply(model, "tome:r=20+bat:keep=0.7:sites=[1]")
+    (wanted,) = run(model, x)
+    exported = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(run(exported, x)[0], wanted, rtol=1e-4, atol=1e-4)
+    compiled: Any = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(run(compiled, x)[0], wanted, rtol=1e-4, atol=1e-4)

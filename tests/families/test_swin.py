@@ -118,3 +118,11 @@ def test_shifted_windows_are_those_of_a_rolled_grid(rolled: tuple[int, int]) -> 
         for column in range(0, rolled[1], 7):
             place = slice(row, row + 4), slice(column, column + 7)
             assert moved[place][there[place]].unique().numel() == 1
+
+
+def test_graphs_attend_in_shifted_windows_by_one_call_with_a_mask() -> None:
+    model, x = tower("timm, padded"), images("timm, padded")
+    ts.apply(model, "tome:r=8")
+    (wanted,) = run(model, x)
+    exported = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(run(exported, x)[0], wanted, rtol=1e-4, atol=1e-4)

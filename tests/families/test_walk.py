@@ -1,14 +1,19 @@
-"""Every model name that timm lists in these files is exact at no-op and really reduced, or refused with a reason."""
+"""Every model name that timm lists in these files, and every class of transformers that is given images, is exact at
+no-op and really reduced, or refused with a reason; and it is known which of the classes attend over the whole image."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
+import transformers
 
-from tests.helpers import walk
+from tests.helpers import walk, walk_towers
+from tests.helpers.walk_attends import STATED, Call, kind_of
+from tests.helpers.walk_record import counted, judged
 
 DOZEN = {
     "vit_tiny_patch16_224": "exact",
@@ -25,6 +30,22 @@ DOZEN = {
     "vit_pe_core_tiny_patch16_384": "exact",
     "cait_xxs24_224": "refused",
 }
+CLASSES = {
+    "clip/CLIPVisionModel": ("exact", "global"),
+    "qwen2_5_vl/Qwen2_5_VisionTransformerPretrainedModel": ("exact", "windows"),
+    "qwen3_vl/Qwen3VLVisionModel": ("exact", "global"),
+    "resnet/ResNetModel": ("refused", "other"),
+    "segformer/SegformerModel": ("refused", "other"),
+    "siglip/SiglipVisionModel": ("exact", "global"),
+    "vit_mae/ViTMAEModel": ("exact", "global"),
+    "vivit/VivitModel": ("exact", "global"),
+    "x_clip/XCLIPVisionModel": ("refused", "global"),
+}
+
+
+def recorded(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((Path(__file__).parents[2] / "docs" / name).read_text(encoding="utf-8"))
+    return found
 
 
 @pytest.mark.parametrize("name", DOZEN)
@@ -35,17 +56,74 @@ def test_a_dozen_names(name: str) -> None:
 
 
 def test_the_recorded_walk_names_every_model() -> None:
-    recorded = json.loads((Path(__file__).parents[2] / "docs" / "families.json").read_text(encoding="utf-8"))
-    if recorded["timm"] != timm.__version__:
-        pytest.skip(f"docs/families.json was walked with timm {recorded['timm']}, installed is {timm.__version__}")
-    assert sorted(recorded["models"]) == walk.names()
-    assert {found["status"] for found in recorded["models"].values()} <= {"exact", "refused"}
+    found = recorded("families.json")
+    if found["timm"] != timm.__version__:
+        pytest.skip(f"docs/families.json was walked with timm {found['timm']}, installed is {timm.__version__}")
+    assert sorted(found["models"]) == walk.names()
+    assert set(counted(found)) <= {"exact", "refused"}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_few_classes(name: str) -> None:
+    found = walk_towers.walk(name.partition("/")[0])["models"][name]
+    assert (found["status"], found["attends"]) == CLASSES[name], found["reason"]
+    assert bool(found["family"]) == (found["status"] == "exact")
+    assert found["reason"] or found["status"] == "exact"
+
+
+def test_the_recorded_walk_says_of_every_class_how_it_attends() -> None:
+    found = recorded("towers.json")
+    models = found["models"]
+    assert set(counted(found)) <= {"exact", "refused", "not built"}
+    assert all(one["reason"] for one in models.values() if one["status"] != "exact")
+    for how, share in found["attending"].items():
+        these = [one["status"] for one in models.values() if one["attends"] == how]
+        assert share == {"exact": these.count("exact"), "classes": len(these)}
+    assert sum(share["classes"] for share in found["attending"].values()) == len(models)
+
+
+def test_what_is_stated_of_classes_is_needed() -> None:
+    models = recorded("towers.json")["models"]
+    assert set(STATED) <= set(models)
+    assert {name for name, one in models.items() if one["status"] == "not built"} <= set(STATED)
+    name = "vit_mae/ViTMAEModel"
+    ((_, kind),) = [one for one in walk_towers.classes("vit_mae") if one[0] == name]
+    model = walk_towers.built(kind)
+    assert walk_towers.attends(model, walk_towers.example(model)) != STATED[name][0]
+
+
+def test_blocks_that_reach_an_image_at_one_resolution_attend_globally() -> None:
+    whole, window, joined = [Call(6, 65, 65)], [Call(24, 16, 16)], [Call(6, 16, 16)]
+    assert kind_of([whole, whole], patches=64) == "global"
+    assert kind_of([window, whole], patches=64) == "windows"
+    assert kind_of([[Call(6, 64, 16)], [Call(6, 64, 64)]], patches=64) == "windows"  # by a mask
+    assert kind_of([window, window], patches=64) == "other"
+    assert kind_of([whole, joined], patches=64) == "other"
+
+
+def test_a_name_that_breaks_does_not_end_the_walk() -> None:
+    def broken() -> dict[str, str]:
+        raise OSError("no disk")
+
+    models = judged([("one", broken), ("two", lambda: {"status": "exact", "reason": ""})])
+    assert models["one"] == {"status": "FAILED", "reason": "OSError: no disk"}
+    assert counted({"models": models}) == {"FAILED": 1, "exact": 1}
 
 
 @pytest.mark.slow
 def test_every_name() -> None:
-    walked = walk.walk(walk.names())["models"]
-    failed = {name: found["reason"] for name, found in walked.items() if found["status"] not in ("exact", "refused")}
+    found = walk.walk(walk.names())
+    failed = {name: one["reason"] for name, one in found["models"].items() if one["status"] not in ("exact", "refused")}
     assert not failed
-    assert all(found["reason"] for found in walked.values() if found["status"] == "refused")
-    assert sum(found["status"] == "exact" for found in walked.values()) > 315
+    assert all(one["reason"] for one in found["models"].values() if one["status"] == "refused")
+    assert counted(found)["exact"] > 315
+
+
+@pytest.mark.slow
+def test_every_class() -> None:
+    found, before = walk_towers.walk(), recorded("towers.json")
+    assert not {name: one["reason"] for name, one in found["models"].items() if one["status"] == "FAILED"}
+    if before["transformers"] != transformers.__version__:
+        pytest.skip(f"docs/towers.json was walked with transformers {before['transformers']}")
+    assert found["models"].keys() == before["models"].keys()
+    assert found["attending"] == before["attending"]

@@ -99,10 +99,13 @@ class Windows:
         """(rows, columns), both (B, P), of what is in the windows beyond the grid; None where nothing is."""
         if self.covered == self.grid:
             return None
-        outside = torch.ones(self.covered, dtype=torch.bool, device=device)
-        outside[: self.grid[0], : self.grid[1]] = False
-        rows, columns = outside.nonzero(as_tuple=True)
-        return rows.expand(images, -1), columns.expand(images, -1)
+        (high, wide), (rows, columns) = self.covered, self.grid
+        strips = ((0, rows, columns, wide), (rows, high, 0, wide))  # to the right of it, and below
+        places = [
+            torch.cartesian_prod(torch.arange(top, bottom, device=device), torch.arange(left, right, device=device))
+            for top, bottom, left, right in strips
+        ]
+        return tuple(part.expand(images, -1) for part in torch.cat(places).unbind(1))  # type: ignore[return-value]
 
     def cut(self, x: Tensor) -> Tensor:
         """(B · windows, rows, columns, C) from a map ``x`` (B, H, W, C), zero beyond its border."""
