@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -21,6 +22,8 @@ from tokensieve.attention.positions import along_axis, folded
 from tokensieve.attention.windows import Border, WindowRows
 from tokensieve.families._locate import family_of
 from tokensieve.measure.macs import count
+from tokensieve.measure.oracle import OracleBlock, oracle
+from tokensieve.plan import make_plan
 
 SIDE, PATCH, WINDOW = 160, 16, 4  # 10 × 10 patches, in windows that reach beyond the border
 KINDS = (
@@ -94,8 +97,6 @@ def _built(name: str) -> nn.Module:
 
 def tower(name: str, dtype: torch.dtype = torch.float32) -> Any:
     """A tower of its own, so that no test sees what another did to it."""
-    import copy
-
     return copy.deepcopy(_built(name)).to(dtype)
 
 
@@ -366,3 +367,24 @@ def test_graphs_attend_in_windows_by_one_call_with_a_mask(name: str) -> None:
     torch.testing.assert_close(run(exported, x)[0], wanted, rtol=1e-4, atol=1e-4)
     compiled: Any = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(run(compiled, x)[0], wanted, rtol=1e-4, atol=1e-4)
+
+
+def lengths_of(model: nn.Module, spec: str, x: Tensor) -> list[torch.Size]:
+    """The shapes of what the blocks of an oracle hand on."""
+    reduced = ts.apply(copy.deepcopy(model), spec)
+    free, seen = oracle(model, count(reduced, x)), []
+    for block in (part for part in free.modules() if isinstance(part, OracleBlock)):
+        block.register_forward_hook(lambda module, args, out: seen.append(out.shape))
+    run(free, x)
+    return seen
+
+
+@pytest.mark.parametrize("name", ["samvit", "sam"])
+def test_an_oracle_runs_on_as_few_tokens_and_gives_the_map_back(name: str) -> None:
+    shapes = lengths_of(tower(name), "tome:r=20", images())
+    assert shapes == [(2, 80, 48), (2, 60, 48), (2, 40, 48), (2, 10, 10, 48)]
+
+
+def test_a_plan_of_blocks_in_windows_is_refused() -> None:
+    with pytest.raises(ts.RefusedError, match=r"as a whole in blocks \[0, 2\] of VisionTransformerSAM: measure"):
+        make_plan(tower("samvit"), "tome", target_speedup=1.2, batch_size=1, example=images(1))

@@ -14,6 +14,9 @@ from tokensieve.families._family import Family, taken_apart
 from tokensieve.families._locate import family_of
 from tokensieve.measure.macs import MacReport
 from tokensieve.models.load import share_weights
+from tokensieve.tokens.form import Form
+
+FORM = "_tokensieve_form"  # the attribute of a tensor between two blocks that says how the model would have it
 
 
 class OracleBlock(nn.Module):
@@ -29,6 +32,8 @@ class OracleBlock(nn.Module):
         reduced: whether tokens are gone by the end of it: from there on a reduced model may use an attention of ours,
             and so does its oracle.
         whole: tokens of a block that a head reads: what is cut off returns as zeros; None where no head reads.
+
+    Where the model has its tokens in a form of its own, blocks behind a cut hand on (B, left, C) with that form beside.
     """
 
     def __init__(
@@ -54,22 +59,45 @@ class OracleBlock(nn.Module):
         return self.family.closed(self._run(*taken_apart(args, kwargs)))
 
     def _run(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        form: Form | None = getattr(x, FORM, None)
+        given = x if form is None else None  # as the model has it
+        if form is None:
+            form = self.family.form(self.block, x)
+            x = x if form is None else form.taken(x)
         x = x[:, : max(self.attended, self.processed, self.left)]  # the block before may have given back the others
         length = x.shape[1]
         own = self.reduced and attends_faster(x)
         if self.attended >= length and self.processed >= length and not own:
-            return self._cut(self.family.opened(self.block(x, *args, **kwargs)))
-        arguments = self.family.keywords(self.block, args, kwargs)
-        if self.attended < length or any(value is not None for value in arguments.values()):
-            positions = torch.arange(self.attended - self.prefix, device=x.device).unsqueeze(0)
-            arguments = self.family.reindex(self.block, arguments, positions, self.prefix)
+            if form is None:
+                return self._cut(self.family.opened(self.block(x, *args, **kwargs)))
+            if given is not None:
+                return self._formed(form.taken(self.family.opened(self.block(given, *args, **kwargs))), form)
+        return self._formed(self._run_halves(x, form, own, self.family.keywords(self.block, args, kwargs)), form)
+
+    def _formed(self, x: Tensor, form: Form | None) -> Tensor:
+        """What is left of ``x``, beside its ``form``; the model's own where a head reads it."""
+        x = self._cut(x)
+        if form is None:
+            return x
+        if self.whole is not None:
+            return form.given(x)
+        setattr(x, FORM, form)
+        return x
+
+    def _run_halves(self, x: Tensor, form: Form | None, own: bool, arguments: dict[str, Any]) -> Tensor:
+        length = x.shape[1]
+        if form is not None or self.attended < length or any(value is not None for value in arguments.values()):
+            positions = torch.arange(self.attended - self.prefix, device=x.device).expand(len(x), -1)
+            told = arguments if form is None else {**arguments, **form.told}
+            places = positions if form is None else form.places(positions)
+            arguments = self.family.reindex(self.block, told, places, self.prefix)
         whole = self._attend(x[:, : self.attended], own, arguments)
         if self.attended < min(length, max(self.processed, self.left)):
             whole = torch.cat([whole, x[:, self.attended :]], dim=1)
         processed = self.family.mlp(self.block, whole[:, : self.processed])
         if self.processed >= self.left:
-            return self._cut(processed)
-        return self._cut(torch.cat([processed, whole[:, self.processed :]], dim=1))
+            return processed
+        return torch.cat([processed, whole[:, self.processed :]], dim=1)
 
     def _attend(self, x: Tensor, own: bool, arguments: dict[str, Any]) -> Tensor:
         if not own:
@@ -114,7 +142,7 @@ def oracle(model: nn.Module, report: MacReport) -> nn.Module:
             left,
             layout.prefix,
             reduced=number >= first_cut,
-            whole=whole if number in taps else None,
+            whole=whole if number in taps or (number == len(blocks) - 1 and located.family.in_parts) else None,
         )
         # Hooks of the block move to what stands in its place: transformers collects hidden states by them.
         places[number]._forward_hooks.update(blocks[number]._forward_hooks)

@@ -13,7 +13,7 @@ from torch import nn
 from tokensieve.engine.apply import apply
 from tokensieve.engine.counts import counts
 from tokensieve.engine.schedule import schedule
-from tokensieve.errors import TokensieveError, TokensieveWarning
+from tokensieve.errors import RefusedError, TokensieveError, TokensieveWarning
 from tokensieve.families._layout import Layout
 from tokensieve.families._locate import family_of
 from tokensieve.measure.knob import Knob
@@ -94,6 +94,11 @@ class Search:
         self.target, self.multiple = target, multiple
         located = family_of(dense)
         self.layout = located.family.layout(located.owner)
+        if self.layout.windowed:
+            raise RefusedError(
+                f"plan works out what a block costs from its tokens alone, and no image attends to itself as a whole in "
+                f"blocks {sorted(self.layout.windowed)} of {type(located.owner).__name__}: measure settings with bench"
+            )
         self.report = count(dense, watch.x[:1])
         self.length = round(self.report.blocks[0].attended)
 
