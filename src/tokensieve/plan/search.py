@@ -96,7 +96,7 @@ class Search:
         self.layout = located.family.layout(located.owner)
         if self.layout.windowed:
             raise RefusedError(
-                f"plan works out what a block costs from its tokens alone, and no image attends to itself as a whole in "
+                "plan works out what a block costs from its tokens alone, and no image attends to itself as a whole in "
                 f"blocks {sorted(self.layout.windowed)} of {type(located.owner).__name__}: measure settings with bench"
             )
         self.report = count(dense, watch.x[:1])
