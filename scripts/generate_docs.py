@@ -131,13 +131,20 @@ def compositions() -> str:
 
 # Families
 
+ATTENDING = {  # in the order of docs/towers.json
+    "global": "over the whole image in every block",
+    "windows": "over the whole image in some blocks and in windows in others",
+    "other": "otherwise: convolutions, pyramids, detectors on them",
+}
 FAMILIES = """A family is one shape of blocks that tokensieve knows how to run in halves. `ts.apply` finds the family
 of a model by its blocks and checks it on a probe input.
 
 Class, distillation and register tokens are never merged, dropped or skipped. Rotary positions follow their tokens.
-Models without a class token are scored by attention received. Not supported: windowed attention (Swin, SAM), relative
-position bias, other classes of `transformers` than those of the table, and anything else that the check on the probe
-input does not find exact; these are refused, not approximated."""
+Models without a class token are scored by attention received. A token keeps its window and its relative positions;
+windows have as many tokens as are left in them, and methods that read the attention of an image act in the blocks where
+it attends as a whole. Images of different sizes, packed in one row or padded to one length, each lose their own number.
+Other blocks than those of the table, and anything else that the check on the probe input does not find exact, are
+refused and not approximated."""
 
 
 def families_table() -> str:
@@ -172,41 +179,57 @@ def counts() -> str:
     if walk is None or towers is None:
         return ""
     total, exact = len(walk["models"]), len(by_status(walk)[0])
-    found = collections.Counter(one["status"] for one in towers["models"].values())
+    whole, windows, other = (towers["attending"][how] for how in ATTENDING)
     return wrap(
         f"Of the {total} names that timm {walk['timm']} lists in the {len(walk['modules'])} files of plain ViTs (ViT, "
         f"DeiT, CLIP, SigLIP, DINOv2, DINOv3, EVA, BEiT, NaFlexViT and others), **{exact}** can be reduced: a method "
         f"that removes nothing leaves the output bit-equal (torch {walk['torch']}). **{total - exact}** are refused "
-        f"with a reason. Of the classes of transformers {towers['transformers']} that are given images and no text, "
-        f"and run from a small config, **{found['exact']}** can be reduced (CLIP, SigLIP, DINOv3, BEiT, video "
-        f"models, the towers of Qwen-VL and other vision-language models) and **{found['refused']}** are "
-        "refused, most of them no plain ViTs. [docs/families.md](docs/families.md) names every one."
+        f"with a reason. Of the {whole['classes']} classes of transformers {towers['transformers']} that encode images "
+        f"and whose blocks attend over the whole image, **{whole['exact']}** can be reduced (CLIP, SigLIP, DINOv3, "
+        "BEiT, video models, the towers of Qwen-VL and other vision-language models); of the "
+        f"{windows['classes']} that attend in windows in some blocks, **{windows['exact']}**; and of the "
+        f"{other['classes']} others, which are convolutions, pyramids and detectors on them, **{other['exact']}**. The "
+        "rest is refused with a reason. [docs/families.md](docs/families.md) names every one."
     )
 
 
 def towers_table(walk: dict[str, Any]) -> str:
-    """The classes of transformers by family, and the refused by reason."""
-    families: dict[str, list[str]] = collections.defaultdict(list)
-    refused: dict[str, list[str]] = collections.defaultdict(list)
-    for name, found in walk["models"].items():
+    """The classes of transformers: how many are exact by how they attend, which by family, and the others by reason."""
+    exact: dict[str, list[str]] = collections.defaultdict(list)
+    limited: dict[str, list[str]] = collections.defaultdict(list)
+    others: dict[str, dict[str, list[str]]] = {how: collections.defaultdict(list) for how in ATTENDING}
+    for name, found in sorted(walk["models"].items()):
         kind = name.partition("/")[2]
+        reason = found["reason"].replace(kind, "it").partition(";")[0]
         if found["status"] == "exact":
-            families[found["family"]].append(kind)
-        elif found["status"] == "refused":
-            refused[found["reason"].replace(kind, "it").partition(";")[0]].append(kind)
-    unbuilt = sorted(name.partition("/")[2] for name, found in walk["models"].items() if found["status"] == "not built")
-    rows = [[f"`{family}`", str(len(kinds)), listed(sorted(kinds))] for family, kinds in sorted(families.items())]
-    said = [[reason, listed(sorted(kinds))] for reason, kinds in sorted(refused.items())]
-    return "\n".join(
-        [
-            f"### Exact: {sum(map(len, families.values()))}\n",
-            table(["family", "classes", "names"], rows),
-            f"### Refused: {sum(map(len, refused.values()))}\n",
-            table(["reason", "names"], said),
-            f"### Not built: {len(unbuilt)}\n\n"
-            + wrap(f"These did not run from a small config alone, which says nothing of them: {listed(unbuilt)}"),
-        ]
-    )
+            exact[found["family"]].append(kind)
+            limited[reason].append(kind)
+        else:
+            said = reason if found["status"] == "refused" else f"{found['status']}: {reason}"
+            others[found["attends"]][said].append(kind)
+    del limited[""]
+    shares = walk["attending"]
+    counts = [[said, str(shares[how]["exact"]), str(shares[how]["classes"])] for how, said in ATTENDING.items()]
+    families = [[f"`{family}`", str(len(kinds)), listed(kinds)] for family, kinds in sorted(exact.items())]
+    parts = [
+        table(["blocks attend", "exact", "classes"], counts),
+        f"### Exact classes: {sum(map(len, exact.values()))}\n",
+        table(["family", "classes", "names"], families),
+        wrap(
+            "Where no block, or not every one, attends over the whole image, these say which blocks methods that read "
+            "attention can act in, and take the other methods anywhere:"
+        ),
+        table(["said of methods that read attention", "names"], by_reason(limited)),
+    ]
+    for how, reasons in others.items():
+        parts.append(f"### Not exact, and attend {ATTENDING[how]}: {sum(map(len, reasons.values()))}\n")
+        parts.append(table(["reason", "names"], by_reason(reasons)))
+    return "\n".join(parts)
+
+
+def by_reason(names: dict[str, list[str]]) -> list[list[str]]:
+    """One row a reason, with the names it was given for."""
+    return [[reason, listed(sorted(kinds))] for reason, kinds in sorted(names.items())]
 
 
 def families_page() -> str | None:
@@ -233,9 +256,10 @@ def families_page() -> str | None:
             "## Classes of transformers\n\n"
             + wrap(
                 f"Walked with transformers {towers['transformers']} and torch {towers['torch']} by `python -m "
-                "tests.helpers.walk_towers`: every class that is given images, or packed ones, and no text beside "
-                "them, built from a small config with random weights. What is special about a family stands in its "
-                "file in `src/tokensieve/families`."
+                "tests.helpers.walk_towers`: every class that is given images, or what its processor makes of them, "
+                "and reads no text beside them, built from a small config with random weights. How its blocks attend "
+                "is read from the attention calls of one run (`tests/helpers/walk_attends.py`). What is special about "
+                "a family stands in its file in `src/tokensieve/families`."
             )
         )
         parts.append(towers_table(towers))

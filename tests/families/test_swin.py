@@ -80,6 +80,20 @@ def test_stages_are_whole_for_those_who_read_them(name: str) -> None:
     assert torch.equal(reduced[1], dense[1]) and not torch.equal(reduced[-1], dense[-1])
 
 
+def test_a_probe_leaves_the_windows_that_a_run_would_set_for_good() -> None:
+    """transformers' Swin shrinks the windows of its blocks, for all later runs, when it is given a small image."""
+    from transformers import SwinConfig, SwinModel
+
+    sizes = {"window_size": 4, "embed_dim": 24, "depths": [1, 1, 2, 2], "num_heads": [1, 2, 3, 6]}
+    model: Any = SwinModel(SwinConfig(image_size=128, **sizes)).eval()
+    blocks = [block for stage in model.encoder.layers for block in stage.blocks]
+    before = [(block.window_size, block.shift_size) for block in blocks]
+    ts.apply(model, "tome:r=0")
+    assert [(block.window_size, block.shift_size) for block in blocks] == before
+    model(torch.randn(1, 3, 128, 128))
+    assert [(block.window_size, block.shift_size) for block in blocks] != before  # else this tests nothing
+
+
 def test_methods_that_read_the_attention_of_an_image_are_refused() -> None:
     with pytest.raises(ts.TokensieveError, match="no block does, so choose a method that reads none"):
         ts.apply(tower("timm"), "evit:keep=0.5:sites=[1]")

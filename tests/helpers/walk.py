@@ -9,12 +9,9 @@ that remove nothing leave the output bit-equal and methods that remove something
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import timm
@@ -23,6 +20,7 @@ from torch import Tensor, nn
 
 import tokensieve as ts
 from tests.helpers.models import liven
+from tests.helpers.walk_record import Found, judged, record, versions
 
 MODULES = (
     "vision_transformer",
@@ -101,7 +99,7 @@ def lengths(model: nn.Module, image: Tensor) -> list[int]:
     return seen
 
 
-def judge(name: str) -> dict[str, str]:
+def judge(name: str) -> Found:
     """{"status": "exact", "refused" or "FAILED", "reason": …} of one model name."""
     model, side = build(name)
     image = torch.randn(2, 3, *side, generator=torch.Generator().manual_seed(0))
@@ -136,34 +134,9 @@ def judge(name: str) -> dict[str, str]:
 
 def walk(chosen: Sequence[str]) -> dict[str, Any]:
     """What ``judge`` says of every name, with the versions it was found with."""
-    models: dict[str, dict[str, str]] = {}
-    for number, name in enumerate(chosen, start=1):
-        try:
-            models[name] = judge(name)
-        except Exception as error:  # one broken name must not end the walk
-            models[name] = {"status": "FAILED", "reason": f"{type(error).__name__}: {error}"}
-        found = models[name]
-        if sys.stderr.isatty() or found["status"] == "FAILED":
-            print(f"{number}/{len(chosen)} {name}: {found['status']} {found['reason']}", file=sys.stderr, flush=True)
-    versions = {"timm": timm.__version__, "torch": torch.__version__.split("+")[0]}
-    return {**versions, "modules": list(MODULES), "models": models}
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
-    output: Path = parser.parse_args().output
-    walked = walk(names())
-    output.parent.mkdir(parents=True, exist_ok=True)
-    beside = output.with_name(f".{output.name}.writing")
-    beside.write_text(json.dumps(walked, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, output)
-    counts: dict[str, int] = {}
-    for found in walked["models"].values():
-        counts[found["status"]] = counts.get(found["status"], 0) + 1
-    print(", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
-    return int("FAILED" in counts)
+    models = judged((name, partial(judge, name)) for name in chosen)
+    return {**versions(timm=timm.__version__), "modules": list(MODULES), "models": models}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(record(__doc__, lambda: walk(names())))

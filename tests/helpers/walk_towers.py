@@ -2,141 +2,79 @@
 
     python -m tests.helpers.walk_towers --output docs/towers.json
 
-Every such class is built from a small config with random weights: the fields that sizes are called by, in the config
-and the configs inside it, get small values. A class is "exact" when methods that remove nothing leave every tensor of
-the answer bit-equal and methods that remove something change it and keep its shapes; "refused" with the reason; or "not
-built" where a small config of it does not run on its own, which is no statement about tokensieve. Towers that pack
-images are given three of one size.
+Every such class is built from a small config (``walk_configs``) with random weights, and called with what its processor
+makes of images (``walk_inputs``). A class is
+
+- "exact" when methods that remove nothing leave every tensor of the answer bit-equal, and methods that remove something
+  change it and keep its shapes; where the methods that read the attention of an image are refused, the others do so,
+  and the reason is given;
+- "refused" in the sentence that is its reason, and then answers as before;
+- "not built" where it does not run here on its own, for the reason in ``NOT_BUILT``;
+- "FAILED" whatever else happens.
+
+Each class has as well whether its blocks attend over the whole image (``walk_attends``), and the file says how many of
+those that do are exact.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import inspect
-import json
-import os
-import signal
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 import tokensieve as ts
 from tests.helpers.models import liven
 from tests.helpers.towers import tensors
+from tests.helpers.walk_attends import STATED, attends
+from tests.helpers.walk_configs import config_for
+from tests.helpers.walk_inputs import example, parameters
+from tests.helpers.walk_record import Found, failed, judged, record, versions
 from tokensieve.families._locate import family_of
 
-SIDE = 128
-SMALL: dict[str, Any] = {
-    **dict.fromkeys(("hidden_size", "embed_dim", "d_model", "decoder_hidden_size", "out_hidden_size"), 48),
-    **dict.fromkeys(("num_hidden_layers", "depth", "encoder_layers", "decoder_num_hidden_layers", "decoder_layers"), 4),
-    **dict.fromkeys(("num_attention_heads", "num_heads", "num_key_value_heads", "decoder_num_attention_heads"), 3),
-    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads", "pred_num_attention_heads"), 3),
-    **dict.fromkeys(("intermediate_size", "mlp_dim", "decoder_intermediate_size", "encoder_ffn_dim"), 96),
-    **dict.fromkeys(("image_size", "img_size", "crop_size", "max_img_size"), SIDE),
-    **dict.fromkeys(("num_frames", "frames_per_clip"), 4),
-    **dict.fromkeys(("pred_num_hidden_layers", "num_spatial_layers", "num_temporal_layers"), 2),
-    "bos_token_id": 1,
-    "deepstack_visual_indexes": [1],
-    "eos_token_id": 2,
-    "fullatt_block_indexes": [1, 3],
-    "head_dim": 16,
-    "max_position_embeddings": 64,
-    "num_blocks": 1,
-    "num_channels": 3,
-    "num_detection_tokens": 5,
-    "num_labels": 4,
-    "num_position_embeddings": 64,
-    "num_queries": 5,
-    "pad_token_id": 0,
-    "patch_size": 16,
-    "pred_hidden_size": 48,
-    "projection_dim": 32,
-    "use_mid_position_embeddings": False,
-    "use_relative_position_bias": True,
-    "vocab_size": 120,
-    "window_size": 64,
+FIRST = ("pixel_values", "pixel_values_videos", "flattened_patches", "image")
+# What removes nothing, and what removes something: methods that read the attention of an image too, and only others.
+READING = ("tome:r=0+topk:keep=1.0:sites=[1]", ("tome:r=3", "topk:keep=0.5:sites=[1]"))
+MERGING = ("tome:r=0", ("tome:r=3",))
+NOT_BUILT = {
+    "dinat": "it needs natten2dqkrpb of the package natten, which no release for the installed torch has",
 }
-FIRST = ("pixel_values", "pixel_values_videos")
-NOTHING = "tome:r=0+topk:keep=1.0:sites=[1]"
-SOMETHING = ("tome:r=3", "topk:keep=0.5:sites=[1]")
-PATIENCE = 15  # seconds to build and run a dense model
-LARGE = ("inkling",)  # takes more memory than there is, whatever its config says
 
 
-def classes() -> Iterator[tuple[str, Any]]:
-    """(its folder, the class) of every model that is given images, or packed ones, first, and no text beside them: of
-    those that are, the vision towers come by themselves."""
-    import transformers
-
+def classes(*folders: str) -> Iterator[tuple[str, Any]]:
+    """(folder/class, the class) of every model, or of those in these folders, that is given images first, or what its
+    processor makes of them, and no text to read beside them."""
     root = Path(transformers.__file__).parent / "models"
     for file in sorted(root.glob("*/modeling_*.py")):
         text = file.read_text(encoding="utf-8")
-        if ("pixel_values" not in text and "grid_thw" not in text) or file.parent.name in LARGE:
+        if (folders and file.parent.name not in folders) or not any(name in text for name in (*FIRST, "grid_thw")):
             continue
         module = importlib.import_module(f"transformers.models.{file.parent.name}.{file.stem}")
         for kind in list(vars(module).values()):
             own = inspect.isclass(kind) and kind.__module__ == module.__name__
-            if own and issubclass(kind, transformers.PreTrainedModel) and "forward" in vars(kind):
-                names = list(inspect.signature(kind.forward).parameters)[1:]
-                alone = not {"text_config", "language_config", "qformer_config"} & set(kind.config_class.sub_configs)
-                if alone and names and (names[0] in FIRST or is_packed(kind)):
-                    yield file.parent.name, kind
+            if own and issubclass(kind, transformers.PreTrainedModel) and "forward" in vars(kind) and sees(kind):
+                yield f"{file.parent.name}/{kind.__name__}", kind
 
 
-def is_packed(kind: Any) -> bool:
-    """Whether a model takes patches of all images in one row and the grid of each."""
-    names = list(inspect.signature(kind.forward).parameters)[1:]
-    return names[0] in ("hidden_states", "pixel_values") and names[1:2] == ["grid_thw"]
+def sees(kind: Any) -> bool:
+    """Whether a class is given images first, and reads no text."""
+    names = list(parameters(kind))
+    reads = any(name.endswith("input_ids") and not name.startswith("decoder") for name in names)
+    return not reads and (names[:1] in [[name] for name in FIRST] or names[:2] == ["hidden_states", "grid_thw"])
 
 
-def small(kind: Any) -> Any:
-    """A config of this class with small sizes, and small ones inside it."""
-    base = kind()
-    fields = base.to_dict()
-    given: dict[str, Any] = {}
-    for name in fields.keys() & SMALL.keys():
-        several = isinstance(fields[name], (list, tuple)) and not isinstance(SMALL[name], list)
-        given[name] = [SMALL[name]] * len(fields[name]) if several else SMALL[name]
-    for name in getattr(kind, "sub_configs", {}):
-        inner = getattr(base, name, None)
-        if inner is not None:
-            given[name] = small(type(inner)).to_dict()
-    try:
-        return kind(**given)
-    except Exception:
-        return kind(**{name: value for name, value in given.items() if name not in ("head_dim", "num_key_value_heads")})
-
-
-def example(model: Any) -> dict[str, Any]:
-    """What ``model`` runs on."""
-    kind = type(model)
-    name = list(inspect.signature(kind.forward).parameters)[1]
-    generator = torch.Generator().manual_seed(1)
-    if is_packed(kind):
-        weight = next(p for part in model.children() for p in part.parameters() if p.dim() > 1)
-        patches = torch.randn(3 * 96, weight[0].numel(), generator=generator)
-        return {name: patches, "grid_thw": torch.tensor([[1, 8, 12]] * 3)}
-    config = getattr(model.config, "vision_config", model.config)
-    channels = getattr(config, "num_channels", None) or getattr(config, "in_chans", None) or 3
-    size = getattr(config, "image_size", None) or getattr(config, "crop_size", None) or SIDE
-    height, width = (size, size) if isinstance(size, int) else size
-    frames = getattr(config, "num_frames", None) or getattr(config, "frames_per_clip", None)
-    shapes = [(2, frames, channels, height, width)] if frames else []
-    for shape in [*shapes, (2, channels, height, width), (2, channels, 64, 64)]:
-        images = {name: torch.randn(shape, generator=generator)}
-        try:
-            answers(model, images)
-        except Exception:
-            continue
-        return images
-    raise ValueError("it runs on no image of the size in its config")
+def built(kind: Any) -> nn.Module:
+    """A small model of a class with random weights, in eval mode."""
+    torch.manual_seed(0)
+    return liven(kind(config_for(kind))).eval()
 
 
 def answers(model: nn.Module, inputs: dict[str, Any]) -> list[Tensor]:
@@ -151,87 +89,77 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
     )
 
 
-@contextmanager
-def at_most(seconds: int) -> Iterator[None]:
-    """Raise TimeoutError when what is inside takes longer: some models are large whatever their config says."""
-
-    def stop(*_: Any) -> None:
-        raise TimeoutError(f"it takes longer than {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+def judge(name: str, kind: Any) -> Found:
+    """{"status": "exact", "refused", "not built" or "FAILED", "reason": …, "family": …, "attends": …} of one class."""
+    reason = NOT_BUILT.get(name.partition("/")[0])
+    if reason is not None:
+        return {"status": "not built", "reason": reason, "family": "", "attends": STATED[name][0]}
+    model = built(kind)
+    inputs = example(model)
+    how = STATED[name][0] if name in STATED else attends(model, inputs)
     try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def judge(kind: Any) -> dict[str, str]:
-    """{"status": "exact", "refused", "not built" or "FAILED", "reason": …, "family": …} of one class."""
-    try:
-        with at_most(PATIENCE):
-            torch.manual_seed(0)
-            model = liven(kind(small(kind.config_class))).eval()
-            inputs = example(model)
-            dense = answers(model, inputs)
+        found = verdict(model, inputs, *READING)
+        if found["status"] == "refused":
+            merged = verdict(built(kind), inputs, *MERGING)
+            found = {**merged, "reason": merged["reason"] or found["reason"]}
     except Exception as error:
-        return {"status": "not built", "reason": f"{type(error).__name__}: {error}".splitlines()[0][:160], "family": ""}
+        found = {**failed(error), "family": ""}
+    return {**found, "attends": how}
+
+
+def verdict(model: nn.Module, inputs: dict[str, Any], nothing: str, something: tuple[str, ...]) -> Found:
+    """{"status": "exact", "refused" or "FAILED", "reason": …, "family": …} of one dense model, which it may change."""
+    dense = answers(model, inputs)
     try:
-        ts.apply(model, NOTHING)
+        ts.apply(model, nothing)
     except ts.TokensieveError as error:
-        kept = same(answers(model, inputs), dense)
-        return {"status": "refused" if kept else "FAILED", "reason": str(error), "family": ""}
-    found = {"status": "exact", "reason": "", "family": family_of(model).family.name}
+        return refused(error, same(answers(model, inputs), dense))
+    found = {"status": "FAILED", "reason": "", "family": family_of(model).family.name}
     try:
-        if not same(answers(model, inputs), dense):
-            return {**found, "status": "FAILED", "reason": f"{NOTHING} changes the answer"}
-    except ts.RefusedError as error:  # what only a run can show
-        return {"status": "refused", "reason": str(error), "family": ""}
-    for spec in SOMETHING:
+        unchanged = same(answers(model, inputs), dense)
+    except ts.TokensieveError as error:  # what only a run can show
+        return refused(error, same(answers(ts.remove(model), inputs), dense))
+    if not unchanged:
+        return {**found, "reason": f"{nothing} changes the answer"}
+    for spec in something:
         reduced = answers(ts.apply(ts.remove(model), spec), inputs)
         if same(reduced, dense) or [part.shape for part in reduced] != [part.shape for part in dense]:
-            return {**found, "status": "FAILED", "reason": f"{spec} changes nothing, or shapes"}
+            return {**found, "reason": f"{spec} changes nothing, or shapes"}
     if not same(answers(ts.remove(model), inputs), dense):
-        return {**found, "status": "FAILED", "reason": "remove does not give the original back"}
-    return found
+        return {**found, "reason": "remove does not give the original back"}
+    return {**found, "status": "exact"}
 
 
-def walk(folders: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What ``judge`` says of every class, by folder and name, with the version it was found with."""
-    import transformers
+def refused(error: ts.TokensieveError, kept: bool) -> Found:
+    """The verdict on a model that is refused: it must answer as before."""
+    reason = str(error) if kept else f"refused, and changed: {error}"
+    return {"status": "refused" if kept else "FAILED", "reason": reason, "family": ""}
 
+
+def quiet(name: str, kind: Any) -> Found:
+    """What ``judge`` says, without the warnings of transformers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return judge(name, kind)
+
+
+def walk(*folders: str) -> dict[str, Any]:
+    """What ``judge`` says of every class, or of those in these folders, with the versions it was found with, and how
+    many classes that attend in one way are exact."""
     transformers.logging.set_verbosity_error()
-    models: dict[str, dict[str, str]] = {}
-    for folder, kind in classes():
-        if folders and folder not in folders:
-            continue
-        name = f"{folder}/{kind.__name__}"
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                models[name] = judge(kind)
-        except Exception as error:
-            models[name] = {"status": "FAILED", "reason": f"{type(error).__name__}: {error}"[:300], "family": ""}
-        if sys.stderr.isatty() or models[name]["status"] == "FAILED":
-            print(f"{name}: {models[name]['status']} {models[name]['reason']}", file=sys.stderr, flush=True)
-    return {"transformers": transformers.__version__, "torch": torch.__version__.split("+")[0], "models": models}
+    models = judged((name, partial(quiet, name, kind)) for name, kind in classes(*folders))
+    shares: dict[str, dict[str, int]] = {}
+    for how in ("global", "windows", "other"):
+        these = [found["status"] for found in models.values() if found.get("attends") == how]
+        shares[how] = {"exact": these.count("exact"), "classes": len(these)}
+    return {**versions(transformers=transformers.__version__), "attending": shares, "models": models}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
-    output: Path = parser.parse_args().output
-    walked = walk()
-    beside = output.with_name(f".{output.name}.writing")
-    beside.write_text(json.dumps(walked, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, output)
-    counts: dict[str, int] = {}
-    for found in walked["models"].values():
-        counts[found["status"]] = counts.get(found["status"], 0) + 1
-    print(", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
-    return int("FAILED" in counts)
+def share(walked: dict[str, Any]) -> str:
+    """The share of classes that are exact, of those that attend in each way."""
+    parts = [f"{one['exact']} of {one['classes']} that attend {how}" for how, one in walked["attending"].items()]
+    return f"exact: {', '.join(parts)}"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(record(__doc__, walk, share))

@@ -164,6 +164,27 @@ class ProbedBlock(TakenOver):
 
 
 @contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Afterwards every module has the plain values that it had: running a model may change it, as transformers' Swin
+    sets its windows for good when it is given a small image."""
+    kept = [
+        (vars(part), {name: value for name, value in vars(part).items() if _is_plain(value)})
+        for part in model.modules()
+    ]
+    try:
+        yield
+    finally:
+        for attributes, values in kept:
+            attributes.update(values)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+@contextmanager
 def _probed(located: Located, taps: bool) -> Iterator[list[Probe]]:
     """Probes in all blocks, in their order; the blocks are as they were afterwards."""
     blocks = located.family.blocks(located.owner)
@@ -202,7 +223,7 @@ def check_identity(model: nn.Module, probe: Tensor | Mapping[str, Any] | None = 
     if isinstance(probe, Tensor) and probe.numel() == 0:
         raise TokensieveError(f"the probe of shape {tuple(probe.shape)} holds no image: nothing can be seen on it")
     try:
-        with _probed(located, taps) as probes, evaluating(model), uncompiled(model):
+        with _unchanged(model), _probed(located, taps) as probes, evaluating(model), uncompiled(model):
             _run(model, located, probe)
     except RefusedError:
         raise
@@ -227,18 +248,30 @@ def check_identity(model: nn.Module, probe: Tensor | Mapping[str, Any] | None = 
 
 
 def _run(model: nn.Module, located: Located, probe: Any) -> None:
-    """Run ``model`` on what the user gave, else on an image of its own size; of one that wants more than images, the
-    encoder inside."""
+    """Run ``model`` on what the user gave, else on an image of its own size; of one that wants more than images, or
+    something else, the encoder inside."""
     if isinstance(probe, Mapping):
         model(**probe)
-    elif probe is not None:
+        return
+    if probe is not None:
         model(probe)
-    elif (example := located.family.example(located.owner)) is not None:
+        return
+    example = located.family.example(located.owner)
+    if example is not None:
         located.owner(**example)
-    elif located.family.images is None or getattr(model, "main_input_name", "pixel_values") == located.family.images:
-        model(probe_input(model))
-    else:
-        located.owner(probe_input(model))
+        return
+    image, images = probe_input(model), located.family.images
+    if images is not None and getattr(model, "main_input_name", "pixel_values") != images:
+        located.owner(image)
+        return
+    try:
+        model(image)
+    except RefusedError:
+        raise
+    except Exception:
+        if located.owner is model:
+            raise
+        located.owner(image)
 
 
 def _check_layout(located: Located, shapes: list[tuple[int, ...]]) -> None:

@@ -107,6 +107,16 @@ class Windows:
         ]
         return tuple(part.expand(images, -1) for part in torch.cat(places).unbind(1))  # type: ignore[return-value]
 
+    def told(self, positions: Tensor) -> dict[str, Any]:
+        """What ``MapFamily.of_tokens`` is told of tokens at ``positions`` (B, L), row by row."""
+        rows, columns = positions // self.grid[1], positions % self.grid[1]
+        places = {"cut": self, "rows": rows, "columns": columns}
+        if self.whole:
+            return {**places, "windows": None, "beyond": None}
+        beyond = self.beyond(len(positions), positions.device)
+        numbers = None if beyond is None else self.of(*beyond)
+        return {**places, "windows": self.of(rows, columns), "beyond": numbers}
+
     def cut(self, x: Tensor) -> Tensor:
         """(B · windows, rows, columns, C) from a map ``x`` (B, H, W, C), zero beyond its border."""
         (high, wide), (down, across) = self.sides, self.counts
@@ -146,14 +156,7 @@ class MapFamily(HalvesFamily):
         return frozenset(number for number, block in enumerate(blocks) if block.window_size)
 
     def reindex(self, block: nn.Module, kwargs: dict[str, Any], positions: Tensor, prefix: int) -> dict[str, Any]:
-        windows = self.windows(block, kwargs["grid"])
-        rows, columns = positions // windows.grid[1], positions % windows.grid[1]
-        places = {"cut": windows, "rows": rows, "columns": columns}
-        if windows.whole:
-            return {**places, "windows": None, "beyond": None}
-        beyond = windows.beyond(len(positions), positions.device)
-        numbers = None if beyond is None else windows.of(*beyond)
-        return {**places, "windows": windows.of(rows, columns), "beyond": numbers}
+        return self.windows(block, kwargs["grid"]).told(positions)
 
     def attention(self, block: nn.Module, x: Tensor, **kwargs: Any) -> Tensor:
         return self.tapped(block, x, Tap(), **kwargs)

@@ -80,15 +80,16 @@ class HfSwin(HfMaps):
     def closed(self, x: Any) -> Any:
         return x, None
 
-    def windows(self, block: Any, grid: Grid) -> Windows:
+    def windows(self, block: Any, grid: Grid, always: bool = False) -> Windows:
         side, shift = block.window_size, block.shift_size
-        if min(grid) <= side:  # as the block itself sets them when it runs
+        if min(grid) <= side and not always:  # as the block itself sets them when it runs
             side, shift = min(grid), 0
         rows, columns = (-(-axis // side) * side for axis in grid)
         return Windows((grid[0], grid[1]), (side, side), (shift, shift), (rows, columns))
 
     def reindex(self, block: nn.Module, kwargs: dict[str, Any], positions: Tensor, prefix: int) -> dict[str, Any]:
-        return super().reindex(block, {"grid": kwargs["input_dimensions"]}, positions, prefix)
+        grid, always = kwargs["input_dimensions"], kwargs.get("always_partition", False)
+        return self.windows(block, grid, always).told(positions)
 
     def tapped(self, block: nn.Module, x: Tensor, tap: Tap, **kwargs: Any) -> Tensor:
         if not tap.as_given:
