@@ -87,7 +87,9 @@ def test_each_window_loses_as_many_tokens() -> None:
 
 
 def test_methods_that_read_the_attention_act_where_a_window_attends_alone() -> None:
-    with pytest.raises(ts.TokensieveError, match=r"in block 1, where no image attends .* sites among \[0, 2\]"):
+    with pytest.raises(
+        ts.TokensieveError, match=r"in block 1, where it is cut into windows or joined .* sites among \[0, 2\]"
+    ):
         ts.apply(tower("lw-detr"), "evit:keep=0.5:sites=[1]")
 
 

@@ -95,7 +95,7 @@ def test_a_probe_leaves_the_windows_that_a_run_would_set_for_good() -> None:
 
 
 def test_methods_that_read_the_attention_of_an_image_are_refused() -> None:
-    with pytest.raises(ts.TokensieveError, match="no block does, so choose a method that reads none"):
+    with pytest.raises(ts.TokensieveError, match="no block has it whole, so choose a method that reads none"):
         ts.apply(tower("timm"), "evit:keep=0.5:sites=[1]")
 
 

@@ -28,6 +28,7 @@ DOZEN = {
     "eva02_tiny_patch14_224": "exact",
     "vit_small_patch16_dinov3": "exact",
     "vit_pe_core_tiny_patch16_384": "exact",
+    "samvit_base_patch16": "exact",
     "cait_xxs24_224": "refused",
 }
 CLASSES = {

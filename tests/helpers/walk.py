@@ -63,6 +63,8 @@ def build(name: str) -> tuple[nn.Module, tuple[int, int]]:
     """The model called ``name``, as small as its constructor allows, with random weights, in eval mode, and the size
     of its images."""
     shallow: dict[str, Any] = {"depth": 2}
+    if name.startswith("samvit"):  # what methods that read the attention want of the blocks where they act
+        shallow["global_attn_indexes"] = (0, 1)
     try:
         plan = timm.create_model(name, device="meta", **shallow)  # shapes only, to learn patch size and width
     except AssertionError:  # grouped-query attention lists its key heads block by block: one full block, one grouped

@@ -80,10 +80,12 @@ def _check_windows(method: Method, acting: Sequence[int], layout: Layout) -> Non
     wrong = [block for block in acting if block in layout.windowed]
     if wrong and method.needs(layout) & OF_THE_WHOLE:
         whole = [block for block in range(layout.depth) if block not in layout.windowed]
-        advice = f"give it sites among {whole}" if whole else "no block does, so choose a method that reads none"
+        advice = (
+            f"give it sites among {whole}" if whole else "no block has it whole, so choose a method that reads none"
+        )
         raise TokensieveError(
-            f"{method.name} reads the attention of an image in block {wrong[0]}, where no image attends to itself as "
-            f"a whole: {advice}"
+            f"{method.name} reads the attention of an image in block {wrong[0]}, where it is cut into windows or joined "
+            f"with that of others: {advice}"
         )
 
 
