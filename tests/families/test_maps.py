@@ -358,7 +358,7 @@ def test_macs_counted_in_windows_are_macs_run(name: str, spec: str | None) -> No
     assert count(model, x).total + beyond == pytest.approx(mode.macs, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["samvit", "samvit, rotary"])
+@pytest.mark.parametrize("name", ["samvit", pytest.param("samvit, rotary", marks=pytest.mark.slow)])
 def test_graphs_attend_in_windows_by_one_call_with_a_mask(name: str) -> None:
     model, x = tower(name), images()
     ts.apply(model, "tome:r=20+bat:keep=0.7:sites=[1]")

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 import tokensieve as ts
 from tests.helpers.models import liven
 from tests.helpers.towers import tensors
-from tests.helpers.walk_towers import is_packed, small
+from tests.helpers.walk_configs import config_for
+from tests.helpers.walk_inputs import parameters
 from tokensieve.attention.pairs import Pairs
 from tokensieve.attention.windows import WindowRows
 from tokensieve.families._locate import family_of
@@ -37,11 +38,11 @@ def _built(folder: str) -> nn.Module:
         kind
         for name, kind in vars(module).items()
         if inspect.isclass(kind) and kind.__module__ == module.__name__ and "ision" in name and "forward" in vars(kind)
-        and issubclass(kind, transformers.PreTrainedModel) and is_packed(kind)
+        and issubclass(kind, transformers.PreTrainedModel) and list(parameters(kind))[1:2] == ["grid_thw"]
     ]  # fmt: skip
     torch.manual_seed(0)
     try:
-        return liven(kinds[0](small(kinds[0].config_class))).eval()
+        return liven(kinds[0](config_for(kinds[0]))).eval()
     except ValueError as error:
         pytest.skip(f"a small config of it cannot be built: {error}")
 

@@ -134,6 +134,7 @@ def test_shifted_windows_are_those_of_a_rolled_grid(rolled: tuple[int, int]) -> 
             assert moved[place][there[place]].unique().numel() == 1
 
 
+@pytest.mark.slow
 def test_graphs_attend_in_shifted_windows_by_one_call_with_a_mask() -> None:
     model, x = tower("timm, padded"), images("timm, padded")
     ts.apply(model, "tome:r=8")
