@@ -84,8 +84,8 @@ def _check_windows(method: Method, acting: Sequence[int], layout: Layout) -> Non
             f"give it sites among {whole}" if whole else "no block has it whole, so choose a method that reads none"
         )
         raise TokensieveError(
-            f"{method.name} reads the attention of an image in block {wrong[0]}, where it is cut into windows or joined "
-            f"with that of others: {advice}"
+            f"{method.name} reads the attention of an image in block {wrong[0]}, where it is cut into windows or "
+            f"joined with that of others: {advice}"
         )
 
 
