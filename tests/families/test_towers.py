@@ -17,6 +17,10 @@ from tokensieve.measure.macs import count
 every_tower = pytest.mark.parametrize(("family", "name"), NAMES)
 NOTHING = "tome:r=0+bat:keep=1.0"
 KINDS = ("tome:r=3", "bat:keep=0.5:sites=[0]", "tosa:keep=0.5:score=own", "evit:keep=0.5:sites=[0]", "ats:sites=[0]")
+FIRST = {next(entry for entry in NAMES if entry[0] == family) for family in TOWERS}
+first_tower = pytest.mark.parametrize(  # the others of a family in the slow suite
+    ("family", "name"), [entry if entry in FIRST else pytest.param(*entry, marks=pytest.mark.slow) for entry in NAMES]
+)
 SHUFFLED = ("vit-mae",)  # at random, image by image
 
 
@@ -34,7 +38,7 @@ def test_nothing_removed_is_exact(family: str, name: str) -> None:
     assert same(answers(ts.remove(model), x), dense)
 
 
-@every_tower
+@first_tower
 @pytest.mark.parametrize("spec", KINDS)
 def test_every_kind_of_decision(family: str, name: str, spec: str) -> None:
     model = tower(family, name)

@@ -184,7 +184,7 @@ class LabelTracker:
             self._tap = Tap()
             return None
         site: Any = block._modules[SITE]
-        tokens: Tokens = site.state_of(x)
+        tokens: Tokens = site.state_of(block, x, {})
         if NAME in tokens.riders:
             return None
         # The first block with a site: from here on the shares travel with the tokens.
