@@ -28,7 +28,7 @@ from tokensieve.measure.memory import LiveTensors
 from tokensieve.models.load import share_weights
 from tokensieve.utils.files import replacing
 
-METHODS = ("bat:keep=0.5:sites=[1]", "tome:r={half}:sites=[1]")
+METHODS = ("bat:keep=0.5:sites=[1]",)
 SITE, DEPTH = 1, 4
 PATCH = 14  # of Qwen2.5-VL, two frames deep
 
