@@ -130,6 +130,13 @@ def test_gradients_and_hidden_states_of_images_of_different_sizes() -> None:
     assert all(weight.grad is not None for weight in model.blocks[0].parameters())
 
 
+def test_an_image_may_be_larger_than_the_one_that_stands_for_others() -> None:
+    model: Any = ts.apply(tower("qwen2_vl"), "tome:r=200:sites=[1]")
+    trace = ts.trace(model, packed(model, (24, 24)))
+    assert [stage.processed for stage in trace.stages] == [576, 376, 376, 376]
+    assert ts.trace(model, packed(model, (8, 8))).stages[-1].processed == 32  # half at most
+
+
 def test_blocks_by_themselves_are_refused() -> None:
     model: Any = ts.apply(tower("qwen2_vl"), "tome:r=10")
     with pytest.raises(ts.RefusedError, match="run without the tower around them"):

@@ -22,6 +22,7 @@ class Layout:
         windowed: the blocks where no image attends to itself as a whole, but in windows, or joined with others.
         grid: the axes along which the patches lie at the model's input size, the last one fastest: (rows, columns) of
             an image, (frames, rows, columns) of a clip.
+        sized: whether the model has an input size; else ``grid`` is that of an image that stands for others.
     """
 
     depth: int
@@ -32,6 +33,7 @@ class Layout:
     grid: Grid
     behind: int = 0
     windowed: frozenset[int] = frozenset()
+    sized: bool = True
 
     @property
     def patches(self) -> int:

@@ -80,6 +80,7 @@ class HfPacked(TransformersFamily):
             class_token=False,
             grid=(SIDE * SIDE,),
             windowed=frozenset(windowed),
+            sized=False,
         )
 
     def example(self, owner: nn.Module) -> dict[str, Any]:

@@ -63,6 +63,7 @@ class HfRows(HfPacked):
             class_token=False,
             grid=(SIDE * SIDE,),
             windowed=frozenset(number for number, kind in enumerate(kinds) if kind == "window_attention"),
+            sized=False,
         )
 
     def example(self, owner: nn.Module) -> dict[str, Any]:

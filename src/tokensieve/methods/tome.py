@@ -54,7 +54,7 @@ class ToMe(Method):
 
     def refuse(self, layout: Layout) -> str | None:
         largest, every = max(self.r) if isinstance(self.r, tuple) else self.r, layout.patches
-        if largest <= every // 2:
+        if largest <= every // 2 or not layout.sized:
             return None
         return f"r must be at most half of the {every} patch tokens, {every // 2}, got {largest}"
 
