@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
@@ -18,6 +18,7 @@ from tokensieve.tokens.form import Form
 POOLS_OVER_PATCHES = ("avg", "avgmax", "max", "map")
 # What torch.compile and torch's checkpoint wrapper call the module that they are put around.
 WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
+Amount = TypeVar("Amount", float, Tensor)  # of tokens, one or one for each image
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,11 @@ class BlockMacs:
     attention_width: int
     besides: int = 0
 
-    def total(self, attended: float, processed: float, pairs: float | None = None) -> float:
+    def total(self, attended: Amount, processed: Amount, pairs: Amount | None = None) -> Amount:
         """Multiply-accumulates on these tokens; without ``pairs`` every token attends to all."""
         pairs = attended**2 if pairs is None else pairs
         linear = self.attention_linear * attended + self.mlp_linear * processed
-        return linear + 2 * self.attention_width * pairs + self.besides
+        return linear + 2 * self.attention_width * pairs + self.besides  # type: ignore[return-value]
 
 
 def linear_macs(module: nn.Module) -> int:

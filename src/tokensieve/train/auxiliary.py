@@ -108,11 +108,7 @@ class Record:
             attended = self._count(stage.attended, stage.seen, stage.alive, before)
             processed = self._count(stage.processed, stage.mask, stage.alive)
             before = stage.alive
-            total = total + (
-                (cost.attention_linear - stage.saved) * attended
-                + 2 * cost.attention_width * attended.square()
-                + cost.mlp_linear * processed
-            )
+            total = total + cost.total(attended, processed) - stage.saved * attended
         return total, dense
 
     def _count(self, slots: int, mask: Tensor | None, *alive: Tensor | None) -> Tensor:
