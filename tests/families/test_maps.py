@@ -12,11 +12,10 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 import tokensieve as ts
 from tests.helpers.models import liven
-from tests.helpers.towers import tensors
+from tests.helpers.towers import Run, tensors
 from tokensieve.attention import windows as windowed
 from tokensieve.attention.positions import along_axis, folded
 from tokensieve.attention.windows import Border, WindowRows
@@ -322,24 +321,6 @@ def test_gradients_reach_every_parameter() -> None:
     ts.apply(model, "tome:r=20")
     sum(part.square().mean() for part in tensors(model(images()))).backward()  # type: ignore[union-attr]
     assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
-
-
-class Run(TorchFunctionMode):
-    """Adds up the multiply-accumulates of linear layers, convolutions and attentions, fused or written out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.macs = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        given = [value for value in (*args, *(kwargs or {}).values()) if isinstance(value, Tensor)]
-        if func is F.scaled_dot_product_attention:
-            queries, keys, values = given[:3]
-            self.macs += queries.shape[:-1].numel() * keys.shape[-2] * (queries.shape[-1] + values.shape[-1])
-        elif func in (F.linear, F.conv2d):
-            self.macs += result.numel() * given[1][0].numel()
-        return result
 
 
 @pytest.mark.parametrize("spec", [None, "random:keep=0.6:sites=[0,1,2]", "tome:r=15:sites=[0,2]"])

@@ -147,9 +147,9 @@ class Site(nn.Module):
         if all(call.plain and not part.version for part, call in entered):
             out = block.dense(state.joined([part.x for part, _ in entered]), **kwargs)
             calls = iter(entered)
-            return self._hand_on_several(state.ran(out, lambda part, x: self._ran(part, x, next(calls)[1])))
+            return self._hand_on(state.ran(out, lambda part, x: self._ran(part, x, next(calls)[1])))
         behind = tuple(self._run_parts(block, part, call) for part, call in entered)
-        return self._hand_on_several(replace(state, parts=behind))
+        return self._hand_on(replace(state, parts=behind))
 
     def _run(self, block: SievedBlock, tokens: Tokens, kwargs: dict[str, Any]) -> Tokens:
         """The state behind ``block``."""
@@ -298,12 +298,9 @@ class Site(nn.Module):
             return returning(tokens, self.block + 1)
         return tokens
 
-    def _hand_on(self, tokens: Tokens) -> Tensor | StandIn:
-        out: Tensor | StandIn = self(self._due(tokens))  # a module's call, so that hooks on the site see it
-        return out
-
-    def _hand_on_several(self, state: Several) -> Tensor | StandIn:
-        out: Tensor | StandIn = self(state.map(self._due))
+    def _hand_on(self, state: Tokens | Several) -> Tensor | StandIn:
+        due = state.map(self._due) if isinstance(state, Several) else self._due(state)
+        out: Tensor | StandIn = self(due)  # a module's call, so that hooks on the site see it
         return out
 
     def forward(self, state: Tokens | Several) -> Tensor | StandIn:

@@ -112,10 +112,10 @@ class Windows:
         rows, columns = positions // self.grid[1], positions % self.grid[1]
         places = {"cut": self, "rows": rows, "columns": columns}
         if self.whole:
-            return {**places, "windows": None, "beyond": None}
-        beyond = self.beyond(len(positions), positions.device)
-        numbers = None if beyond is None else self.of(*beyond)
-        return {**places, "windows": self.of(rows, columns), "beyond": numbers}
+            return {**places, "windows": None, "outside": None, "beyond": None}
+        outside = self.beyond(len(positions), positions.device)
+        beyond = None if outside is None else self.of(*outside)
+        return {**places, "windows": self.of(rows, columns), "outside": outside, "beyond": beyond}
 
     def cut(self, x: Tensor) -> Tensor:
         """(B · windows, rows, columns, C) from a map ``x`` (B, H, W, C), zero beyond its border."""
@@ -130,6 +130,11 @@ class Windows:
         x = windows.view(-1, down, across, high, wide, windows.shape[-1]).permute(0, 1, 3, 2, 4, 5)
         x = x.contiguous().view(len(x), down * high, across * wide, -1)
         return x[:, : self.grid[0], : self.grid[1]].contiguous()
+
+
+def halved(grid: Grid, times: int) -> Grid:
+    """The axes of a map that was halved so many times, rounded up."""
+    return tuple(-(-axis // 2**times) for axis in grid)
 
 
 class MapFamily(HalvesFamily):
@@ -195,15 +200,19 @@ class MapFamily(HalvesFamily):
         rows: Tensor,
         columns: Tensor,
         windows: Tensor | None,
+        outside: tuple[Tensor, Tensor] | None,
         beyond: Tensor | None,
     ) -> Tensor:
-        """(B, L, C), the same of tokens ``x`` (B, L, C) at these ``rows`` and ``columns`` of the grid, both (B, L)."""
+        """(B, L, C), the same of tokens ``x`` (B, L, C) at these ``rows`` and ``columns`` of the grid, both (B, L).
+
+        ``outside`` are those of what is beyond the border of the map, and ``beyond`` the windows that it is in.
+        """
         refuse_listeners(attention)
         heads = self.heads(attention, x)
         width = heads[2].shape[3]
         query, key, value, scale = self.with_positions(block, attention, *heads, cut.inside(rows, columns))
-        border, outside = None, cut.beyond(len(x), x.device)
-        if beyond is not None and outside is not None:  # what is beyond the border of the map is zero behind the norm
+        border = None
+        if outside is not None and beyond is not None:  # zero behind the norm
             zero = self.heads(attention, x.new_zeros(1, beyond.shape[1], x.shape[2]))
             asked, keys, values = (part.expand(len(x), -1, -1, -1) for part in zero)
             _, keys, values, _ = self.with_positions(block, attention, asked, keys, values, cut.inside(*outside))

@@ -166,6 +166,18 @@ class FeatureMaps(Reader):
         return [number for number, stage in enumerate(self.backbone.stage_names) if stage in wanted]
 
 
+def heads_by_layers(attention: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (B, H, L, D) of ``x`` (B, L, C) by the attention's q_proj, k_proj and v_proj."""
+    layers = (attention.q_proj, attention.k_proj, attention.v_proj)
+    query, key, value = (layer(x).unflatten(2, (-1, attention.head_dim)).transpose(1, 2) for layer in layers)
+    return query, key, value
+
+
+def noise(like: Tensor, *shape: int) -> Tensor:
+    """Values from -1 to 1, the same every time, where ``like`` is and in its dtype: what an image stands for."""
+    return (torch.rand(*shape, generator=torch.Generator().manual_seed(0)) * 2 - 1).to(like)
+
+
 def both(size: Any) -> tuple[int, int]:
     """(height, width) of a size that may be one number for both."""
     height, width = (size, size) if isinstance(size, int) else size

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokensieve.attention.tap import Tap
 from tokensieve.families._halves import Halves, behind, heads_of
 from tokensieve.families._modules import refuse_listeners
-from tokensieve.families._transformers import TransformersFamily
+from tokensieve.families._transformers import TransformersFamily, noise
 from tokensieve.families.hf_clip import CLIP
 from tokensieve.families.hf_dpt import OLDER
 from tokensieve.families.hf_packed import named
@@ -39,9 +38,7 @@ class HfBlip(TransformersFamily):
 
     def example(self, owner: nn.Module) -> dict[str, Any]:
         """An image for the tower alone: models around it say that they take images and ask for words as well."""
-        weight = next(owner.parameters())
-        image = torch.rand(1, *self.sample_shape(owner), generator=torch.Generator().manual_seed(0)) * 2 - 1
-        return {"pixel_values": image.to(weight)}
+        return {"pixel_values": noise(next(owner.parameters()), 1, *self.sample_shape(owner))}
 
     def attention(self, block: nn.Module, x: Tensor, **kwargs: Any) -> Tensor:
         return self.tapped(block, x, Tap(), **kwargs)

@@ -51,16 +51,16 @@ class HfLwDetr(TransformersFamily):
         return replace(super().layout(owner), windowed=frozenset(whole))
 
     def grid(self, owner: nn.Module) -> Grid:
-        config: Any = owner.config
-        side = getattr(config, "num_windows_side", config.num_windows)
-        rows, columns = super().grid(owner)
-        return rows // side, columns // side
+        return tuple(axis // self._side(owner) for axis in super().grid(owner))
 
     def grid_of(self, owner: nn.Module, images: Tensor) -> Grid | None:
-        config: Any = owner.config
-        side = getattr(config, "num_windows_side", config.num_windows)
         grid = super().grid_of(owner, images)
-        return None if grid is None else tuple(axis // side for axis in grid)
+        return None if grid is None else tuple(axis // self._side(owner) for axis in grid)
+
+    def _side(self, owner: nn.Module) -> int:
+        """How many windows there are along each side of an image."""
+        config: Any = owner.config
+        return getattr(config, "num_windows_side", config.num_windows)  # type: ignore[no-any-return]
 
     def attention(self, block: nn.Module, x: Tensor, **kwargs: Any) -> Tensor:
         return self.tapped(block, x, Tap(), **kwargs)

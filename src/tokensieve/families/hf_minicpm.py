@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tokensieve.families._halves import Halves
+from tokensieve.families._transformers import noise
 from tokensieve.families.hf_packed import SIDE
 from tokensieve.families.hf_rows import MASKED, HfRows
 
@@ -36,9 +37,8 @@ class HfMiniCPM(HfRows):
         model: Any = owner
         weight = model.embeddings.patch_embedding.weight
         height, width = weight.shape[2:]
-        generator = torch.Generator().manual_seed(0)
-        row = torch.rand(1, weight.shape[1], height, SIDE * SIDE * width, generator=generator) * 2 - 1
-        return {"pixel_values": row.to(weight), "target_sizes": torch.tensor([[SIDE, SIDE]], device=weight.device)}
+        row = noise(weight, 1, weight.shape[1], height, SIDE * SIDE * width)
+        return {"pixel_values": row, "target_sizes": torch.tensor([[SIDE, SIDE]], device=weight.device)}
 
     def lengths(self, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...] | None:
         sizes = kwargs.get("target_sizes", args[1] if len(args) > 1 else None)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from tokensieve.families._halves import Halves
 from tokensieve.families._layout import Grid
-from tokensieve.families._transformers import TransformersFamily
+from tokensieve.families._transformers import TransformersFamily, noise
 from tokensieve.families.hf_clip import CLIP
 
 
@@ -29,9 +28,7 @@ class HfMolmo2(TransformersFamily):
     def example(self, owner: nn.Module) -> dict[str, Any]:
         model: Any = owner
         weight = model.patch_embedding.weight
-        generator = torch.Generator().manual_seed(0)
-        patches = torch.rand(1, len(model.positional_embedding), weight.shape[1], generator=generator)
-        return {"pixel_values": (patches * 2 - 1).to(weight)}
+        return {"pixel_values": noise(weight, 1, len(model.positional_embedding), weight.shape[1])}
 
     def pools(self, model: nn.Module, owner: nn.Module) -> bool:
         """What it pools is the mean of the patches."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from tokensieve.attention.tap import Tap
 from tokensieve.attention.windows import WindowRows
 from tokensieve.families._family import BlockMacs
-from tokensieve.families._halves import Halves
+from tokensieve.families._halves import Halves, heads_of
 from tokensieve.families._layout import Layout
 from tokensieve.families._modules import refuse_listeners
-from tokensieve.families._transformers import TransformersFamily
+from tokensieve.families._transformers import TransformersFamily, noise
 
 PACKED = Halves(
     norm1="norm1",
@@ -70,27 +70,30 @@ class HfPacked(TransformersFamily):
 
     def layout(self, owner: nn.Module) -> Layout:
         blocks: list[Any] = self.blocks(owner)
-        full = getattr(owner, "fullatt_block_indexes", None)
-        windowed = () if full is None else (number for number in range(len(blocks)) if number not in full)
+        halves = self.halves(blocks[0])
         return Layout(
             depth=len(blocks),
-            dim=blocks[0].norm1.weight.shape[0],
-            heads=blocks[0].attn.num_heads,
+            dim=getattr(blocks[0], halves.norm1).weight.shape[0],
+            heads=heads_of(getattr(blocks[0], halves.attention))[0],
             prefix=0,
             class_token=False,
             grid=(SIDE * SIDE,),
-            windowed=frozenset(windowed),
+            windowed=frozenset(self.windowed(owner)),
             sized=False,
         )
+
+    def windowed(self, owner: nn.Module) -> Iterable[int]:
+        """The numbers of the blocks that attend in windows."""
+        full: Any = getattr(owner, "fullatt_block_indexes", None)
+        return () if full is None else (number for number in range(len(self.blocks(owner))) if number not in full)
 
     def example(self, owner: nn.Module) -> dict[str, Any]:
         model: Any = owner
         weight = next(p for p in model.patch_embed.parameters() if p.dim() > 1)
-        generator = torch.Generator().manual_seed(0)
-        patches = torch.rand(SIDE * SIDE, weight[0].numel(), generator=generator) * 2 - 1
+        patches = noise(weight, SIDE * SIDE, weight[0].numel())
         name = list(inspect.signature(type(owner).forward).parameters)[1]
         grid = torch.tensor([[1, SIDE, SIDE]], device=weight.device)
-        return {name: patches.to(weight), "grid_thw": grid}
+        return {name: patches, "grid_thw": grid}
 
     def lengths(self, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...] | None:
         grid = kwargs.get("grid_thw", args[1] if len(args) > 1 else None)
@@ -107,20 +110,22 @@ class HfPacked(TransformersFamily):
         borders, windows = kwargs["cu_seqlens"], None
         if len(borders) - 1 != kwargs["images"]:
             windows = torch.bucketize(positions, borders[1:].to(positions), right=True)
-        return {"angles": [angle[positions] for angle in kwargs["position_embeddings"]], "windows": windows}
+        angles = kwargs.get("position_embeddings") or ()
+        return {"angles": [angle[positions] for angle in angles], "windows": windows}
 
     def attention(self, block: nn.Module, x: Tensor, **kwargs: Any) -> Tensor:
         return self.tapped(block, x, Tap(), **kwargs)
 
     def tapped(self, block: nn.Module, x: Tensor, tap: Tap, **kwargs: Any) -> Tensor:
-        if x.dim() == 2:  # the row as the model has it
-            every = torch.arange(len(x), device=x.device).unsqueeze(0)
+        if "angles" not in kwargs:  # the row as the model has it, (T, C) or (1, T, C)
+            every = torch.arange(x.shape[-2], device=x.device).unsqueeze(0)
             placed = self.reindex(block, {**kwargs, "images": 1}, every, 0)
-            return self.tapped(block, x.unsqueeze(0), tap, **placed).squeeze(0)
+            return self.tapped(block, x.view(1, *x.shape[-2:]), tap, **placed).view(x.shape)
         if kwargs["windows"] is not None:
             tap.rows = WindowRows(kwargs["windows"])
+        attention = getattr(block, self.halves(block).attention)
         with tap:
-            return x + _attend(block.attn, self.attention_input(block, x), kwargs["angles"])
+            return x + _attend(attention, self.attention_input(block, x), kwargs["angles"])
 
 
 def _attend(attention: Any, x: Tensor, angles: list[Tensor]) -> Tensor:

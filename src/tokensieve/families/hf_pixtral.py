@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from tokensieve.attention.tap import Tap
 from tokensieve.families._halves import Halves
+from tokensieve.families._transformers import noise
 from tokensieve.families.hf_packed import SIDE
 from tokensieve.families.hf_rows import HfRows
 
@@ -39,9 +39,7 @@ class HfPixtral(HfRows):
         model: Any = owner
         weight = model.patch_conv.weight
         rows, columns = self.patch_size(owner)
-        generator = torch.Generator().manual_seed(0)
-        image = torch.rand(1, weight.shape[1], SIDE * rows, SIDE * columns, generator=generator) * 2 - 1
-        return {"pixel_values": image.to(weight)}
+        return {"pixel_values": noise(weight, 1, weight.shape[1], SIDE * rows, SIDE * columns)}
 
     def lengths(self, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...] | None:
         given = {**dict(zip(("pixel_values", "image_sizes"), args, strict=False)), **kwargs}

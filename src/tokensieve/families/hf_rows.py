@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from tokensieve.attention.tap import Tap
-from tokensieve.attention.windows import WindowRows
-from tokensieve.families._halves import Halves, heads_of
-from tokensieve.families._layout import Layout
-from tokensieve.families._transformers import embeddings_of
+from tokensieve.families._halves import Halves
+from tokensieve.families._transformers import embeddings_of, noise
 from tokensieve.families.hf_clip import CLIP
-from tokensieve.families.hf_packed import PACKED, SIDE, HfPacked, _attend
+from tokensieve.families.hf_packed import PACKED, SIDE, HfPacked
 
 ROW = replace(CLIP, arguments=("cu_seqlens", "position_embeddings"))
 MASKED = replace(CLIP, arguments=("attention_mask",))
@@ -51,27 +48,14 @@ class HfRows(HfPacked):
     }
     images: ClassVar[str | None] = "pixel_values"
 
-    def layout(self, owner: nn.Module) -> Layout:
-        blocks: list[Any] = self.blocks(owner)
-        halves = self.halves(blocks[0])
-        kinds = getattr(owner.config, "layer_types", None) or ()
-        return Layout(
-            depth=len(blocks),
-            dim=getattr(blocks[0], halves.norm1).weight.shape[0],
-            heads=heads_of(getattr(blocks[0], halves.attention))[0],
-            prefix=0,
-            class_token=False,
-            grid=(SIDE * SIDE,),
-            windowed=frozenset(number for number, kind in enumerate(kinds) if kind == "window_attention"),
-            sized=False,
-        )
+    def windowed(self, owner: nn.Module) -> Iterable[int]:
+        kinds: Any = getattr(owner.config, "layer_types", None) or ()
+        return (number for number, kind in enumerate(kinds) if kind == "window_attention")
 
     def example(self, owner: nn.Module) -> dict[str, Any]:
         part: Any = getattr(owner, "patch_embed", None) or embeddings_of(owner)
         weight = next(p for p in part.parameters() if p.dim() > 1)
-        generator = torch.Generator().manual_seed(0)
-        patches = torch.rand(SIDE * SIDE, *weight.shape[1:], generator=generator) * 2 - 1
-        given = {"pixel_values": shaped(owner, patches).to(weight)}
+        given = {"pixel_values": shaped(owner, noise(weight, SIDE * SIDE, *weight.shape[1:]))}
         given["grid_thw"] = torch.tensor([[1, SIDE, SIDE]], device=weight.device)
         if "merge_sizes" in inspect.signature(type(owner).forward).parameters:
             given["merge_sizes"] = torch.ones(1, dtype=torch.int64, device=weight.device)
@@ -83,21 +67,6 @@ class HfRows(HfPacked):
         if grid is None or folder_of(owner) not in CLIPS:
             return super().lengths(owner, (), {"grid_thw": grid})
         return tuple(frames * rows * columns for frames, rows, columns in grid.tolist())
-
-    def reindex(self, block: nn.Module, kwargs: dict[str, Any], positions: Tensor, prefix: int) -> dict[str, Any]:
-        angles = kwargs.get("position_embeddings") or ()
-        return super().reindex(block, {**kwargs, "position_embeddings": angles}, positions, prefix)
-
-    def tapped(self, block: nn.Module, x: Tensor, tap: Tap, **kwargs: Any) -> Tensor:
-        if "angles" not in kwargs:  # the row as the model has it
-            every = torch.arange(x.shape[-2], device=x.device).unsqueeze(0)
-            placed = self.reindex(block, {**kwargs, "images": 1}, every, 0)
-            return self.tapped(block, x.view(1, *x.shape[-2:]), tap, **placed).view(x.shape)
-        if kwargs["windows"] is not None:
-            tap.rows = WindowRows(kwargs["windows"])
-        attention = getattr(block, self.halves(block).attention)
-        with tap:
-            return x + _attend(attention, self.attention_input(block, x), kwargs["angles"])
 
 
 def folder_of(owner: nn.Module) -> str:

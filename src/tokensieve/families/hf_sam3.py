@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from tokensieve.families._halves import Halves
 from tokensieve.families._maps import Inside
-from tokensieve.families._transformers_maps import HfMaps
+from tokensieve.families._transformers_maps import HfLayeredMaps
 
 
-class HfSam3(HfMaps):
+class HfSam3(HfLayeredMaps):
     """The blocks of transformers' SAM 3. Angles are those of each token's place in its window."""
 
     name = "hf-sam3"
@@ -32,11 +32,6 @@ class HfSam3(HfMaps):
     def of_map(self, block: Any, attention: Any, x: Tensor) -> Tensor:
         return attention(x, block.rotary_emb(x, block.position_ids))[0]  # type: ignore[no-any-return]
 
-    def heads(self, attention: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        layers = (attention.q_proj, attention.k_proj, attention.v_proj)
-        query, key, value = (layer(x).unflatten(2, (-1, attention.head_dim)).transpose(1, 2) for layer in layers)
-        return query, key, value
-
     def with_positions(
         self, block: nn.Module, attention: Any, query: Tensor, key: Tensor, value: Tensor, inside: Inside
     ) -> tuple[Tensor, Tensor, Tensor, float]:
@@ -44,9 +39,3 @@ class HfSam3(HfMaps):
         cos, sin = (part[0][inside.index].unsqueeze(1) for part in own.rotary_emb(query, own.position_ids))
         query, key = sys.modules[type(block).__module__].apply_rotary_pos_emb_2d(query, key, cos=cos, sin=sin)
         return query, key, value, attention.scaling
-
-    def projected(self, attention: Any, x: Tensor) -> Tensor:
-        return attention.o_proj(x)  # type: ignore[no-any-return]
-
-    def dropout(self, attention: Any) -> float:
-        return attention.attention_dropout  # type: ignore[no-any-return]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tokensieve.families._halves import Halves
 from tokensieve.families._layout import Grid
+from tokensieve.families._transformers import noise
 from tokensieve.families.hf_clip import CLIP, HfCLIP
 
 
@@ -42,11 +43,8 @@ class HfSiglip2(HfCLIP):
         config: Any = owner.config
         weight = next(p for p in owner.parameters() if p.dim() > 1)
         side = math.isqrt(config.num_patches)
-        values = torch.rand(
-            *(1, side * side, config.num_channels * config.patch_size**2), generator=torch.Generator().manual_seed(0)
-        )
         return {
-            "pixel_values": (values * 2 - 1).to(weight),
+            "pixel_values": noise(weight, 1, side * side, config.num_channels * config.patch_size**2),
             "pixel_attention_mask": torch.ones(1, side * side, dtype=torch.int64, device=weight.device),
             "spatial_shapes": torch.tensor([[side, side]], device=weight.device),
         }

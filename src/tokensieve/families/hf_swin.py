@@ -11,9 +11,9 @@ from tokensieve.attention.positions import folded, of_places
 from tokensieve.attention.tap import Tap
 from tokensieve.families._halves import Halves, behind
 from tokensieve.families._layout import Grid, Layout
-from tokensieve.families._maps import Inside, Windows
+from tokensieve.families._maps import Inside, Windows, halved
 from tokensieve.families._transformers import embeddings_of
-from tokensieve.families._transformers_maps import HfMaps
+from tokensieve.families._transformers_maps import HfLayeredMaps
 from tokensieve.tokens.form import Form
 
 HERE = "transformers.models"
@@ -27,7 +27,7 @@ SWIN = Halves(
 )
 
 
-class HfSwin(HfMaps):
+class HfSwin(HfLayeredMaps):
     """The blocks of transformers' Swin in the stage that has most of them, whose tokens are rows (B, L, C).
 
     Tokens leave within that stage, and all are back for the one behind it.
@@ -62,11 +62,11 @@ class HfSwin(HfMaps):
         return Layout(len(blocks), width, own.num_attention_heads, 0, False, grid, windowed=frozenset(windowed))
 
     def grid(self, owner: nn.Module) -> Grid:
-        return tuple(-(-axis // 2 ** self.stage(owner)) for axis in super().grid(owner))
+        return halved(super().grid(owner), self.stage(owner))
 
     def grid_of(self, owner: nn.Module, images: Tensor) -> Grid | None:
         grid = super().grid_of(owner, images)
-        return None if grid is None else tuple(-(-axis // 2 ** self.stage(owner)) for axis in grid)
+        return None if grid is None else halved(grid, self.stage(owner))
 
     def pools(self, model: nn.Module, owner: nn.Module) -> bool:
         return False  # a stage stands between
@@ -107,19 +107,8 @@ class HfSwin(HfMaps):
         whole = own.cyclic_shift(covered.joined(out), reverse=True)[:, :height, :width].reshape(x.shape)
         return x + behind(block, whole, ("drop_path",))
 
-    def heads(self, attention: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        layers = (attention.q_proj, attention.k_proj, attention.v_proj)
-        query, key, value = (layer(x).unflatten(2, (-1, attention.head_dim)).transpose(1, 2) for layer in layers)
-        return query, key, value
-
     def with_positions(
         self, block: nn.Module, attention: Any, query: Tensor, key: Tensor, value: Tensor, inside: Inside
     ) -> tuple[Tensor, Tensor, Tensor, float]:
         bias = attention.relative_position_bias()
         return *folded(query, key, value, attention.scaling, [of_places(bias, inside.index)]), 1.0
-
-    def projected(self, attention: Any, x: Tensor) -> Tensor:
-        return attention.o_proj(x)  # type: ignore[no-any-return]
-
-    def dropout(self, attention: Any) -> float:
-        return attention.attention_dropout  # type: ignore[no-any-return]

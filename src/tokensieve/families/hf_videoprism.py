@@ -14,7 +14,7 @@ from tokensieve.attention.tap import Tap
 from tokensieve.families._halves import Halves, behind
 from tokensieve.families._layout import Grid
 from tokensieve.families._modules import refuse_listeners
-from tokensieve.families._transformers import TransformersFamily, both
+from tokensieve.families._transformers import TransformersFamily, both, heads_by_layers
 
 
 class HfVideoPrism(TransformersFamily):
@@ -78,8 +78,7 @@ class HfVideoPrism(TransformersFamily):
 def _capped(attention: Any, x: Tensor, tap: Tap) -> Tensor:
     """What ``attention`` answers to ``x`` (B, L, C), through a kernel that is told what the cap changes."""
     refuse_listeners(attention)
-    layers = (attention.q_proj, attention.k_proj, attention.v_proj)
-    query, key, value = (layer(x).unflatten(2, (-1, attention.head_dim)).transpose(1, 2) for layer in layers)
+    query, key, value = heads_by_layers(attention, x)
     cap, between = attention.attn_logit_softcapping, None
     if cap is not None:
         logits = query @ key.transpose(2, 3) * attention.scaling

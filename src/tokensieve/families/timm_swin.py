@@ -12,7 +12,7 @@ from tokensieve.attention.tap import Tap
 from tokensieve.families._family import own_input_size
 from tokensieve.families._halves import Halves, heads_of
 from tokensieve.families._layout import Grid, Layout
-from tokensieve.families._maps import Inside, MapFamily, Windows
+from tokensieve.families._maps import Inside, MapFamily, Windows, halved
 
 
 class TimmSwin(MapFamily):
@@ -66,7 +66,7 @@ class TimmSwin(MapFamily):
 
     def grid_of(self, owner: nn.Module, images: Tensor) -> Grid | None:
         grid = super().grid_of(owner, images)
-        return None if grid is None else tuple(-(-axis // 2 ** self.stage(owner)) for axis in grid)
+        return None if grid is None else halved(grid, self.stage(owner))
 
     def pools(self, model: nn.Module, owner: nn.Module) -> bool:
         return False  # a stage stands between

@@ -12,7 +12,7 @@ from torch import Tensor
 from tokensieve.tokens.form import Share
 from tokensieve.tokens.node import register
 from tokensieve.tokens.stand_in import StandIn
-from tokensieve.tokens.state import READ, Fill, Tokens
+from tokensieve.tokens.state import Fill, Tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,19 +45,6 @@ class Several(StandIn):
     def ran(self, x: Tensor, run: Callable[[Tokens, Tensor], Tokens]) -> Several:
         """The state behind a block that gave ``x`` of all images at once, as ``run`` makes it of each part."""
         return Several(tuple(run(part, _form(part).taken(x)) for part in self.parts), x)
-
-    def whole(self) -> Tensor:
-        """The tokens as a layer that is read hands them out."""
-        read = self.__dict__.get(READ)
-        if read is None or read[2] != torch.is_grad_enabled():
-            row = self.restore("last")
-            read = self.__dict__[READ] = (row, None if row.is_inference() else row._version, torch.is_grad_enabled())
-        return read[0]  # type: ignore[no-any-return]
-
-    def written(self) -> bool:
-        """Whether a reader has written into what ``whole`` gave it."""
-        read = self.__dict__.get(READ)
-        return read is not None and read[1] is not None and read[0]._version != read[1]
 
     def cannot(self, what: str) -> str:
         """Why ``what`` is refused, and what to do instead."""

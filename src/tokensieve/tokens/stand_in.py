@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, NoReturn
 
+import torch
 from torch import Tensor
 
 from tokensieve.errors import TokensieveError
 
 # What only a tensor that stays can do: gradients and changes would reach a restored one, which nothing reads again.
 LASTING = ("grad", "register_hook", "register_post_accumulate_grad_hook", "requires_grad_", "retain_grad", "backward")
+READ = "_read"  # where a state keeps what it was read as, beside its fields
 OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "matmul", "pow", "and", "or", "xor")
 
 
@@ -23,11 +25,28 @@ class StandIn:
     """
 
     def whole(self) -> Tensor:
-        """The tensor that it stands in for."""
-        raise NotImplementedError  # each subclass has its own
+        """The tensor that it stands in for: the same to every reader."""
+        if torch.compiler.is_compiling():
+            return self.restore("last")
+        read = self.__dict__.get(READ)
+        if read is None or read[2] != torch.is_grad_enabled():
+            whole = self.restore("last").view(self.shape)
+            version = None if whole.is_inference() else whole._version
+            read = self.__dict__[READ] = (whole, version, torch.is_grad_enabled())
+        return read[0]  # type: ignore[no-any-return]
+
+    def written(self) -> bool:
+        """Whether a reader has written into what ``whole`` gave it; in inference mode nobody counts that."""
+        read = self.__dict__.get(READ)
+        return read is not None and read[1] is not None and read[0]._version != read[1]
 
     def restore(self, fill: Literal["last", "mean"] | None = None) -> Tensor:
         """Every original token, those that are gone as ``fill`` says; default: as the model was reduced with."""
+        raise NotImplementedError  # each subclass has its own, as of the two below
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the tensor that it stands in for."""
         raise NotImplementedError
 
     def cannot(self, what: str) -> str:

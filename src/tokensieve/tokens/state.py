@@ -17,12 +17,11 @@ from tokensieve.tokens.record import Event, Stage
 from tokensieve.tokens.restore import restore
 from tokensieve.tokens.rider import Rider
 from tokensieve.tokens.soft import Blend, SoftRestore
-from tokensieve.tokens.stand_in import StandIn
+from tokensieve.tokens.stand_in import READ, StandIn
 from tokensieve.tokens.table import Extra, Table
 from tokensieve.utils.compiling import number
 
 Fill = Literal["last", "mean"]
-READ = "_read"  # where a state keeps what it was read as, beside its fields
 
 
 @dataclass(frozen=True)
@@ -208,22 +207,6 @@ class Tokens(StandIn):
         whole = restore(self, self.back.fill if fill is None else fill)
         whole = in_place(whole, self.prefix, self.behind)
         return whole if self.form is None else self.form.given(whole)
-
-    def whole(self) -> Tensor:
-        """(B, P + N, C) the tokens as a layer that is read hands them out: the same tensor to every reader."""
-        if torch.compiler.is_compiling():
-            return self.restore("last")
-        read = self.__dict__.get(READ)
-        if read is None or read[2] != torch.is_grad_enabled():
-            whole = self.restore("last").view(self.shape)
-            version = None if whole.is_inference() else whole._version
-            read = self.__dict__[READ] = (whole, version, torch.is_grad_enabled())
-        return read[0]  # type: ignore[no-any-return]
-
-    def written(self) -> bool:
-        """Whether a reader has written into what ``whole`` gave it; in inference mode nobody counts that."""
-        read = self.__dict__.get(READ)
-        return read is not None and read[1] is not None and read[0]._version != read[1]
 
     def cannot(self, what: str) -> str:
         """Why ``what`` is refused, and what to do instead."""
