@@ -25,20 +25,24 @@ class RestoredHiddenStates:
         if isinstance(output, tuple):
             return type(output)(self._restored(part) for part in output)
         for name, part in output.items() if isinstance(output, dict) else ():
-            restored = self._restored(part)
-            if restored is not part:
-                output[name] = restored
+            if _holds_states(part):
+                output[name] = self._restored(part)
         return output
 
     def _restored(self, part: Any) -> Any:
         """``part``, or where it is a sequence of states the tensors of those that are read."""
-        if not isinstance(part, (tuple, list)) or not any(isinstance(state, StandIn) for state in part):
+        if not _holds_states(part):
             return part
         read = range(len(part)) if self.reader is None else self.reader.reads()
         return type(part)(
             state.restore("last") if isinstance(state, StandIn) and number in read else state
             for number, state in enumerate(part)
         )
+
+
+def _holds_states(part: Any) -> bool:
+    """Whether this part of an output is a sequence with reduced tokens in it."""
+    return isinstance(part, (tuple, list)) and any(isinstance(state, StandIn) for state in part)
 
 
 @dataclass(eq=False)
