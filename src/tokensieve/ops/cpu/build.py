@@ -1,7 +1,7 @@
 """Compile the CPU kernels: ``python -m tokensieve.ops.cpu``.
 
 They use torch's stable C++ interface, so that one build serves every torch from 2.10 on and every Python. The file's
-name carries a digest of the sources: a build of other sources is never loaded.
+name carries a digest of the sources and flags: a build of others is never loaded.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ FOLDER = Path(__file__).parent
 FLAGS = [
     "-O3",
     "-fopenmp-simd",
+    "-fno-trapping-math",  # nobody looks at floating-point flags: branches may become selections, in vectors
+    "-fno-math-errno",
     "-Wall",
     "-Wno-psabi",
     "-Wno-unknown-pragmas",
@@ -33,7 +35,7 @@ def sources() -> list[Path]:
 
 def library_path() -> Path:
     """Where the compiled library of these sources lies, whether or not it has been built."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(" ".join(FLAGS).encode())
     for file in (*sources(), *sorted(FOLDER.glob("*.h"))):
         digest.update(file.read_bytes())
     return FOLDER / f"kernels-{platform.system().lower()}-{platform.machine().lower()}-{digest.hexdigest()[:12]}.so"

@@ -31,56 +31,65 @@ FOR_EVERY_PROCESSOR void add_softmax(float* row, int64_t length, float vote, boo
   for (int64_t j = 0; j < length; ++j) total[j] += row[j] * factor;
 }
 
-// The selector's two convolutions of width 1 on a tile of LANES keys; `in` and `out` hold one row of lanes per head.
-template <int64_t HEADS>
-INLINE void mix_body(const Lanes* in, const float* expand, const float* expand_bias, const float* reduce,
-                     const float* reduce_bias, int64_t heads, int64_t hidden, Lanes* out) {
+// The selector's two convolutions of width 1 on a vector of keys; `in` and `out` hold one row of lanes per head.
+template <int64_t HEADS, class Vector>
+INLINE void mix_body(const Vector* in, const float* expand, const float* expand_bias, const float* reduce,
+                     const float* reduce_bias, int64_t heads, int64_t hidden, Vector* out) {
   const int64_t count = HEADS > 0 ? HEADS : heads;
-  Lanes sums[HEADS > 0 ? HEADS : 64];
-  for (int64_t h = 0; h < count; ++h) sums[h] = spread(reduce_bias[h]);
+  Vector sums[HEADS > 0 ? HEADS : 64];
+  for (int64_t h = 0; h < count; ++h) sums[h] = spread<Vector>(reduce_bias[h]);
   for (int64_t k = 0; k < hidden; ++k) {
-    Lanes unit = spread(expand_bias[k]);
-    for (int64_t h = 0; h < count; ++h) unit += spread(expand[k * count + h]) * in[h];
-    const Lanes zero = spread(0.0f);
+    Vector unit = spread<Vector>(expand_bias[k]);
+    for (int64_t h = 0; h < count; ++h) unit += spread<Vector>(expand[k * count + h]) * in[h];
+    const Vector zero = {};
     unit = unit > zero ? unit : zero;
-    for (int64_t h = 0; h < count; ++h) sums[h] += spread(reduce[k * count + h]) * unit;
+    for (int64_t h = 0; h < count; ++h) sums[h] += spread<Vector>(reduce[k * count + h]) * unit;
   }
   for (int64_t h = 0; h < count; ++h) out[h] = sums[h];
 }
 
 // rows (H, R, width) of logits, replaced by what the selector makes of them. `reduce` is (hidden, H).
-template <int64_t HEADS>
+template <int64_t HEADS, class Vector>
 INLINE void mix_rows_body(float* rows, int64_t count, int64_t width, const float* expand, const float* expand_bias,
                           const float* reduce, const float* reduce_bias, int64_t heads, int64_t hidden) {
-  Lanes in[HEADS > 0 ? HEADS : 64], out[HEADS > 0 ? HEADS : 64];
-  for (int64_t place = 0; place < count * width; place += LANES) {
-    for (int64_t h = 0; h < heads; ++h) in[h] = *reinterpret_cast<const Lanes*>(rows + h * ROWS * width + place);
+  constexpr int64_t STEP = sizeof(Vector) / sizeof(float);
+  Vector in[HEADS > 0 ? HEADS : 64], out[HEADS > 0 ? HEADS : 64];
+  for (int64_t place = 0; place < count * width; place += STEP) {
+    for (int64_t h = 0; h < heads; ++h) in[h] = *reinterpret_cast<const Vector*>(rows + h * ROWS * width + place);
     mix_body<HEADS>(in, expand, expand_bias, reduce, reduce_bias, heads, hidden, out);
-    for (int64_t h = 0; h < heads; ++h) *reinterpret_cast<Lanes*>(rows + h * ROWS * width + place) = out[h];
+    for (int64_t h = 0; h < heads; ++h) *reinterpret_cast<Vector*>(rows + h * ROWS * width + place) = out[h];
   }
 }
 
-#define MIX_ROWS(HEADS)                                                                                               \
-  FOR_EVERY_PROCESSOR void mix_rows_##HEADS(float* rows, int64_t count, int64_t width, const float* expand,          \
-                                            const float* expand_bias, const float* reduce, const float* reduce_bias, \
-                                            int64_t heads, int64_t hidden) {                                          \
-    mix_rows_body<HEADS>(rows, count, width, expand, expand_bias, reduce, reduce_bias, heads, hidden);                \
+#define MIX_ROWS(NAME, PROCESSORS, VECTOR, HEADS)                                                                     \
+  PROCESSORS void NAME##_##HEADS(float* rows, int64_t count, int64_t width, const float* expand,                     \
+                                 const float* expand_bias, const float* reduce, const float* reduce_bias,            \
+                                 int64_t heads, int64_t hidden) {                                                     \
+    mix_rows_body<HEADS, VECTOR>(rows, count, width, expand, expand_bias, reduce, reduce_bias, heads, hidden);        \
   }
-MIX_ROWS(0)
-MIX_ROWS(3)
-MIX_ROWS(6)
-MIX_ROWS(12)
-MIX_ROWS(16)
+#define MIX_ROWS_OF_HEADS(NAME, PROCESSORS, VECTOR)                                                                   \
+  MIX_ROWS(NAME, PROCESSORS, VECTOR, 0)                                                                               \
+  MIX_ROWS(NAME, PROCESSORS, VECTOR, 3)                                                                               \
+  MIX_ROWS(NAME, PROCESSORS, VECTOR, 6)                                                                               \
+  MIX_ROWS(NAME, PROCESSORS, VECTOR, 12)                                                                              \
+  MIX_ROWS(NAME, PROCESSORS, VECTOR, 16)                                                                              \
+  auto NAME(int64_t heads) {                                                                                          \
+    return heads == 3 ? NAME##_3 : heads == 6 ? NAME##_6 : heads == 12 ? NAME##_12 : heads == 16 ? NAME##_16 : NAME##_0; \
+  }
+MIX_ROWS_OF_HEADS(mix_narrow, FOR_EVERY_PROCESSOR, Halves)
+#ifdef HAS_BFLOAT16_PAIRS
+MIX_ROWS_OF_HEADS(mix_wide, FOR_WIDE, Lanes)
+#endif
+#undef MIX_ROWS_OF_HEADS
 #undef MIX_ROWS
 
 void mix_rows(float* rows, int64_t count, int64_t width, const float* expand, const float* expand_bias,
               const float* reduce, const float* reduce_bias, int64_t heads, int64_t hidden) {
-  const auto kernel = heads == 3    ? mix_rows_3
-                      : heads == 6  ? mix_rows_6
-                      : heads == 12 ? mix_rows_12
-                      : heads == 16 ? mix_rows_16
-                                    : mix_rows_0;
-  kernel(rows, count, width, expand, expand_bias, reduce, reduce_bias, heads, hidden);
+  auto mix = mix_narrow(heads);
+#ifdef HAS_BFLOAT16_PAIRS
+  if (has_wide()) mix = mix_wide(heads);
+#endif
+  mix(rows, count, width, expand, expand_bias, reduce, reduce_bias, heads, hidden);
 }
 
 // The logits of one query, unscaled: for one row, packing the keys takes longer than the products. Zero up to `width`.

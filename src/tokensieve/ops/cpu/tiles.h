@@ -20,7 +20,20 @@ constexpr int64_t ROWS = 8;    // rows of a tile
 typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
 typedef float Unaligned __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float))));
 
-INLINE Lanes spread(float value) { return Lanes{} + value; }
+// Half a panel: what a register of processors without AVX-512 holds. There vectors of LANES floats live in memory.
+constexpr int64_t HALF = LANES / 2;
+typedef float Halves __attribute__((vector_size(HALF * sizeof(float))));
+typedef float UnalignedHalves __attribute__((vector_size(HALF * sizeof(float)), aligned(sizeof(float))));
+
+// The same number in every lane.
+template <class Vector>
+INLINE Vector spread(float v) {
+  if constexpr (sizeof(Vector) == sizeof(Halves)) {
+    return Vector{v, v, v, v, v, v, v, v};
+  } else {
+    return Vector{v, v, v, v, v, v, v, v, v, v, v, v, v, v, v, v};
+  }
+}
 INLINE int64_t round_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
 // Whether this processor multiplies pairs of bfloat16, and whether it has vectors of LANES floats.
@@ -55,7 +68,7 @@ INLINE void float_tile(const float* left, int64_t step, const float* right, int6
     }
 #pragma GCC unroll 8
     for (int64_t r = 0; r < COUNT; ++r) {
-      const Lanes value = spread(left[r * step + c]);
+      const Lanes value = spread<Lanes>(left[r * step + c]);
 #pragma GCC unroll 8
       for (int64_t v = 0; v < VECTORS; ++v) sums[r][v] += value * columns[v];
     }
@@ -69,6 +82,7 @@ INLINE void float_tile(const float* left, int64_t step, const float* right, int6
 
 #ifdef HAS_BFLOAT16_PAIRS
 #define FOR_PAIRS __attribute__((target("arch=x86-64-v4,avx512bf16")))
+#define FOR_WIDE __attribute__((target("arch=x86-64-v4")))
 
 // The same for pairs of bfloat16.
 template <int64_t COUNT, int64_t VECTORS>
@@ -121,16 +135,38 @@ FOR_PAIRS INLINE void pair_tile(const float* left, int64_t step, const float* ri
       TILE<1, 1>(left, 0, right + p * panel_step, panel_step, cells, out + p * LANES, 0);                             \
     }                                                                                                                 \
   }
-ROWS_OF_TILES(float_rows_wide, __attribute__((target("arch=x86-64-v4"))), float_tile)
+ROWS_OF_TILES(float_rows_wide, FOR_WIDE, float_tile)
 ROWS_OF_TILES(pair_rows, FOR_PAIRS, pair_tile)
 #undef ROWS_OF_TILES
 #endif
+
+// COUNT rows of cells times one panel: out (COUNT, LANES).
+template <int64_t COUNT>
+INLINE void narrow_tile(const float* left, int64_t step, const float* right, int64_t cells, float* out,
+                        int64_t out_step) {
+  Halves low[COUNT] = {}, high[COUNT] = {};
+  for (int64_t c = 0; c < cells; ++c) {
+    const Halves first = *reinterpret_cast<const Halves*>(right + c * LANES);
+    const Halves second = *reinterpret_cast<const Halves*>(right + c * LANES + HALF);
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < COUNT; ++r) {
+      const Halves value = spread<Halves>(left[r * step + c]);
+      low[r] += value * first;
+      high[r] += value * second;
+    }
+  }
+#pragma GCC unroll 8
+  for (int64_t r = 0; r < COUNT; ++r) {
+    *reinterpret_cast<UnalignedHalves*>(out + r * out_step) = low[r];
+    *reinterpret_cast<UnalignedHalves*>(out + r * out_step + HALF) = high[r];
+  }
+}
 
 FOR_EVERY_PROCESSOR inline void float_rows_narrow(const float* left, int64_t step, const float* right, int64_t cells,
                                                   int64_t panels, float* out, int64_t out_step) {
   for (int64_t p = 0; p < panels; ++p, right += cells * LANES, out += LANES) {
     for (int64_t r = 0; r < ROWS; r += 4) {
-      float_tile<4, 1>(left + r * step, step, right, 0, cells, out + r * out_step, out_step);
+      narrow_tile<4>(left + r * step, step, right, cells, out + r * out_step, out_step);
     }
   }
 }
@@ -149,7 +185,7 @@ inline void product_rows(bool pairs, const float* left, int64_t step, const floa
 FOR_EVERY_PROCESSOR inline void float_rows_narrow_of_one(const float* left, const float* right, int64_t cells,
                                                          int64_t panels, float* out) {
   for (int64_t p = 0; p < panels; ++p, right += cells * LANES, out += LANES) {
-    float_tile<1, 1>(left, 0, right, 0, cells, out, 0);
+    narrow_tile<1>(left, 0, right, cells, out, 0);
   }
 }
 
