@@ -10,6 +10,11 @@ INSTALL_FLAGS ?=
 WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
+# Importing torch, timm and transformers from source takes 20 s, in each of a hundred processes that the tests start:
+# bytecode is kept, in .venv and nowhere else, even where the shell forbids it.
+export PYTHONDONTWRITEBYTECODE :=
+export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/bytecode
+
 .PHONY: help setup demo test test-slow lint format types docs docs-check bench-smoke clean
 
 help:  ## list the targets

@@ -9,6 +9,19 @@ from typer.testing import CliRunner
 from tokensieve.cli.app import app
 
 
+def test_one_method_and_budget_of_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokensieve.demo.run.METHODS", ("tome",))
+    monkeypatch.setattr("tokensieve.demo.run.BUDGETS", (0.65,))
+    run = CliRunner().invoke(app, ["demo", "--output", str(tmp_path), "--images", "20", "--rounds", "1"])
+    assert run.exit_code == 0, run.output
+    rows = json.loads((tmp_path / "demo.json").read_text())["rows"]
+    assert [row["variant"].split(":")[0] for row in rows[:2]] == ["dense", "tome"]
+    assert rows[1]["gmacs"] / rows[0]["gmacs"] == pytest.approx(0.65, abs=0.02)
+    assert {path.name for path in tmp_path.iterdir()} >= {"demo.json", "demo.csv", "pareto.png", "tokens.png"}
+    assert "tokensieve bench MODEL" in run.output
+
+
+@pytest.mark.slow
 def test_the_demo_writes_figures_plot_and_pictures(tmp_path: Path) -> None:
     output = tmp_path / "out"
     run = CliRunner().invoke(app, ["demo", "--output", str(output), "--images", "40", "--rounds", "1"])

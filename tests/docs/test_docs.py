@@ -88,7 +88,14 @@ def add_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     forget()
 
 
-@pytest.mark.parametrize("page", python_pages(), ids=lambda page: page.name)
+SLOW_PAGES = {"speed.md"}  # it times a model at a dozen settings
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow if page.name in SLOW_PAGES else ()) for page in python_pages()],
+    ids=lambda page: page.name,
+)
 @pytest.mark.usefixtures("offline")
 def test_python_runs(page: Path, add_file: Callable[[str, str], Path]) -> None:
     if re.search(r"^import .*\btransformers\b", page.read_text(encoding="utf-8"), flags=re.M):

@@ -59,13 +59,8 @@ def alone(*arguments: object) -> None:
     assert result.exit_code == 0, result.output
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [
-        ["--stage", "finetune"],
-        pytest.param(["--stage", "recover", "--distill-features", "1"], marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", [["--stage", "finetune"], ["--stage", "recover", "--distill-features", "1"]])
 def test_two_processes_give_the_gradients_of_one_with_twice_the_batch(
     pictures: Path, tmp_path: Path, loss: list[str]
 ) -> None:

@@ -36,6 +36,7 @@ HALF, SINGLE, INDEX = torch.bfloat16, torch.float32, torch.int64
 Case = tuple[Callable[..., Any], tuple[Any, ...], int]
 
 
+@pytest.mark.slow
 def test_every_kernel_is_right_in_tritons_interpreter() -> None:
     probe = (
         "import torch, triton\n"
