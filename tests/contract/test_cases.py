@@ -1,4 +1,4 @@
-"""What the fast suite promises to run: every kind of decision on every model, every method on two families."""
+"""What the fast suite promises to run: every kind of decision on every family, every method on two families."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from tests.helpers.cases import KINDS, cases, composed_like, fast, kinds_of, members
+from tests.helpers.cases import FEW, KINDS, cases, composed_like, fast, kinds_of, members
 from tests.helpers.models import COMPOSED, CONFIGS, DEFAULTS, FACTORIES, FIRST, METHODS, MODELS, build
 from tests.helpers.towers import ELSEWHERE, TOWERS
 from tokensieve.families._locate import family_of, list_families
@@ -32,13 +32,15 @@ def test_every_method_is_of_a_kind_and_every_kind_has_methods() -> None:
 
 
 @pytest.mark.parametrize("models", [MODELS, FIRST], ids=["all models", "one a family"])
-def test_the_fast_suite_has_every_kind_on_every_model_and_every_method_on_two_families(
+def test_the_fast_suite_has_every_kind_on_every_family_and_every_method_on_two_families(
     models: tuple[tuple[str, str], ...],
 ) -> None:
     soon = fast(CONFIGS, models)
     for model in models:
         kinds = [kinds_of(config) for *place, config in soon if tuple(place) == model and config in DEFAULTS]
-        assert frozenset().union(*kinds) == set(KINDS), model
+        if model in FIRST:
+            assert frozenset().union(*kinds) == set(KINDS), model
+        assert len(frozenset().union(*kinds)) >= FEW, model
     families = Counter(config for config, _ in {(config, family) for family, _, config in soon})
     assert all(families[method] >= 2 for method in METHODS)
     composed = {composed_like(config): families[config] for config in COMPOSED if families[config]}
