@@ -3,7 +3,8 @@
     python scripts/generate_docs.py            write the marked parts of README.md, and the pages below docs/
     python scripts/generate_docs.py --check    write nothing; exit 1 and name what is stale
 
-The pages are methods.md, cli.md, families.md, results.md and comparison.md. Prose is wrapped at 120 characters.
+The pages are methods.md, language.md, cli.md, families.md, results.md and comparison.md. Prose is wrapped at 120
+characters.
 
 Sources: the registry (methods and families), the command line itself, docs/families.json and docs/towers.json (written
 by python -m tests.helpers.walk and walk_towers) and benchmarks/results/*.json (written by ``tokensieve bench``).
@@ -19,6 +20,7 @@ from typing import Any
 
 import typer
 
+from docs_language import language_page
 from docs_results import comparison_page, results, results_page
 from docs_text import NOTICE, ROOT, fill, listed, table, wrap, write_or_check
 from tokensieve.cli.app import app
@@ -26,7 +28,7 @@ from tokensieve.engine.composition import conflicts
 from tokensieve.families._locate import list_families
 from tokensieve.methods import _card as card
 from tokensieve.methods import _registry as registry
-from tokensieve.methods._method import Method
+from tokensieve.methods._config import Config
 
 MACHINE_DEFAULTS = {"workers": "one a core, at most 4"}  # what differs between machines is said in words
 
@@ -34,7 +36,7 @@ MACHINE_DEFAULTS = {"workers": "one a core, at most 4"}  # what differs between 
 # Methods
 
 
-def paper(cls: type[Method]) -> str:
+def paper(cls: type[Config]) -> str:
     """The method's paper as a link, or what it is instead."""
     if cls.paper is None:
         return "none: a control"
@@ -68,11 +70,13 @@ def method_names() -> str:
     published = [name for name in known if name not in controls and name not in thin]
     return wrap(
         f"{len(known)} methods. From papers: {listed(published)}. Reconstructions, whose public sources say less than "
-        f"one needs, so that no published number is claimed: {listed(thin)}. Controls: {listed(controls)}."
+        f"one needs, so that no published number is claimed: {listed(thin)}. Controls: {listed(controls)}. "
+        f"[In vision-language models](docs/language.md), around and in the decoder: "
+        f"{listed(list(registry.list_language_methods()))}."
     )
 
 
-def options_table(cls: type[Method]) -> str:
+def options_table(cls: type[Config]) -> str:
     """Every option of a method with its type, default and meaning."""
     rows = [
         [f"`{o.name}`", o.type, o.default if o.default == "required" else f"`{o.default}`", o.meaning]
@@ -315,6 +319,7 @@ def documents() -> dict[Path, str]:
     pages = {
         "README.md": readme,
         "docs/methods.md": methods_page(),
+        "docs/language.md": language_page(paper, options_table),
         "docs/cli.md": commands_page(),
         "docs/families.md": families_page(),
         "docs/results.md": results_page(),

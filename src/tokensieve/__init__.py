@@ -12,24 +12,25 @@ from tokensieve.utils.lazy import Face as _Face
 
 def _methods() -> dict[str, type]:
     """Every method by the name of its class, so that a new file in methods/ needs no line here."""
-    from tokensieve.methods._registry import list_methods
+    from tokensieve.methods._registry import list_language_methods, list_methods
 
-    return {cls.__name__: cls for cls in list_methods().values()}
+    return {cls.__name__: cls for cls in [*list_methods().values(), *list_language_methods().values()]}
 
 
 _face = _Face(
     __name__,
     {
         "tokensieve._version": ["VERSION as __version__"],
-        "tokensieve.engine.apply": ["applied", "apply", "is_applied", "remove"],
+        "tokensieve.engine.apply": ["is_applied"],
         "tokensieve.engine.trace": ["Trace", "trace"],
         "tokensieve.errors": ["RefusedError", "TokensieveError", "TokensieveWarning"],
         "tokensieve.export.run": ["export_model"],
         "tokensieve.families._family": ["Family"],
         "tokensieve.families._layout": ["Layout"],
         "tokensieve.families._locate": ["list_families"],
+        "tokensieve.language.apply": ["applied", "apply", "remove"],
         "tokensieve.methods._method": ["Method"],
-        "tokensieve.methods._registry": ["list_methods"],
+        "tokensieve.methods._registry": ["list_language_methods", "list_methods"],
         "tokensieve.methods._spec": ["parse", "spell", "sweep"],
         "tokensieve.methods._view": ["View"],
         "tokensieve.models.checkpoint": ["SievedModel", "from_pretrained", "load", "push_to_hub", "save"],

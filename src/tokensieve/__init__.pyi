@@ -10,10 +10,7 @@ from tokensieve import plan as plan
 from tokensieve import tokens as tokens
 from tokensieve import train as train
 from tokensieve._version import VERSION as __version__
-from tokensieve.engine.apply import applied as applied
-from tokensieve.engine.apply import apply as apply
 from tokensieve.engine.apply import is_applied as is_applied
-from tokensieve.engine.apply import remove as remove
 from tokensieve.engine.trace import Trace as Trace
 from tokensieve.engine.trace import trace as trace
 from tokensieve.errors import RefusedError as RefusedError
@@ -23,7 +20,11 @@ from tokensieve.export.run import export_model as export_model
 from tokensieve.families._family import Family as Family
 from tokensieve.families._layout import Layout as Layout
 from tokensieve.families._locate import list_families as list_families
+from tokensieve.language.apply import applied as applied
+from tokensieve.language.apply import apply as apply
+from tokensieve.language.apply import remove as remove
 from tokensieve.methods._method import Method as Method
+from tokensieve.methods._registry import list_language_methods as list_language_methods
 from tokensieve.methods._registry import list_methods as list_methods
 from tokensieve.methods._spec import parse as parse
 from tokensieve.methods._spec import spell as spell
@@ -52,6 +53,23 @@ from tokensieve.methods.evovit import EvoViT as EvoViT
 from tokensieve.methods.expedite import Expedite as Expedite
 from tokensieve.methods.gtp import GTP as GTP
 from tokensieve.methods.kmedoids import KMedoids as KMedoids
+from tokensieve.methods.language.cdpruner import CDPruner as CDPruner
+from tokensieve.methods.language.dart import DART as DART
+from tokensieve.methods.language.divprune import DivPrune as DivPrune
+from tokensieve.methods.language.eadp import EADP as EADP
+from tokensieve.methods.language.evs import EVS as EVS
+from tokensieve.methods.language.fastv import FastV as FastV
+from tokensieve.methods.language.mmtok import MMTok as MMTok
+from tokensieve.methods.language.prefix_controls import PrefixGrid as PrefixGrid
+from tokensieve.methods.language.prefix_controls import PrefixRandom as PrefixRandom
+from tokensieve.methods.language.prumerge import PruMerge as PruMerge
+from tokensieve.methods.language.pyramiddrop import PyramidDrop as PyramidDrop
+from tokensieve.methods.language.recoverable import RecoverableCompression as RecoverableCompression
+from tokensieve.methods.language.sparsevlm import SparseVLM as SparseVLM
+from tokensieve.methods.language.sparsity_meets_similarity import SparsityMeetsSimilarity as SparsityMeetsSimilarity
+from tokensieve.methods.language.vidcom2 import VidCom2 as VidCom2
+from tokensieve.methods.language.visionzip import VisionZip as VisionZip
+from tokensieve.methods.language.vispruner import VisPruner as VisPruner
 from tokensieve.methods.mctf import MCTF as MCTF
 from tokensieve.methods.pitome import PiToMe as PiToMe
 from tokensieve.methods.ppt import PPT as PPT
@@ -79,8 +97,11 @@ __all__ = [
     "ATC",
     "ATS",
     "BAT",
+    "DART",
     "DPCKNN",
     "DTEM",
+    "EADP",
+    "EVS",
     "GTP",
     "JMP",
     "MCTF",
@@ -91,26 +112,37 @@ __all__ = [
     "AiluRus",
     "Assignment",
     "BATPaper",
+    "CDPruner",
     "Cropr",
     "CubistMerge",
     "DiffRate",
+    "DivPrune",
     "DynamicViT",
     "EViT",
     "EvoViT",
     "Expedite",
     "Family",
+    "FastV",
     "Grid",
     "ImagePiece",
     "KMedoids",
     "KeepMask",
     "Layout",
+    "MMTok",
     "Method",
     "PSViT",
     "PiToMe",
+    "PrefixGrid",
+    "PrefixRandom",
+    "PruMerge",
+    "PyramidDrop",
     "Random",
+    "RecoverableCompression",
     "RefusedError",
     "SievedModel",
     "SoftAssignment",
+    "SparseVLM",
+    "SparsityMeetsSimilarity",
     "SpeedPlan",
     "ToMe",
     "ToSA",
@@ -120,7 +152,10 @@ __all__ = [
     "TokensieveWarning",
     "TopK",
     "Trace",
+    "VidCom2",
     "View",
+    "VisPruner",
+    "VisionZip",
     "VoteMix",
     "__version__",
     "applied",
@@ -129,6 +164,7 @@ __all__ = [
     "from_pretrained",
     "is_applied",
     "list_families",
+    "list_language_methods",
     "list_methods",
     "load",
     "make_plan",

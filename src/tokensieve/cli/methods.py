@@ -9,8 +9,10 @@ from tokensieve.cli.output import new_table, show_table
 from tokensieve.errors import TokensieveError
 from tokensieve.methods import _card as card
 from tokensieve.methods import _registry as registry
+from tokensieve.methods._config import Config
 from tokensieve.methods._counts import REFERENCE_DEPTH
 from tokensieve.methods._method import Method
+from tokensieve.methods.language._prefix import PrefixMethod
 
 READABLE = 100  # columns of running text
 SHORT = {"before": "before", "middle": "in", "after": "after"}
@@ -21,7 +23,7 @@ def methods(name: str | None) -> None:
     if name is None:
         _list()
     else:
-        _card(registry.method_class(name))
+        _card(registry.placed_class(name))
 
 
 def _list() -> None:
@@ -44,9 +46,22 @@ def _list() -> None:
         )
         table.add_row(*map(escape, cells))
     show_table(table)
+    table = new_table("In vision-language models")
+    table.add_column("method", no_wrap=True)
+    table.add_column("what it does", overflow="fold", ratio=1)
+    for column in ("acts", "arXiv"):
+        table.add_column(column, no_wrap=True)
+    for name, placed in registry.list_language_methods().items():
+        paper = "control" if placed.paper is None else placed.paper[3]
+        table.add_row(*map(escape, (name, card.summary(placed), _place(placed), paper)))
+    show_table(table)
 
 
-def _card(method: type[Method]) -> None:
+def _place(method: type[Config]) -> str:
+    return "before the decoder" if issubclass(method, PrefixMethod) else "in the decoder"
+
+
+def _card(method: type[Config]) -> None:
     console = Console()
     for paragraph in (*card.prose(method), _facts(method)):
         console.print(escape(" ".join(paragraph.split())), highlight=False, width=min(console.width, READABLE))
@@ -60,8 +75,11 @@ def _card(method: type[Method]) -> None:
     show_table(table)
 
 
-def _facts(method: type[Method]) -> str:
-    where = f"Acts {card.ACTS[method.point]}, in {_blocks(method)} of {REFERENCE_DEPTH} blocks."
+def _facts(method: type[Config]) -> str:
+    if issubclass(method, Method):
+        where = f"Acts {card.ACTS[method.point]}, in {_blocks(method)} of {REFERENCE_DEPTH} blocks."
+    else:
+        where = f"Acts {_place(method)} of a vision-language model."
     if method.paper is None:
         return where
     title, authors, year, number = method.paper

@@ -50,38 +50,7 @@ def apply(
     masked: bool = False,
     taps: Sequence[int] | None = None,
 ) -> nn.Module:
-    """Reduce the tokens of ``model`` with one method or several, in place.
-
-    The model keeps its forward, head, ``forward_features``, ``forward_intermediates`` and state-dict keys; N tokens
-    come out as N went in, and so they do at every block that is read; in between the sequence stays short. An
-    original whose token left for good has its last value (or what ``fill`` says), one that was merged the value of its
-    group, one that skips its own; soft methods bring their own way back, as Expedite blends the most alike clusters.
-    Prefix and register tokens are never touched. Before anything changes, every block is run on a probe input both as
-    it is and in two halves.
-
-    Args:
-        model: a model of a known family, or one that contains such a model, of timm or of Hugging Face's transformers.
-            Not yet wrapped for data parallelism.
-        methods: a method, a composition in the order in which it acts, or its spec ("tome:r=4+tosa:keep=0.5").
-        fill: what stands at the place of tokens that are gone for good when all are given back: "last" (their last
-            value), "mean" (the mean of those present) or "auto": "mean" for heads that pool over patches, else "last".
-        probe: (1, C, H, W) input for the check, or the inputs of the model by name; default an image of the model's
-            input size, which of a model that is given more than images its vision tower alone sees.
-        multiple: round the tokens behind every site, prefix included, up to a multiple of this, 8 or 16 for example;
-            kernels of many devices are faster there. Default None: exactly as the methods say.
-        masked: in training mode, hide tokens that methods drop for good behind a mask and do not remove them: the same
-            decisions and the same answer, at the cost of the dense model, with a gradient for methods that learn what
-            to drop. Methods with learned choices do it on their own.
-        taps: 0-based blocks whose output is a plain tensor with every token, [2, 5, 8, 11] for a DPT head. Rarely
-            needed: what other blocks hand on is a ``Tokens``, which restores itself whenever it is read, by
-            ``forward_intermediates``, ``features_only``, a hook, or in a compiled or exported graph. Name the blocks
-            where a reader insists on ``isinstance(x, torch.Tensor)``, reads the same layer many times, or waits for
-            its gradient (class activation maps, backward hooks). The compact state travels beside the tensor: a hook
-            that replaces such an output, or changes it in place outside of inference mode, ends the reduction up to
-            there; at other blocks that is refused. Modules inside a block see the tokens that are present, not all.
-
-    Returns:
-        ``model`` itself.
+    """Reduce the tokens of the ViT in ``model``, in place; ``tokensieve.language.apply.apply`` says what is what.
 
     Raises:
         RefusedError: no family matches, or the blocks are not what the family takes them for.

@@ -71,7 +71,9 @@ def _named(forward: Any) -> str:
 @cache
 def _mixed_class(mixin: Any, base: Any) -> Any:
     """``base`` with ``mixin`` in front of it; one class per pair."""
-    own = {"__module__": base.__module__, "__doc__": base.__doc__, "_taken_over_from": base}
+    # Transformers looks up what a class records by str(class), which is made of module and qualified name.
+    own = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+    own["_taken_over_from"] = base
     return type(f"Sieved{base.__name__}", (mixin, base), own)
 
 

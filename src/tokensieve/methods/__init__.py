@@ -9,6 +9,7 @@ _face = _Face(
     __name__,
     {
         "tokensieve.families._layout": ["Layout"],
+        "tokensieve.methods._config": ["require"],
         "tokensieve.methods._counts": [
             "checked_sites",
             "inflected",
@@ -19,7 +20,7 @@ _face = _Face(
             "scaled_sites",
             "share_of_all",
         ],
-        "tokensieve.methods._method": ["Method", "Point", "require"],
+        "tokensieve.methods._method": ["Method", "Point"],
         "tokensieve.methods._registry": ["list_methods"],
         "tokensieve.methods._spec": ["parse", "spell", "sweep"],
         "tokensieve.methods._threshold": ["Threshold"],

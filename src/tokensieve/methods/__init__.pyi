@@ -1,5 +1,6 @@
 # Written by scripts/generate_faces.py from the table in __init__.py; run `make docs`.
 from tokensieve.families._layout import Layout as Layout
+from tokensieve.methods._config import require as require
 from tokensieve.methods._counts import checked_sites as checked_sites
 from tokensieve.methods._counts import inflected as inflected
 from tokensieve.methods._counts import kept as kept
@@ -10,7 +11,6 @@ from tokensieve.methods._counts import scaled_sites as scaled_sites
 from tokensieve.methods._counts import share_of_all as share_of_all
 from tokensieve.methods._method import Method as Method
 from tokensieve.methods._method import Point as Point
-from tokensieve.methods._method import require as require
 from tokensieve.methods._registry import list_methods as list_methods
 from tokensieve.methods._spec import parse as parse
 from tokensieve.methods._spec import spell as spell

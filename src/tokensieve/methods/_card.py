@@ -6,7 +6,8 @@ import dataclasses
 import re
 from typing import Any
 
-from tokensieve.methods._method import Method, Point
+from tokensieve.methods._config import Config
+from tokensieve.methods._method import Point
 from tokensieve.methods._options import describe
 
 ACTS: dict[Point, str] = {
@@ -26,17 +27,17 @@ class Option:
     meaning: str
 
 
-def summary(method: type[Method]) -> str:
+def summary(method: type[Config]) -> str:
     """The first sentence of the card, without its full stop."""
     return " ".join(method.card().split("\n\n")[0].split()).rstrip(".")
 
 
-def prose(method: type[Method]) -> list[str]:
+def prose(method: type[Config]) -> list[str]:
     """The paragraphs of the card without its list of options."""
     return [part.strip() for part in re.split(r"\n\s*\n", _split(method)[0]) if part.strip()]
 
 
-def options(method: type[Method]) -> list[Option]:
+def options(method: type[Config]) -> list[Option]:
     """The options of a method in order."""
     listed = re.findall(r"^    (\w+(?:, \w+)*): (.*(?:\n {5,}.*)*)", _split(method)[1], flags=re.M)
     meanings = {name: " ".join(text.split()) for names, text in listed for name in names.split(", ")}
@@ -48,7 +49,7 @@ def options(method: type[Method]) -> list[Option]:
     return found
 
 
-def _split(method: type[Method]) -> tuple[str, str]:
+def _split(method: type[Config]) -> tuple[str, str]:
     """The card's prose and its list of options."""
     before, _, listed = method.card().partition("\nOptions:\n")
     listed, _, after = listed.partition("\n\n")

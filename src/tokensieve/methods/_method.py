@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-import typing
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -14,7 +11,7 @@ from torch import Tensor, nn
 from tokensieve.attention.signals import Attended
 from tokensieve.errors import TokensieveError
 from tokensieve.families._layout import Layout
-from tokensieve.methods import _options as option
+from tokensieve.methods._config import Config
 from tokensieve.methods._view import Signal, View
 from tokensieve.tokens.decision import Decision, Until
 
@@ -26,20 +23,12 @@ POINTS: tuple[Point, ...] = ("before", "middle", "after")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(ABC):
-    """Base of every method. A subclass is one frozen dataclass in one file, and its docstring is its card.
+class Method(Config, ABC):
+    """Base of every method that acts on the patch tokens of a ViT. A subclass is one frozen dataclass in one file.
 
-    Options are checked against their annotations when a config is made; lists become tuples, so that it stays hashable.
-    A subclass that checks more does so in ``__post_init__``, after ``super().__post_init__()``.
-
-    Class attributes:
-        name: what users type; default the class name in lower case.
-        version: raised when the same config starts to give other answers; stored with saved models.
+    Class attributes, besides those of ``Config``:
         point: where in a block it acts: "before" it, in the "middle" (after the attention's residual), "after" it.
         until: when tokens it drops return, see ``Assignment``. Anything but "end" makes it a skipping method.
-        knob: the option that sets how much it removes ("keep", "r", or "threshold" for a cosine), or None.
-        paper: (title, authors, year, arXiv number or DOI), or None for a control.
-        trained: True when it has learned parts that must be fitted before it beats its controls.
         ragged: True when images may keep different numbers of tokens.
         undisturbed: True when no other method may act between one of its sites and the return of its tokens.
         undivided: True when it acts on the grid of all patches: none may have been removed before.
@@ -49,13 +38,8 @@ class Method(ABC):
         mixes: True when it may answer with a SoftAssignment, now or while training: no token may be away then.
     """
 
-    name: ClassVar[str] = ""
-    version: ClassVar[int] = 1
     point: ClassVar[Point] = "middle"
     until: ClassVar[Until] = "end"
-    knob: ClassVar[str | None] = None
-    paper: ClassVar[tuple[str, str, int, str] | None] = None
-    trained: ClassVar[bool] = False
     ragged: ClassVar[bool] = False
     undisturbed: ClassVar[bool] = False
     undivided: ClassVar[bool] = False
@@ -66,13 +50,8 @@ class Method(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "name" not in cls.__dict__:
-            cls.name = cls.__name__.lower()
         if isinstance(cls.point, str) and cls.point not in POINTS:  # one may also depend on the options, as a property
             raise TokensieveError(f"{cls.name}: point must be one of {', '.join(map(repr, POINTS))}, got {cls.point!r}")
-
-    def __post_init__(self) -> None:
-        option.fit_fields(self, self.option_types(), self.name)
 
     @abstractmethod
     def blocks(self, depth: int) -> tuple[int, ...]:
@@ -136,7 +115,7 @@ class Method(ABC):
         """Blocks behind whose attention ``watch`` is called, whether the method acts there or not. Default: none."""
         return frozenset()
 
-    def watch(self, view: View) -> None:  # noqa: B027 - most methods watch nothing
+    def watch(self, view: View) -> None:
         """Carry what the attention of a block says (``View.carry``), for a decision in a later block.
 
         ``view`` shows the tokens as they went into the block and the signals that ``needs`` names; it has no learned
@@ -170,39 +149,3 @@ class Method(ABC):
     def returns_at(self, site: int, layout: Layout) -> Until:
         """When the tokens that the ``site``-th site drops return, where that differs between sites."""
         return self.returns
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dict: name, version and every option."""
-        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {"name": self.name, "version": self.version, "options": options}
-
-    @classmethod
-    def card(cls) -> str:
-        """The method's card: its docstring, dedented."""
-        return inspect.getdoc(cls) or ""
-
-    @classmethod
-    def option_types(cls) -> dict[str, Any]:
-        """Option name to its type, in order."""
-        hints = typing.get_type_hints(cls)
-        return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
-
-    def __str__(self) -> str:
-        parts = [self.name]
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if value != f.default or f.name == self.knob:
-                parts.append(f"{f.name}={_spell(value)}")
-        return ":".join(parts)
-
-
-def _spell(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "[" + ",".join(_spell(v) for v in value) + "]"
-    return str(value)
-
-
-def require(condition: bool, config: Method, option: str, expected: str) -> None:
-    """Raise unless ``condition``: names the option, what was given and what was expected."""
-    if not condition:
-        raise TokensieveError(f"{config.name}: {option} must be {expected}, got {getattr(config, option)!r}")

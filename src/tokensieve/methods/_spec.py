@@ -7,23 +7,32 @@ Examples: ``bat:keep=0.5``, ``bat:keep=0.5,0.7,0.9`` (three variants), ``tome:r=
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tokensieve.errors import TokensieveError
+from tokensieve.methods._config import Config
 from tokensieve.methods._method import Method
 from tokensieve.methods._options import read
-from tokensieve.methods._registry import method_class
+from tokensieve.methods._registry import method_class, placed_class
 from tokensieve.utils.names import nearest
 
 
 def parse(spec: str) -> tuple[Method, ...]:
-    """The one composition of methods that ``spec`` names.
+    """The one composition of methods for a ViT that ``spec`` names.
 
     Raises:
         TokensieveError: unknown method or option, a value of the wrong kind, or a spec that sweeps over several values.
     """
-    variants = sweep(spec)
+    return _one(spec, sweep(spec))
+
+
+def parse_placed(spec: str) -> tuple[Config, ...]:
+    """As ``parse``, of methods wherever they act: in a ViT, or around the decoder of a vision-language model."""
+    return _one(spec, _swept(spec, placed_class))
+
+
+def _one(spec: str, variants: list[tuple[Any, ...]]) -> tuple[Any, ...]:
     if len(variants) != 1:
         raise TokensieveError(
             f"{spec!r} names {len(variants)} variants where one is expected: give one value per option, "
@@ -33,23 +42,27 @@ def parse(spec: str) -> tuple[Method, ...]:
 
 
 def sweep(spec: str) -> list[tuple[Method, ...]]:
-    """Every composition that ``spec`` names, in the order written; commas outside brackets sweep."""
+    """Every composition for a ViT that ``spec`` names, in the order written; commas outside brackets sweep."""
+    return _swept(spec, method_class)
+
+
+def _swept(spec: str, class_of: Callable[[str], type[Any]]) -> list[tuple[Any, ...]]:
     if not isinstance(spec, str):
         raise TokensieveError(f"a spec is a text such as 'bat:keep=0.7', got {spec!r}")
     parts = spec.split("+")
     if not all(part.strip() for part in parts):
         raise TokensieveError(f"empty method in {spec!r}: write NAME[:option=value]…, composed with +")
-    return [tuple(variant) for variant in itertools.product(*(_variants(part.strip()) for part in parts))]
+    return [tuple(variant) for variant in itertools.product(*(_variants(part.strip(), class_of) for part in parts))]
 
 
-def spell(methods: Method | Sequence[Method]) -> str:
+def spell(methods: Config | Sequence[Config]) -> str:
     """The canonical spec of a method or a composition: each knob, and the options that differ from their defaults."""
-    return "+".join(str(m) for m in ([methods] if isinstance(methods, Method) else methods))
+    return "+".join(str(m) for m in ([methods] if isinstance(methods, Config) else methods))
 
 
-def _variants(part: str) -> list[Method]:
+def _variants(part: str, class_of: Callable[[str], type[Any]]) -> list[Any]:
     name, *settings = part.split(":")
-    cls = method_class(name)
+    cls = class_of(name)
     types_of = cls.option_types()
     choices: dict[str, list[Any]] = {}
     for setting in settings:

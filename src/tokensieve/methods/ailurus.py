@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tokensieve.methods._config import require
 from tokensieve.methods._counts import checked_sites, kept
 from tokensieve.methods._local_density import local_density_peaks
-from tokensieve.methods._method import Method, require
+from tokensieve.methods._method import Method
 from tokensieve.methods._view import Layout, View
 from tokensieve.tokens.decision import Assignment
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.methods._config import require
 from tokensieve.methods._counts import checked_sites
-from tokensieve.methods._method import Method, require
+from tokensieve.methods._method import Method
 from tokensieve.methods._view import Layout, View
 from tokensieve.ops.matching import similarity
 from tokensieve.ops.rows import unit_rows

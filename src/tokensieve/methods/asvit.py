@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from tokensieve.attention.signals import Attended, attention_rows, received, voters_of
 from tokensieve.errors import TokensieveError
+from tokensieve.methods._config import require
 from tokensieve.methods._counts import checked_sites, per_site
-from tokensieve.methods._method import Method, require
+from tokensieve.methods._method import Method
 from tokensieve.methods._threshold import Threshold
 from tokensieve.methods._view import Layout, Signal, View, importance_signal
 from tokensieve.ops.rows import at_least_float32, one_hot

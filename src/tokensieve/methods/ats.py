@@ -10,8 +10,9 @@ from torch import Tensor
 
 from tokensieve.attention.scores import value_weighted
 from tokensieve.attention.signals import voters_of
+from tokensieve.methods._config import require
 from tokensieve.methods._counts import checked_sites, per_site, share_of_all
-from tokensieve.methods._method import Method, require
+from tokensieve.methods._method import Method
 from tokensieve.methods._view import Layout, Signal, View, importance_signal
 from tokensieve.tokens.decision import Assignment, ragged
 

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokensieve.methods._added import Loss, add
+from tokensieve.methods._config import require
 from tokensieve.methods._counts import REFERENCE_DEPTH, checked_sites
-from tokensieve.methods._method import Method, require
+from tokensieve.methods._method import Method
 from tokensieve.methods._view import Layout, View
 from tokensieve.ops.rows import at_least_float32
 from tokensieve.tokens.decision import Decision, KeepMask, ragged

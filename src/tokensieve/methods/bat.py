@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from tokensieve.methods._attentive import pair_and_cluster
+from tokensieve.methods._config import require
 from tokensieve.methods._counts import checked_sites, kept, per_site
-from tokensieve.methods._method import Method, require
+from tokensieve.methods._method import Method
 from tokensieve.methods._view import Layout, Signal, View, importance_signal
 from tokensieve.tokens.decision import Assignment
 

@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from tokensieve.methods._config import require
 from tokensieve.methods._counts import checked_sites, nearest_share, per_site
-from tokensieve.methods._method import Method, require
+from tokensieve.methods._method import Method
 from tokensieve.methods._view import Layout, Signal, View, importance_signal, plane_of
 from tokensieve.ops.rows import split_top
 from tokensieve.ops.shuffle import shuffled

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokensieve.methods._config import require
 from tokensieve.methods._counts import checked_sites, per_site
-from tokensieve.methods._method import Method, require
+from tokensieve.methods._method import Method
 from tokensieve.methods._view import Layout, View
 from tokensieve.ops.rows import at_least_float32, split_top
 from tokensieve.tokens.decision import Assignment, Until

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokensieve.errors import TokensieveError
+from tokensieve.methods._config import require
 from tokensieve.methods._counts import checked_sites, per_site, scaled_sites
-from tokensieve.methods._method import Method, require
+from tokensieve.methods._method import Method
 from tokensieve.methods._view import Layout, View, plane_of
 from tokensieve.ops.rows import complement, named, rank_descending, unit_rows
 from tokensieve.tokens.decision import Assignment, slots

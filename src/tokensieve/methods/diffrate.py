@@ -7,8 +7,9 @@ from typing import Literal
 
 import torch
 
+from tokensieve.methods._config import require
 from tokensieve.methods._counts import nearest_share
-from tokensieve.methods._method import Method, require
+from tokensieve.methods._method import Method
 from tokensieve.methods._view import Layout, Signal, View, importance_signal
 from tokensieve.ops.matching import similarity
 from tokensieve.ops.rows import rank_descending, take_rows

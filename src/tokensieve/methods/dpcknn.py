@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from tokensieve.methods._config import require
 from tokensieve.methods._counts import share_of_all
-from tokensieve.methods._method import require
 from tokensieve.methods._view import Layout, View
 from tokensieve.methods.controls import Pruning
 from tokensieve.ops.density import density_peaks

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from tokensieve.errors import TokensieveError
+from tokensieve.methods._config import require
 from tokensieve.methods._counts import checked_sites, per_site, removed
-from tokensieve.methods._method import Method, require
+from tokensieve.methods._method import Method
 from tokensieve.methods._relaxed import relaxed_matching
 from tokensieve.methods._view import Layout, Signal, View
 from tokensieve.ops.matching import bipartite_matching

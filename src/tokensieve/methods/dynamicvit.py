@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokensieve.methods._config import require
 from tokensieve.methods._counts import per_site
-from tokensieve.methods._method import require
 from tokensieve.methods._view import Layout, View
 from tokensieve.methods.controls import Pruning
 from tokensieve.ops.rows import at_least_float32, split_top

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from tokensieve.methods._config import require
 from tokensieve.methods._counts import checked_sites, kept, per_site
-from tokensieve.methods._method import require
 from tokensieve.methods._view import Layout, Signal, View, importance_signal
 from tokensieve.methods.controls import Pruning
 from tokensieve.ops.rows import rank_descending

@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from tokensieve.methods._config import require
 from tokensieve.methods._counts import checked_sites
-from tokensieve.methods._method import Method, require
+from tokensieve.methods._method import Method
 from tokensieve.methods._superpixels import superpixels
 from tokensieve.methods._view import Layout, View, plane_of
 from tokensieve.ops.bands import Bands

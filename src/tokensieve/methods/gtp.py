@@ -8,9 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tokensieve.methods._config import require
 from tokensieve.methods._counts import checked_sites
 from tokensieve.methods._graph import diagonal_and_columns, grid_neighbours, most_similar, named_by_each, normalised
-from tokensieve.methods._method import Method, require
+from tokensieve.methods._method import Method
 from tokensieve.methods._view import Layout, Signal, View
 from tokensieve.ops.rows import at_least_float32, split_top, take_rows
 from tokensieve.tokens.decision import Assignment

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 
 from tokensieve.errors import TokensieveError
+from tokensieve.methods._config import require
 from tokensieve.methods._counts import checked_sites, share_of_all
 from tokensieve.methods._medoids import medoids
-from tokensieve.methods._method import require
 from tokensieve.methods._view import Layout, Signal, View
 from tokensieve.methods.controls import PUBLISHED_SITES, Pruning
 from tokensieve.ops.density import squared_distances

@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tokensieve.methods._config import require
 from tokensieve.methods._counts import checked_sites, removed
-from tokensieve.methods._method import Method, require
+from tokensieve.methods._method import Method
 from tokensieve.methods._two_way import two_way_matching
 from tokensieve.methods._view import Layout, Signal, View
 from tokensieve.ops.matching import similarity

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tokensieve.methods._config import require
 from tokensieve.methods._counts import checked_sites, kept, per_site
 from tokensieve.methods._energy import energy, ranked_matching
-from tokensieve.methods._method import require
 from tokensieve.methods._view import Layout, Signal, View
 from tokensieve.methods.controls import Pruning
 from tokensieve.ops.rows import rank_descending

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from tokensieve.attention.scores import value_weighted
+from tokensieve.methods._config import require
 from tokensieve.methods._counts import checked_sites, removed
-from tokensieve.methods._method import Method, require
+from tokensieve.methods._method import Method
 from tokensieve.methods._view import Layout, Signal, View, importance_signal
 from tokensieve.ops.matching import bipartite_matching
 from tokensieve.ops.rows import split_top

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tokensieve.errors import TokensieveError
+from tokensieve.methods._config import require
 from tokensieve.methods._counts import checked_sites
-from tokensieve.methods._method import Method, require
+from tokensieve.methods._method import Method
 from tokensieve.methods._view import Layout, View, plane_of
 from tokensieve.ops.rows import at_least_float32, take_rows
 from tokensieve.tokens.decision import Until

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from tokensieve.methods._config import require
 from tokensieve.methods._counts import checked_sites, inflected, removed
-from tokensieve.methods._method import Method, require
+from tokensieve.methods._method import Method
 from tokensieve.methods._view import Layout, Signal, View
 from tokensieve.ops.matching import match_halves
 from tokensieve.tokens.decision import Assignment

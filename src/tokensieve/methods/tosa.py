@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from tokensieve.attention.selector import Selector
 from tokensieve.attention.signals import Attended, column_sums
 from tokensieve.errors import TokensieveError, TokensieveWarning
+from tokensieve.methods._config import require
 from tokensieve.methods._counts import per_site
-from tokensieve.methods._method import Method, require
+from tokensieve.methods._method import Method
 from tokensieve.methods._view import Layout, Signal, View, importance_signal
 from tokensieve.ops.rows import split_top
 from tokensieve.ops.shuffle import shuffled

@@ -24,8 +24,8 @@ from tokensieve._version import VERSION
 from tokensieve.engine import apply as engine
 from tokensieve.errors import TokensieveError, TokensieveWarning
 from tokensieve.families._locate import family_of, irreducible
-from tokensieve.methods._method import Method
-from tokensieve.methods._registry import list_methods, method_class
+from tokensieve.methods._config import Config
+from tokensieve.methods._registry import list_language_methods, list_methods, placed_class
 from tokensieve.models.built import BuiltModel
 from tokensieve.models.registered import is_model
 from tokensieve.models.source import CONFIG_NAME
@@ -38,14 +38,14 @@ FORMAT = 1
 KINDS = ("dense",)  # of built models, as their classes say in ``saved_as``
 
 
-def method_from_dict(saved: dict[str, Any]) -> Method:
+def method_from_dict(saved: dict[str, Any]) -> Config:
     """The method a dict describes.
 
     Raises:
         TokensieveError: unknown method or option, or a version this library does not have.
     """
     try:
-        cls = method_class(saved["name"])
+        cls = placed_class(saved["name"])
         options = dict(saved["options"])
         written = saved["version"]
     except (KeyError, TypeError) as error:
@@ -126,8 +126,9 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, force: bool = Fals
         raise TokensieveError(f"cannot save to {target}: it is a file, expected a folder")
     if target.exists() and any(target.iterdir()) and not (target / CONFIG_NAME).exists():
         raise TokensieveError(f"{target} holds other files and no saved model: refused to replace it")
-    for method in engine.applied(model):
-        if list_methods().get(method.name) is not type(method):
+    known: dict[str, type[Config]] = {**list_methods(), **list_language_methods()}
+    for method in above("placed methods").applied(model):
+        if known.get(method.name) is not type(method):
             warnings.warn(
                 f"the method {method.name!r} is defined in {type(method).__module__}, where ts.load does not look: put "
                 "it in methods/, or name it in the entry-point group tokensieve.methods",
@@ -142,7 +143,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, force: bool = Fals
         "tokensieve": VERSION,
         "timm": timm.__version__,
         "model": {"name": name, "args": arguments},
-        "methods": [m.to_dict() for m in engine.applied(model)],
+        "methods": [m.to_dict() for m in above("placed methods").applied(model)],
         "fill": fills[0] if fills else "last",
         "multiple": engine.multiple_of(model),
         "masked": any(site.reduction.masked for site in engine.sites(model)),
@@ -228,7 +229,7 @@ def load(folder: str | os.PathLike[str]) -> nn.Module:
             model = above(f"saved {kind}").from_config(model, config[kind])
     methods = [method_from_dict(saved) for saved in config["methods"]]
     if methods:
-        engine.apply(
+        above("placed methods").apply(
             model,
             methods,
             fill=config["fill"],

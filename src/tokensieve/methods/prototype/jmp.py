@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tokensieve.methods._method import require
+from tokensieve.methods._config import require
 from tokensieve.methods._view import Layout, Signal, View, importance_signal
 from tokensieve.methods.controls import Pruning
 from tokensieve.ops.matching import similarity

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from tokensieve.methods._config import require
 from tokensieve.methods._counts import checked_sites, scaled_sites
-from tokensieve.methods._method import require
 from tokensieve.methods._view import View
 from tokensieve.methods.controls import Pruning
 from tokensieve.tokens.decision import Assignment
