@@ -30,7 +30,7 @@ def test_every_method_runs_in_generate_or_says_what_it_lacks(name: str, host: st
     (language,) = named([host])
     model, inputs = ts.apply(language.build(), f"{name}:tokens=6"), language.inputs(Row(1), Row(2, words=7, seed=1))
     if name in OF_VIDEO or (name in OF_THE_TOWER and not language.reads_tower):
-        with pytest.raises(RefusedError, match="needs its grid|not a patch of one picture"):
+        with pytest.raises(RefusedError, match=r"needs its grid|not a patch of one picture"):
             model(**inputs)
         return
     answer, steps = answers(model, inputs, 4)
