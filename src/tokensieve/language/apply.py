@@ -175,7 +175,7 @@ def _heard(model: nn.Module, method: PrefixMethod | None) -> tuple[int, ...]:
 
 def remove(model: nn.Module) -> nn.Module:
     """Take all methods off ``model``, in place: the exact original again. Learned parts of methods go with them."""
-    plan = plan_of(model)
+    plan = plan_of(model) if engine.is_applied(model) else None
     if plan is not None:
         for part in (plan.host.core, plan.host.decoder):
             vars(part).pop(PLAN, None)
@@ -188,7 +188,7 @@ def remove(model: nn.Module) -> nn.Module:
 
 def applied(model: nn.Module) -> tuple[Config, ...]:
     """The methods applied to ``model``, in order; empty for a dense model."""
-    plan = plan_of(model)
+    plan = plan_of(model) if engine.is_applied(model) else None
     tower = tuple(method for method in engine.applied(model) if not isinstance(method, Listening))
     if plan is None:
         return tower
