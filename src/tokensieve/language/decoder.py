@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,10 +13,13 @@ from torch import Tensor
 
 from tokensieve.attention.tap import Tap
 from tokensieve.engine.takeover import TakenOver
-from tokensieve.errors import RefusedError, TokensieveError
-from tokensieve.language.record import Cut, Record
+from tokensieve.errors import TokensieveError
+from tokensieve.language.masks import causal_mask, checked_mask, narrowed
+from tokensieve.language.record import Cut, Record, of_tokens
+from tokensieve.language.running import by_name
 from tokensieve.methods.language._decoder import Chosen, DecoderMethod, DecoderView
 
+OF_TOKENS = ("position_embeddings", "position_ids")  # what a layer may be given of every token, beside a mask
 LAYER = "_tokensieve_layer"  # what a layer is told: its number, and who acts behind it
 
 
@@ -43,32 +45,27 @@ class DecoderRun:
     """One call of the decoder.
 
     Attributes:
-        methods: of the decoder.
-        visual: (B, M) bool: which tokens that go in are of images; none in a call that puts no image in.
+        visual: (B, M) bool: which tokens that go in are of images.
         textual: (B, M) bool: which are neither of images nor padding.
         before: what the caches of later layers held before the call, by the first layer of their stage.
+        enters: whether an image comes in, so that methods have something to drop.
         stages: of this call; the first is what goes in.
+        given: what a stage's layers are given in place of what the first are given, by stage, name and object: a
+            decoder makes masks and angles once, for all of its layers.
     """
 
-    methods: tuple[DecoderMethod, ...]
     visual: Tensor
     textual: Tensor
     before: Mapping[int, Record]
-    stages: list[Stage] = field(default_factory=list)
+    enters: bool
+    stages: list[Stage]
+    given: dict[tuple[int, str, int], tuple[Any, Any]] = field(default_factory=dict)
 
     @staticmethod
-    def start(
-        methods: tuple[DecoderMethod, ...],
-        visual: Tensor,
-        real: Tensor,
-        cut: Cut,
-        record: Record,
-        before: Mapping[int, Record],
-    ) -> DecoderRun:
+    def start(visual: Tensor, real: Tensor, cut: Cut, record: Record, before: Mapping[int, Record]) -> DecoderRun:
         """A call in which the tokens of ``cut`` go into the decoder.
 
         Args:
-            methods: of the decoder.
             visual: (B, L) bool: which tokens of the uncut call are of images.
             real: (B, L) bool: which are no padding.
             cut: which of them go in.
@@ -77,8 +74,9 @@ class DecoderRun:
         """
         here = torch.arange(cut.index.shape[1], device=cut.index.device).expand(len(cut.index), -1)
         of_images, textual = cut.take(visual) & ~cut.padding, cut.take(real & ~visual) & ~cut.padding
-        run = DecoderRun(methods, of_images, textual, before, [Stage(0, cut, here, record)])
-        if not bool(run.visual.any()):
+        enters = bool(of_images.any())
+        run = DecoderRun(of_images, textual, before, enters, [Stage(0, cut, here, record)])
+        if not enters:
             # No image comes in: later layers go on with what they hold.
             run.stages += [Stage(first, cut, here, held.grown(cut)) for first, held in sorted(before.items())]
         return run
@@ -86,6 +84,13 @@ class DecoderRun:
     def stage(self, layer: int) -> Stage:
         """What this layer sees."""
         return [stage for stage in self.stages if stage.first <= layer][-1]
+
+    def of_stage(self, stage: Stage, name: str, value: Any) -> Any:
+        """What the layers of ``stage`` are given under this name, where the first are given ``value``."""
+        key = (stage.first, name, id(value))
+        if key not in self.given:  # which holds the object too, so that no other gets its number
+            self.given[key] = (value, _of_stage(name, value, self.stages[0], stage))
+        return self.given[key][1]
 
     def drop(self, method: DecoderMethod, site: int, layer: int, attended: Attention, hidden: Tensor) -> Tensor:
         """The hidden states (B, M', C) of those that stay behind ``layer``, and a further stage."""
@@ -193,14 +198,16 @@ class SievedLayer(TakenOver):
         if run is None:
             return super().forward(*args, **kwargs)
         place: Place = vars(self)[LAYER]
-        bound = inspect.signature(super().forward).bind_partial(*args, **kwargs).arguments
-        inputs = {**bound, **bound.get("kwargs", {})}
-        inputs.pop("kwargs", None)
-        hidden = inputs.pop("hidden_states")
         stage = run.stage(place.number)
+        acts = bool(place.acting) and run.enters
+        if not stage.first and not acts:
+            return super().forward(*args, **kwargs)
+        inputs = by_name(super().forward, args, kwargs)
+        hidden = inputs.pop("hidden_states")
         if stage.first:
-            inputs = _seen(inputs, run.stages[0], stage)
-        if not place.acting or not bool(run.visual.any()):
+            inputs |= {name: run.of_stage(stage, name, inputs.get(name)) for name in OF_TOKENS if name in inputs}
+            inputs["attention_mask"] = run.of_stage(stage, "attention_mask", inputs.get("attention_mask"))
+        if not acts:
             return super().forward(hidden, **inputs)
         tap = Tap()
         tap.as_given = True
@@ -215,62 +222,22 @@ class SievedLayer(TakenOver):
         return (states, *output[1:]) if isinstance(output, tuple) else states
 
 
-def _seen(inputs: dict[str, Any], whole: Stage, stage: Stage) -> dict[str, Any]:
-    """What a layer of a later stage is given beside its hidden states."""
-    seen = dict(inputs)
-    if "position_embeddings" in seen:
-        seen["position_embeddings"] = tuple(_of_tokens(part, stage.here, 2) for part in seen["position_embeddings"])
-    if isinstance(seen.get("position_ids"), Tensor):
-        seen["position_ids"] = _of_tokens(seen["position_ids"], stage.here, 1)
-    seen["attention_mask"] = _mask(seen.get("attention_mask"), whole, stage)
-    return seen
+def _of_stage(name: str, value: Any, whole: Stage, stage: Stage) -> Any:
+    """What the layers of a later stage are given in place of ``value``, which the first layers are given."""
+    if name == "attention_mask":
+        return _mask(value, whole, stage)
+    if name == "position_embeddings":
+        return tuple(of_tokens(part, stage.here, 2) for part in value)
+    return of_tokens(value, stage.here, 1) if isinstance(value, Tensor) else value
 
 
-def _of_tokens(values: Tensor, here: Tensor, behind: int) -> Tensor:
-    """``values`` (…, B or 1, M, …) of the tokens ``here`` (B, M'), which lie along the dimension ``-behind``."""
-    batch, number = here.shape
-    dim = values.dim() - behind
-    if dim == 0:
-        values, dim = values.unsqueeze(0), 1
-    sizes = [*values.shape]
-    sizes[dim - 1] = batch
-    values = values.expand(sizes)
-    index = here.view([1] * (dim - 1) + [batch, number] + [1] * (behind - 1))
-    sizes[dim] = number
-    return values.gather(dim, index.expand(sizes))
-
-
-def _mask(mask: Any, whole: Stage, stage: Stage) -> Any:
-    """The mask of the first layers for a later stage."""
-    hidden = stage.record.columns < 0
-    if mask is None and not bool(hidden.any()):
-        return None
-    columns = torch.searchsorted(whole.record.columns.contiguous(), stage.record.columns.clamp(min=0).contiguous())
+def _mask(mask: Any, whole: Stage, stage: Stage) -> Tensor | None:
+    columns = stage.record.columns
+    hidden = columns < 0
     if mask is None:
-        rows, total = stage.here.shape[1], stage.record.columns.shape[1]
-        place = torch.arange(total, device=hidden.device)
-        causal = place <= place[total - rows :].unsqueeze(1)
-        opened = causal & ~hidden[:, None, None]
-        own = place == place[total - rows :].unsqueeze(1)
-        return opened | (own & stage.cut.padding[:, None, :, None])
-    if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
-        raise RefusedError(
-            f"a decoder whose layers lose tokens takes an attention mask (B, L) or (B, 1, L, L), got "
-            f"{type(mask).__name__}: use sdpa attention"
-        )
-    if mask.dim() == 2:
-        return mask.gather(1, columns).masked_fill(hidden, 0)
-    mask = mask.expand(len(columns), *mask.shape[1:])
-    rows = mask.gather(2, stage.here[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
-    seen = rows.gather(3, columns[:, None, None].expand(*rows.shape[:3], -1))
-    shut: Any = False if seen.dtype == torch.bool else torch.finfo(seen.dtype).min
-    opened_value: Any = True if seen.dtype == torch.bool else 0
-    seen = seen.masked_fill(hidden[:, None, None], shut)
-    total, number = seen.shape[3], stage.here.shape[1]
-    own = torch.zeros_like(seen, dtype=torch.bool)
-    place = torch.arange(number, device=own.device)
-    own[:, :, place, place + total - number] = stage.cut.padding[:, None]
-    return seen.masked_fill(own, opened_value)
+        return causal_mask(columns, stage.cut) if bool(hidden.any()) else None
+    where = torch.searchsorted(whole.record.columns.contiguous(), columns.clamp(min=0).contiguous())
+    return narrowed(checked_mask(mask), stage.here, where, hidden, stage.cut)
 
 
 def _checked(method: DecoderMethod, chosen: Chosen, view: DecoderView) -> Chosen:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.errors import RefusedError
-from tokensieve.language.record import Cut, Record
+from tokensieve.language.record import Cut, Record, of_tokens
 
 WINDOWED = ("sliding_attention", "chunked_attention", "hybrid_sliding")
 LOCAL = ("linear_attention", "conv")  # their masks are of the tokens of a call, whatever came before
@@ -108,10 +108,7 @@ def _of_kind(kind: str, mask: Any, cut: Cut, record: Record, columns: Tensor, co
         return None
     if flash(config):
         return ~hidden
-    rows, total = cut.index.shape[1], columns.shape[1]
-    place = torch.arange(total, device=hidden.device)
-    causal = place <= place[total - rows :].unsqueeze(1)
-    return _own((causal & ~hidden[:, None]).unsqueeze(1), cut)
+    return causal_mask(columns, cut)
 
 
 def _held(record: Record, cut: Cut, cache: Any, layer: int) -> Tensor:
@@ -125,24 +122,54 @@ def _held(record: Record, cut: Cut, cache: Any, layer: int) -> Tensor:
 
 
 def _cut_mask(mask: Any, cut: Cut, record: Record, columns: Tensor) -> Tensor:
-    if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
-        raise RefusedError(
-            f"a decoder that lost tokens takes an attention mask (B, L) or (B, 1, L, L), got {type(mask).__name__}: "
-            "use sdpa or eager attention"
-        )
+    mask = checked_mask(mask)
     if mask.shape[-1] != record.length:
         raise RefusedError(
             f"the attention mask has {mask.shape[-1]} columns where the uncut sequence has {record.length} tokens: "
             "give a mask for the whole sequence, images included"
         )
-    hidden = columns < 0
-    whole: Tensor = mask.expand(len(columns), *mask.shape[1:])
-    if whole.dim() == 2:
-        return whole.gather(1, columns.clamp(min=0)).masked_fill(hidden, 0)
-    rows = cut.take(whole, dim=2)
-    seen = rows.gather(3, columns.clamp(min=0)[:, None, None].expand(*rows.shape[:3], -1))
+    return narrowed(mask, cut.index, columns.clamp(min=0), columns < 0, cut)
+
+
+def checked_mask(mask: Any) -> Tensor:
+    """``mask``, which must be one over columns, or over pairs of queries and columns.
+
+    Raises:
+        RefusedError: it is of another kind.
+    """
+    if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
+        raise RefusedError(
+            f"a decoder that lost tokens takes an attention mask (B, L) or (B, 1, L, L), got {type(mask).__name__}: "
+            "use sdpa or eager attention"
+        )
+    return mask
+
+
+def narrowed(mask: Tensor, queries: Tensor, where: Tensor, hidden: Tensor, cut: Cut) -> Tensor:
+    """A mask (B or 1, P) or (B or 1, 1, L, P) of some queries and columns.
+
+    Args:
+        mask: as above.
+        queries: (B, M) int64: which of the L.
+        where: (B, N) int64: which of the P.
+        hidden: (B, N) bool: those of the N that nobody sees.
+        cut: which of the M queries are padding.
+    """
+    mask = mask.expand(len(where), *mask.shape[1:])
+    if mask.dim() == 2:
+        return mask.gather(1, where).masked_fill(hidden, 0)
+    rows = of_tokens(mask.transpose(0, 1), queries, 2).transpose(0, 1)
+    seen = rows.gather(3, where[:, None, None].expand(*rows.shape[:3], -1))
     shut: float = False if seen.dtype == torch.bool else torch.finfo(seen.dtype).min
     return _own(seen.masked_fill(hidden[:, None, None], shut), cut)
+
+
+def causal_mask(columns: Tensor, cut: Cut) -> Tensor:
+    """(B, 1, M, P + M) bool: each of the M queries of a call sees what is no padding before it, and itself."""
+    rows, total = cut.index.shape[1], columns.shape[1]
+    place = torch.arange(total, device=columns.device)
+    causal = place <= place[total - rows :].unsqueeze(1)
+    return _own((causal & (columns >= 0)[:, None]).unsqueeze(1), cut)
 
 
 def _own(mask: Tensor, cut: Cut) -> Tensor:

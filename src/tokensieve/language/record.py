@@ -66,19 +66,13 @@ class Cut:
         return Cut(index, ~keep.gather(1, index), keep.shape[1])
 
     @property
-    def whole(self) -> bool:
-        """Whether every token stays."""
-        return self.index.shape[1] == self.given
+    def stays(self) -> Tensor:
+        """(B, L) bool: the tokens that stay."""
+        return self.put_back(~self.padding)
 
-    def take(self, values: Tensor, dim: int = 1) -> Tensor:
-        """``values`` (B, …, L, …) of the tokens that stay, which lie along ``dim``; (1, …) counts for all rows."""
-        batch = len(self.index)
-        values = values.expand(batch, *values.shape[1:]) if len(values) == 1 else values
-        shape = [batch] + [1] * (values.dim() - 1)
-        shape[dim] = self.index.shape[1]
-        sizes = [*values.shape]
-        sizes[dim] = self.index.shape[1]
-        return values.gather(dim, self.index.view(shape).expand(sizes))
+    def take(self, values: Tensor) -> Tensor:
+        """``values`` (B, L, …) of the tokens that stay; (1, L, …) counts for all rows."""
+        return of_tokens(values, self.index, values.dim() - 1)
 
     def put_back(self, values: Tensor) -> Tensor:
         """(B, L, …) of ``values`` (B, M, …), zero where a token is gone."""
@@ -94,8 +88,7 @@ class Cut:
         A decoder that gives no more than the last T of M tokens gets the last T of L.
         """
         left_out = self.index.shape[1] - values.shape[1]
-        stays = self.put_back(~self.padding)
-        place = stays.cumsum(dim=1) - 1
+        place = self.stays.cumsum(dim=1) - 1
         none = place < 0
         place = (place + self.padding.sum(dim=1, keepdim=True)).masked_fill(none, 0)
         if left_out:
@@ -103,3 +96,18 @@ class Cut:
         rest = [1] * (values.dim() - 2)
         index = place.clamp(min=0).view(*place.shape, *rest).expand(*place.shape, *values.shape[2:])
         return values.gather(1, index).masked_fill(none.view(*none.shape, *rest), 0)
+
+
+def of_tokens(values: Tensor, index: Tensor, behind: int) -> Tensor:
+    """``values`` (…, B or 1, L, …) of the tokens ``index`` (B, M), which lie along the dimension ``-behind``; (L, …)
+    counts for all rows."""
+    batch, number = index.shape
+    dim = values.dim() - behind
+    if dim == 0:
+        values, dim = values.unsqueeze(0), 1
+    sizes = [*values.shape]
+    sizes[dim - 1] = batch
+    values = values.expand(sizes)
+    index = index.view([1] * (dim - 1) + [batch, number] + [1] * (behind - 1))
+    sizes[dim] = number
+    return values.gather(dim, index.expand(sizes))

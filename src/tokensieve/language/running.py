@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -34,6 +36,20 @@ class Call:
 
 CALL: ContextVar[Call | None] = ContextVar("tokensieve_language_call", default=None)
 SIGNALS: ContextVar[dict[int, TowerSignals] | None] = ContextVar("tokensieve_tower_signals", default=None)
+
+
+@cache
+def _signature(function: Any) -> inspect.Signature:
+    return inspect.signature(function)
+
+
+def by_name(method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of a bound method by their names, those among ``**kwargs`` too."""
+    signature = _signature(method.__func__)
+    found: dict[str, Any] = {}
+    for name, value in list(signature.bind_partial(method.__self__, *args, **kwargs).arguments.items())[1:]:
+        found |= value if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD else {name: value}
+    return found
 
 
 @contextmanager

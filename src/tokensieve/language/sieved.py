@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any
@@ -19,9 +18,8 @@ from tokensieve.language.host import Host
 from tokensieve.language.images import Features, images_in, text_of
 from tokensieve.language.masks import cut_masks, flash, uncut_masks
 from tokensieve.language.prefix import choose
-from tokensieve.language.record import Cut, Record
-from tokensieve.language.running import CALL, SEEN, SIGNALS, Call, calling, features_seen, listening
-from tokensieve.language.tower import told
+from tokensieve.language.record import Cut, Record, of_tokens
+from tokensieve.language.running import CALL, SEEN, SIGNALS, Call, by_name, calling, features_seen, listening
 from tokensieve.methods.language._decoder import DecoderMethod
 from tokensieve.methods.language._prefix import PrefixMethod
 
@@ -60,9 +58,9 @@ class _NotedFeatures:
                 return inner(*args, **kwargs)
             with listening() as heard:
                 outputs = inner(*args, **kwargs)
-            noted = Features.of(outputs, told(heard), by_row=hasattr(core, BY_ROW))
-            given = inspect.signature(inner).bind_partial(*args, **kwargs).arguments
-            noted = replace(noted, grids=grids_of(given, core.config, noted.lengths))
+            noted = Features.of(outputs, heard, by_row=hasattr(core, BY_ROW))
+            grids = grids_of(by_name(inner, args, kwargs), core.config, noted.lengths)
+            noted = replace(noted, grids=grids)
             if hasattr(outputs, "pooler_output"):
                 setattr(outputs, SEEN, noted)
             call = CALL.get()
@@ -78,7 +76,7 @@ class SievedCore(TakenOver):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The forward of the model, with a ``Call`` running."""
-        given = inspect.signature(super().forward).bind_partial(*args, **kwargs).arguments
+        given = by_name(super().forward, args, kwargs)
         call = Call(given.get("input_ids"), given.get("attention_mask"))
         encoded = given.get("mm_encoder_outputs")
         if isinstance(encoded, Tensor):
@@ -102,9 +100,7 @@ class SievedDecoder(TakenOver):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The forward of the decoder on the tokens that stay. Where a token is gone, the hidden states are those of the
         last one before it that stayed."""
-        bound = inspect.signature(super().forward).bind_partial(*args, **kwargs)
-        inputs = {**bound.arguments, **bound.arguments.pop("kwargs", {})}
-        inputs.pop("kwargs", None)
+        inputs = by_name(super().forward, args, kwargs)
         call, record = CALL.get(), record_of(inputs.get("cache"))
         embeddings = inputs.get("inputs_embeds")
         if embeddings is None and inputs.get("input_ids") is not None and record is not None:
@@ -119,7 +115,7 @@ class SievedDecoder(TakenOver):
         cut, later = Cut.of(keep), later_of(inputs.get("cache"))
         _refuse(self, inputs, cut)
         record = _cut_inputs(self, inputs, cut, record, plan)
-        run = DecoderRun.start(plan.decoder, visual, _real(call, keep), cut, record, later)
+        run = DecoderRun.start(visual, _real(call, keep), cut, record, later)
         with decoding(run), inside(inputs.get("cache")):
             outputs = super().forward(**inputs)
         cache = getattr(outputs, "cache", None)
@@ -219,8 +215,7 @@ def _cut_inputs(decoder: Any, inputs: dict[str, Any], cut: Cut, record: Record |
     visual = inputs.get("visual_pos_masks")
     for name in OF_FEATURES:
         if inputs.get(name) is not None and visual is not None:
-            stays = cut.put_back(~cut.padding)
-            inputs[name] = [level[stays[visual]] for level in inputs[name]]
+            inputs[name] = [level[cut.stays[visual]] for level in inputs[name]]
     if visual is not None:
         inputs["visual_pos_masks"] = cut.take(visual) & ~cut.padding
     inputs["inputs_embeds"] = cut.take(embeddings)
@@ -237,11 +232,10 @@ def _positions(positions: Any, cut: Cut, record: Record) -> Tensor:
     if positions is None:
         positions = torch.arange(cut.given, device=cut.index.device).unsqueeze(0) + record.length
     positions = positions[..., -cut.given :]  # some cores give those of the whole sequence
-    several = positions.dim() == 3
-    stays = torch.stack([cut.take(axis) for axis in positions]) if several else cut.take(positions)
+    stays = of_tokens(positions, cut.index, 1)
     if not record.compact:
         return stays
-    if several:
+    if positions.dim() == 3:
         raise RefusedError(
             "positions=compact counts one axis anew, and this decoder has positions on several: leave positions out"
         )

@@ -47,15 +47,8 @@ class Listening(Method):
         group = view.tokens.group
         here = group.clamp(min=0)
         importance = view.importance.float().gather(1, here).masked_fill(group < 0, 0)
-        signals[view.block] = TowerSignals(importance, take_rows(view.keys.float(), here), view.layout.class_token)
+        keys = take_rows(view.keys.float(), here)
+        signals[view.block] = TowerSignals(importance.detach(), keys.detach(), view.layout.class_token)
 
     def assign(self, view: View) -> Decision:
         raise AssertionError("it acts nowhere")
-
-
-def told(signals: dict[int, TowerSignals]) -> dict[int, TowerSignals]:
-    """What was heard, without a graph behind it."""
-    return {
-        block: TowerSignals(seen.importance.detach(), seen.keys.detach(), seen.class_token)
-        for block, seen in signals.items()
-    }
