@@ -13,24 +13,19 @@ from tokensieve.methods.language._prefix import PrefixMethod
 HEAD = ROOT / "scripts" / "language.md"
 
 
-def place(cls: type[Config]) -> str:
-    """Where a method acts, in words."""
-    return "in front of the decoder" if issubclass(cls, PrefixMethod) else "in the decoder"
-
-
 def language_page(paper: Callable[[type[Config]], str], options: Callable[[type[Config]], str]) -> str:
     """The page: how to use them, an index, and one section a method."""
     known = registry.list_language_methods()
     rows = []
     for name, cls in known.items():
         source = cls.paper[3] if cls.paper else "control"
-        rows.append([f"[`{name}`](#{name})", card.summary(cls), place(cls), source])
+        rows.append([f"[`{name}`](#{name})", card.summary(cls), card.place(cls), source])
     parts = [
         HEAD.read_text(encoding="utf-8").replace("<!-- notice -->\n", NOTICE),
         "## Methods\n\n" + table(["name", "what it does", "acts", "paper"], rows),
     ]
     for name, cls in known.items():
-        facts = [f"acts {place(cls)}", f"version {cls.version}"]
+        facts = [f"acts {card.place(cls)}", f"version {cls.version}"]
         if issubclass(cls, PrefixMethod) and cls.ragged:
             facts.append("images may keep different numbers of tokens")
         if issubclass(cls, PrefixMethod) and cls.reads_text:

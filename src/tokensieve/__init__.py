@@ -12,9 +12,9 @@ from tokensieve.utils.lazy import Face as _Face
 
 def _methods() -> dict[str, type]:
     """Every method by the name of its class, so that a new file in methods/ needs no line here."""
-    from tokensieve.methods._registry import list_language_methods, list_methods
+    from tokensieve.methods._registry import list_placed_methods
 
-    return {cls.__name__: cls for cls in [*list_methods().values(), *list_language_methods().values()]}
+    return {cls.__name__: cls for cls in list_placed_methods().values()}
 
 
 _face = _Face(

@@ -12,7 +12,6 @@ from tokensieve.methods import _registry as registry
 from tokensieve.methods._config import Config
 from tokensieve.methods._counts import REFERENCE_DEPTH
 from tokensieve.methods._method import Method
-from tokensieve.methods.language._prefix import PrefixMethod
 
 READABLE = 100  # columns of running text
 SHORT = {"before": "before", "middle": "in", "after": "after"}
@@ -53,12 +52,8 @@ def _list() -> None:
         table.add_column(column, no_wrap=True)
     for name, placed in registry.list_language_methods().items():
         paper = "control" if placed.paper is None else placed.paper[3]
-        table.add_row(*map(escape, (name, card.summary(placed), _place(placed), paper)))
+        table.add_row(*map(escape, (name, card.summary(placed), card.place(placed), paper)))
     show_table(table)
-
-
-def _place(method: type[Config]) -> str:
-    return "before the decoder" if issubclass(method, PrefixMethod) else "in the decoder"
 
 
 def _card(method: type[Config]) -> None:
@@ -79,7 +74,7 @@ def _facts(method: type[Config]) -> str:
     if issubclass(method, Method):
         where = f"Acts {card.ACTS[method.point]}, in {_blocks(method)} of {REFERENCE_DEPTH} blocks."
     else:
-        where = f"Acts {_place(method)} of a vision-language model."
+        where = f"Acts {card.place(method)} of a vision-language model."
     if method.paper is None:
         return where
     title, authors, year, number = method.paper

@@ -9,6 +9,7 @@ from typing import Any
 from tokensieve.methods._config import Config
 from tokensieve.methods._method import Point
 from tokensieve.methods._options import describe
+from tokensieve.methods.language._prefix import PrefixMethod
 
 ACTS: dict[Point, str] = {
     "before": "before the block",
@@ -25,6 +26,11 @@ class Option:
     type: str
     default: str
     meaning: str
+
+
+def place(method: type[Config]) -> str:
+    """Where a method of a vision-language model acts, in words."""
+    return "in front of the decoder" if issubclass(method, PrefixMethod) else "in the decoder"
 
 
 def summary(method: type[Config]) -> str:

@@ -27,13 +27,18 @@ def list_language_methods() -> dict[str, type[Config]]:
     return by_name(classes_in((LANGUAGE,), Config, LANGUAGE), "methods")
 
 
+def list_placed_methods() -> dict[str, type[Config]]:
+    """Every method by name, wherever it acts: those of a ViT first."""
+    return {**list_methods(), **list_language_methods()}
+
+
 def placed_class(name: str) -> type[Config]:
     """The method called ``name``, wherever it acts.
 
     Raises:
         TokensieveError: there is none; names the nearest.
     """
-    known: dict[str, type[Config]] = {**list_methods(), **list_language_methods()}
+    known = list_placed_methods()
     if name in known:
         return known[name]
     raise TokensieveError(

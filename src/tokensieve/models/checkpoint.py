@@ -25,7 +25,7 @@ from tokensieve.engine import apply as engine
 from tokensieve.errors import TokensieveError, TokensieveWarning
 from tokensieve.families._locate import family_of, irreducible
 from tokensieve.methods._config import Config
-from tokensieve.methods._registry import list_language_methods, list_methods, placed_class
+from tokensieve.methods._registry import list_placed_methods, placed_class
 from tokensieve.models.built import BuiltModel
 from tokensieve.models.registered import is_model
 from tokensieve.models.source import CONFIG_NAME
@@ -126,7 +126,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, force: bool = Fals
         raise TokensieveError(f"cannot save to {target}: it is a file, expected a folder")
     if target.exists() and any(target.iterdir()) and not (target / CONFIG_NAME).exists():
         raise TokensieveError(f"{target} holds other files and no saved model: refused to replace it")
-    known: dict[str, type[Config]] = {**list_methods(), **list_language_methods()}
+    known = list_placed_methods()
     for method in above("placed methods").applied(model):
         if known.get(method.name) is not type(method):
             warnings.warn(

@@ -9,8 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tokensieve.methods._config import Config
-from tokensieve.ops.rows import at_least_float32
+from tokensieve.errors import TokensieveError
+from tokensieve.methods._config import Config, require
+from tokensieve.methods._counts import kept, per_site
+from tokensieve.ops.rows import at_least_float32, split_top
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,75 @@ class DecoderMethod(Config, ABC):
         """Decide which ``view.count`` image tokens stay. Only called when that is fewer than there are."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class EarlyLayer(DecoderMethod, ABC):
+    """Base of those that act once, behind an early layer.
+
+    Options of all of them:
+        keep: share of the image tokens of a sequence to keep, in (0, 1].
+        layer: how many layers see all tokens.
+    """
+
+    keep: float
+    layer: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.keep <= 1, self, "keep", "a share in (0, 1]")
+        require(self.layer >= 1, self, "layer", "1 or more")
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        return (self.layer - 1,)
+
+    def remaining(self, tokens: int, site: int) -> int:
+        return kept(tokens, self.keep)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeveralLayers(DecoderMethod, ABC):
+    """Base of those that act behind several layers.
+
+    Options of all of them:
+        keep: share of the image tokens left behind each site, of those there were behind the one before; one number
+            for all sites or one for each.
+        sites: 1-based numbers of the layers behind which it acts; default the published ones, scaled to the depth.
+    """
+
+    keep: float | tuple[float, ...]
+    sites: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shares = self.keep if isinstance(self.keep, tuple) else (self.keep,)
+        require(bool(shares) and all(0 < share <= 1 for share in shares), self, "keep", "a share in (0, 1]")
+        require(self.sites is None or all(site >= 1 for site in self.sites), self, "sites", "layers from 1 on")
+
+    @abstractmethod
+    def published(self, depth: int) -> tuple[int, ...]:
+        """The 0-based layers of a decoder of ``depth`` that stand for the published ones."""
+
+    @abstractmethod
+    def left(self, tokens: int, site: int) -> int:
+        """How many image tokens a site leaves of so many in front of it."""
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        sites = self.published(depth) if self.sites is None else tuple(site - 1 for site in self.sites)
+        if isinstance(self.keep, tuple) and len(self.keep) != len(sites):
+            raise TokensieveError(
+                f"{self.name}: keep has {len(self.keep)} shares for {len(sites)} sites: give one number or one for each"
+            )
+        return sites
+
+    def remaining(self, tokens: int, site: int) -> int:
+        for number in range(site + 1):
+            tokens = self.left(tokens, number)
+        return tokens
+
+    def share_kept(self, tokens: int, site: int) -> int:
+        """``keep`` of so many tokens in front of a site."""
+        return kept(tokens, per_site(self.keep, site))
+
+
 def last_row(view: DecoderView) -> Tensor:
     """(V,) the attention that the last token pays to each image token, mean over heads, float32 or better."""
     return attention_rows(view, torch.tensor([view.hidden.shape[0] - 1], device=view.hidden.device))[0]
@@ -93,4 +164,4 @@ def attention_rows(view: DecoderView, places: Tensor) -> Tensor:
 
 def highest(score: Tensor, count: int) -> Tensor:
     """(count,) int64, ascending: where the highest of (V,) scores are; of equal ones the first."""
-    return score.argsort(descending=True, stable=True)[:count].sort().values
+    return split_top(score.unsqueeze(0), count)[0][0]

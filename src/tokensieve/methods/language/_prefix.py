@@ -15,7 +15,6 @@ from tokensieve.methods._config import Config, require
 from tokensieve.methods._counts import kept
 
 Positions = Literal["kept", "compact"]
-TowerSignal = Literal["importance", "keys"]
 
 
 @dataclass(frozen=True)
@@ -53,19 +52,21 @@ class PrefixView:
     grid: Grid | None = None
     signals: Mapping[int, TowerSignals] = field(default_factory=dict)
 
-    def tower(self, block: int) -> TowerSignals:
-        """The signals of a block of the tower, counted from the end where it is negative.
+    @property
+    def tower(self) -> TowerSignals:
+        """The signals of the block of the tower that the method names, for one that reads a single block.
 
         Raises:
             RefusedError: the features of an image are not the patches of one picture in the tower.
         """
-        if block not in self.signals:
+        if not self.signals:
             raise RefusedError(
                 f"{self.method.name} reads the attention of the tower for every feature, and here a feature is not a "
                 "patch of one picture (tiles, pooling or packed images): choose a method that reads features alone, "
                 "divprune for one"
             )
-        return self.signals[block]
+        (seen,) = self.signals.values()
+        return seen
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from tokensieve.methods._config import require
-from tokensieve.methods._counts import kept
-from tokensieve.methods.language._decoder import Chosen, DecoderMethod, DecoderView, highest
-from tokensieve.ops.rows import at_least_float32
+from tokensieve.methods.language._decoder import Chosen, DecoderView, EarlyLayer, highest
+from tokensieve.ops.rows import at_least_float32, unit_rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class DART(DecoderMethod):
+class DART(EarlyLayer):
     """Behind an early layer keep a few pivots and the image tokens that duplicate them least. No attention is read.
 
     Pivots are the image and the text tokens whose keys have the largest L1 norm, heads side by side. One after the
@@ -40,21 +38,13 @@ class DART(DecoderMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 < self.keep <= 1, self, "keep", "a share in (0, 1]")
-        require(self.layer >= 1, self, "layer", "1 or more")
         require(self.pivots >= 1, self, "pivots", "1 or more")
-
-    def layers(self, depth: int) -> tuple[int, ...]:
-        return (self.layer - 1,)
-
-    def remaining(self, tokens: int, site: int) -> int:
-        return kept(tokens, self.keep)
 
     def choose(self, view: DecoderView) -> Chosen:
         norm = at_least_float32(view.keys).abs().sum(dim=(0, 2))
         of_image = highest(norm[view.visual], min(self.pivots, view.count, len(view.visual)))
         of_text = highest(norm[view.textual], min(self.pivots, len(view.textual)))
-        unit = F.normalize(at_least_float32(view.hidden), dim=1)
+        unit = unit_rows(view.hidden.unsqueeze(0))[0]
         pivots = torch.cat([view.visual[of_image], view.textual[of_text]])
         likeness = unit[pivots] @ unit[view.visual].T
         taken = torch.zeros(len(view.visual), dtype=torch.bool, device=likeness.device)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tokensieve.methods._config import require
-from tokensieve.methods._counts import kept
-from tokensieve.methods.language._decoder import Chosen, DecoderMethod, DecoderView, highest, last_row
+from tokensieve.methods.language._decoder import Chosen, DecoderView, EarlyLayer, highest, last_row
 
 
 @dataclass(frozen=True, kw_only=True)
-class FastV(DecoderMethod):
+class FastV(EarlyLayer):
     """Behind an early layer of the decoder keep the image tokens that the last token of the prompt attends to.
 
     The score of a token is the attention that the last token pays it, mean over heads, in that layer. No parameters.
@@ -31,17 +29,6 @@ class FastV(DecoderMethod):
         2024,
         "2403.06764",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(0 < self.keep <= 1, self, "keep", "a share in (0, 1]")
-        require(self.layer >= 1, self, "layer", "1 or more")
-
-    def layers(self, depth: int) -> tuple[int, ...]:
-        return (self.layer - 1,)
-
-    def remaining(self, tokens: int, site: int) -> int:
-        return kept(tokens, self.keep)
 
     def choose(self, view: DecoderView) -> Chosen:
         return Chosen(highest(last_row(view), view.count))

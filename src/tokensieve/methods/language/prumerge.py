@@ -53,8 +53,7 @@ class PruMerge(PrefixMethod):
         return (depth - 2,)
 
     def choose(self, view: PrefixView) -> Kept:
-        (block,) = view.signals or (-2,)
-        seen = view.tower(block)
+        seen = view.tower
         attention = at_least_float32(seen.importance[0])
         stays = _outliers(attention, view.count)
         if self.plus:

@@ -67,8 +67,7 @@ class RecoverableCompression(PrefixMethod):
         return (depth - 2,)
 
     def choose(self, view: PrefixView) -> Kept:
-        (block,) = view.signals or (-2,)
-        seen = view.tower(block)
+        seen = view.tower
         features, attention = at_least_float32(view.features[0]), at_least_float32(seen.importance[0])
         relevance = mean_cosine(unit_rows(view.features), view.text)[0] / math.sqrt(features.shape[1])
         kept, rest = kept_and_rest(attention, relevance, view.count)

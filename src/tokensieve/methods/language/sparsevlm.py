@@ -5,21 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from tokensieve.errors import TokensieveError
 from tokensieve.methods._config import require
-from tokensieve.methods._counts import kept
-from tokensieve.methods.language._decoder import Chosen, DecoderMethod, DecoderView, attention_rows, highest
+from tokensieve.methods.language._decoder import Chosen, DecoderView, SeveralLayers, attention_rows, highest
 from tokensieve.ops.density import density_peaks
-from tokensieve.ops.rows import at_least_float32
+from tokensieve.ops.rows import at_least_float32, one_hot, rank_descending
 
 CLUSTER = 10  # dropped tokens for each one that stands for them
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparseVLM(DecoderMethod):
+class SparseVLM(SeveralLayers):
     """Behind several layers keep the image tokens that relevant words attend to, and means of the best of the others.
 
     Raters are the words whose share is above the mean: softmax over the words of the products of the hidden states of
@@ -38,7 +35,6 @@ class SparseVLM(DecoderMethod):
     """
 
     keep: float | tuple[float, ...] = (0.52, 0.667, 0.55)
-    sites: tuple[int, ...] | None = None
     recycle: float = 0.3
 
     paper = (
@@ -50,30 +46,17 @@ class SparseVLM(DecoderMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        shares = self.keep if isinstance(self.keep, tuple) else (self.keep,)
-        require(bool(shares) and all(0 < share <= 1 for share in shares), self, "keep", "a share in (0, 1]")
-        require(self.sites is None or all(site >= 1 for site in self.sites), self, "sites", "layers from 1 on")
         require(0 <= self.recycle < 1, self, "recycle", "a share in [0, 1)")
 
-    def layers(self, depth: int) -> tuple[int, ...]:
-        given = self.sites
-        scaled = tuple(sorted({max(1, round(layer * depth / 32)) for layer in (2, 6, 15)}))
-        sites = tuple(site - 1 for site in (given or scaled))
-        if isinstance(self.keep, tuple) and len(self.keep) != len(sites):
-            raise TokensieveError(
-                f"{self.name}: keep has {len(self.keep)} shares for {len(sites)} sites: give one number or one for each"
-            )
-        return sites
+    def published(self, depth: int) -> tuple[int, ...]:
+        return tuple(sorted({max(1, round(layer * depth / 32)) - 1 for layer in (2, 6, 15)}))
 
-    def remaining(self, tokens: int, site: int) -> int:
-        left = tokens
-        for number in range(site + 1):
-            left = sum(self._divided(left, number))
-        return left
+    def left(self, tokens: int, site: int) -> int:
+        return sum(self._divided(tokens, site))
 
     def _divided(self, tokens: int, site: int) -> tuple[int, int]:
         """How many of so many tokens a site keeps, and how many means stand for others."""
-        stay = kept(tokens, self.keep[site] if isinstance(self.keep, tuple) else self.keep)
+        stay = self.share_kept(tokens, site)
         if not self.recycle or stay == tokens:
             return stay, 0
         best = min(tokens - stay, int(self.recycle * (tokens - stay)) + 1)
@@ -82,7 +65,7 @@ class SparseVLM(DecoderMethod):
     def choose(self, view: DecoderView) -> Chosen:
         stay, means = self._divided(len(view.visual), view.site)
         score = attention_rows(view, self._raters(view)).mean(dim=0)
-        order = score.argsort(descending=True, stable=True)
+        order = rank_descending(score.unsqueeze(0))[0]
         if not means:
             return Chosen(order[:stay].sort().values)
         dropped = len(order) - stay
@@ -107,7 +90,5 @@ class SparseVLM(DecoderMethod):
 def _clusters(hidden: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """Centres (K,), ascending, and the means (K, C) of the clusters around them, of rows (M, C)."""
     centres, others, onto = (part[0] for part in density_peaks(hidden.unsqueeze(0), number))
-    member = torch.zeros(len(hidden), number, dtype=hidden.dtype, device=hidden.device)
-    member[centres, torch.arange(number, device=hidden.device)] = 1
-    member[others] = F.one_hot(onto, number).to(hidden.dtype)
-    return centres, (member.T @ hidden) / member.sum(dim=0).unsqueeze(1)
+    member = one_hot(onto.unsqueeze(0), number, hidden.dtype)[0]
+    return centres, (hidden[centres] + member @ hidden[others]) / (1 + member.sum(dim=1, keepdim=True))

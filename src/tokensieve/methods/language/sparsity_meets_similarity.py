@@ -48,8 +48,7 @@ class SparsityMeetsSimilarity(PrefixMethod):
         return (depth - 2,)
 
     def choose(self, view: PrefixView) -> Kept:
-        (block,) = view.signals or (-2,)
-        attention = at_least_float32(view.tower(block).importance)
+        attention = at_least_float32(view.tower.importance)
         order = rank_descending(attention)
         head = knee(attention[0, order[0]]) or view.count
         return Kept(in_order(order[:, : min(head, view.count)]))

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tokensieve.methods._config import require
 from tokensieve.methods.language._prefix import Kept, PrefixMethod, PrefixView
-from tokensieve.ops.rows import take_rows
+from tokensieve.ops.rows import complement, one_hot, split_top, take_rows, unit_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,17 +44,14 @@ class VisionZip(PrefixMethod):
         return (depth - 2,)
 
     def choose(self, view: PrefixView) -> Kept:
-        (block,) = view.signals or (-2,)
-        seen, count = view.tower(block), view.count
+        seen, count = view.tower, view.count
         targets = min(count - 1, round(self.contextual * count))
-        order = seen.importance.argsort(dim=1, descending=True, stable=True)
-        dominant, rest = order[:, : count - targets], order[:, count - targets :].sort(dim=1).values
+        dominant, rest = split_top(seen.importance, count - targets)
         if not targets:
-            return Kept(dominant.sort(dim=1).values)
+            return Kept(dominant)
         step = max(1, rest.shape[1] // targets)
         first = torch.arange(targets, device=rest.device) * step
-        others = torch.ones(rest.shape[1], dtype=torch.bool, device=rest.device).index_fill(0, first, False)
-        target, joining = rest[:, first], rest[:, others]
+        target, joining = rest[:, first], rest[:, complement(first.unsqueeze(0), rest.shape[1])[0]]
         merged = _with_mean_of_members(view.features, seen.keys, target, joining)
         places = torch.cat([dominant, target], dim=1)
         values = torch.cat([take_rows(view.features, dominant), merged], dim=1)
@@ -65,11 +61,11 @@ class VisionZip(PrefixMethod):
 
 def _with_mean_of_members(features: Tensor, keys: Tensor, target: Tensor, joining: Tensor) -> Tensor:
     """(B, T, C) each target's feature plus the mean of those that are most like it by their keys."""
-    unit = F.normalize(keys.float(), dim=2)
+    unit = unit_rows(keys)
     own = take_rows(features, target)
     if not joining.shape[1]:
         return own
     likeness = take_rows(unit, joining) @ take_rows(unit, target).transpose(1, 2)
-    member = F.one_hot(likeness.argmax(dim=2), target.shape[1]).to(features.dtype)
-    number = member.sum(dim=1).clamp(min=1).unsqueeze(2)
-    return own + member.transpose(1, 2) @ take_rows(features, joining) / number
+    member = one_hot(likeness.argmax(dim=2), target.shape[1], features.dtype)
+    number = member.sum(dim=2, keepdim=True).clamp(min=1)
+    return own + member @ take_rows(features, joining) / number

@@ -49,9 +49,8 @@ class VisPruner(PrefixMethod):
         return (depth - 1,)
 
     def choose(self, view: PrefixView) -> Kept:
-        (block,) = view.signals or (-1,)
         important = math.ceil(round(self.important * view.count, 6))
-        first, rest = split_top(view.tower(block).importance, important)
+        first, rest = split_top(view.tower.importance, important)
         if important < view.count:
             rest = thinned(unit_rows(view.features), rest, view.count - important, self.removed)
             first = torch.cat([first, rest], dim=1)
