@@ -37,13 +37,13 @@ INLINE void mix_body(const Vector* in, const float* expand, const float* expand_
                      const float* reduce_bias, int64_t heads, int64_t hidden, Vector* out) {
   const int64_t count = HEADS > 0 ? HEADS : heads;
   Vector sums[HEADS > 0 ? HEADS : 64];
-  for (int64_t h = 0; h < count; ++h) sums[h] = spread<Vector>(reduce_bias[h]);
+  for (int64_t h = 0; h < count; ++h) sums[h] = Vector{} + reduce_bias[h];
   for (int64_t k = 0; k < hidden; ++k) {
-    Vector unit = spread<Vector>(expand_bias[k]);
-    for (int64_t h = 0; h < count; ++h) unit += spread<Vector>(expand[k * count + h]) * in[h];
+    Vector unit = Vector{} + expand_bias[k];
+    for (int64_t h = 0; h < count; ++h) unit += expand[k * count + h] * in[h];
     const Vector zero = {};
     unit = unit > zero ? unit : zero;
-    for (int64_t h = 0; h < count; ++h) sums[h] += spread<Vector>(reduce[k * count + h]) * unit;
+    for (int64_t h = 0; h < count; ++h) sums[h] += reduce[k * count + h] * unit;
   }
   for (int64_t h = 0; h < count; ++h) out[h] = sums[h];
 }

@@ -37,7 +37,7 @@ INLINE void meet_panel(float* products, int64_t step, const float* inverse, int6
   for (int64_t r = 0; r < ROWS; ++r) {
     const int32_t self = static_cast<int32_t>(first + r);
     Lanes* const stored = reinterpret_cast<Lanes*>(products + r * step + column);
-    const Lanes value = *stored * spread<Lanes>(inverse[self]) * scale;
+    const Lanes value = *stored * inverse[self] * scale;
     *stored = value;
     if (DIAGONAL) {
       const Places shown = (place >= static_cast<int32_t>(first)) & (place != self);

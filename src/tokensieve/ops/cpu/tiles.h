@@ -23,17 +23,7 @@ typedef float Unaligned __attribute__((vector_size(LANES * sizeof(float)), align
 // Half a panel: what a register of processors without AVX-512 holds. There vectors of LANES floats live in memory.
 constexpr int64_t HALF = LANES / 2;
 typedef float Halves __attribute__((vector_size(HALF * sizeof(float))));
-typedef float UnalignedHalves __attribute__((vector_size(HALF * sizeof(float)), aligned(sizeof(float))));
 
-// The same number in every lane.
-template <class Vector>
-INLINE Vector spread(float v) {
-  if constexpr (sizeof(Vector) == sizeof(Halves)) {
-    return Vector{v, v, v, v, v, v, v, v};
-  } else {
-    return Vector{v, v, v, v, v, v, v, v, v, v, v, v, v, v, v, v};
-  }
-}
 INLINE int64_t round_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
 // Whether this processor multiplies pairs of bfloat16, and whether it has vectors of LANES floats.
@@ -55,20 +45,22 @@ inline bool has_wide() {
 #endif
 }
 
-// COUNT rows of cells (`step` apart) times VECTORS panels (`panel_step` apart): out (COUNT, VECTORS · LANES).
-template <int64_t COUNT, int64_t VECTORS>
-INLINE void float_tile(const float* left, int64_t step, const float* right, int64_t panel_step, int64_t cells,
-                       float* out, int64_t out_step) {
-  Lanes sums[COUNT][VECTORS] = {};
+// COUNT rows of cells (`step` apart) times VECTORS vectors of columns, whose cells lie `apart`: panels, or halves of one.
+// out (COUNT, VECTORS · lanes of a vector).
+template <int64_t COUNT, int64_t VECTORS, class Vector = Lanes>
+INLINE void float_tile(const float* left, int64_t step, const float* right, int64_t apart, int64_t cells, float* out,
+                       int64_t out_step) {
+  constexpr int64_t WIDTH = sizeof(Vector) / sizeof(float);
+  Vector sums[COUNT][VECTORS] = {};
   for (int64_t c = 0; c < cells; ++c) {
-    Lanes columns[VECTORS];
+    Vector columns[VECTORS];
 #pragma GCC unroll 8
     for (int64_t v = 0; v < VECTORS; ++v) {
-      columns[v] = *reinterpret_cast<const Lanes*>(right + v * panel_step + c * LANES);
+      columns[v] = *reinterpret_cast<const Vector*>(right + v * apart + c * LANES);
     }
 #pragma GCC unroll 8
     for (int64_t r = 0; r < COUNT; ++r) {
-      const Lanes value = spread<Lanes>(left[r * step + c]);
+      const float value = left[r * step + c];
 #pragma GCC unroll 8
       for (int64_t v = 0; v < VECTORS; ++v) sums[r][v] += value * columns[v];
     }
@@ -76,7 +68,7 @@ INLINE void float_tile(const float* left, int64_t step, const float* right, int6
 #pragma GCC unroll 8
   for (int64_t r = 0; r < COUNT; ++r) {
 #pragma GCC unroll 8
-    for (int64_t v = 0; v < VECTORS; ++v) *reinterpret_cast<Unaligned*>(out + r * out_step + v * LANES) = sums[r][v];
+    for (int64_t v = 0; v < VECTORS; ++v) std::memcpy(out + r * out_step + v * WIDTH, &sums[r][v], sizeof(Vector));
   }
 }
 
@@ -140,33 +132,11 @@ ROWS_OF_TILES(pair_rows, FOR_PAIRS, pair_tile)
 #undef ROWS_OF_TILES
 #endif
 
-// COUNT rows of cells times one panel: out (COUNT, LANES).
-template <int64_t COUNT>
-INLINE void narrow_tile(const float* left, int64_t step, const float* right, int64_t cells, float* out,
-                        int64_t out_step) {
-  Halves low[COUNT] = {}, high[COUNT] = {};
-  for (int64_t c = 0; c < cells; ++c) {
-    const Halves first = *reinterpret_cast<const Halves*>(right + c * LANES);
-    const Halves second = *reinterpret_cast<const Halves*>(right + c * LANES + HALF);
-#pragma GCC unroll 8
-    for (int64_t r = 0; r < COUNT; ++r) {
-      const Halves value = spread<Halves>(left[r * step + c]);
-      low[r] += value * first;
-      high[r] += value * second;
-    }
-  }
-#pragma GCC unroll 8
-  for (int64_t r = 0; r < COUNT; ++r) {
-    *reinterpret_cast<UnalignedHalves*>(out + r * out_step) = low[r];
-    *reinterpret_cast<UnalignedHalves*>(out + r * out_step + HALF) = high[r];
-  }
-}
-
 FOR_EVERY_PROCESSOR inline void float_rows_narrow(const float* left, int64_t step, const float* right, int64_t cells,
                                                   int64_t panels, float* out, int64_t out_step) {
   for (int64_t p = 0; p < panels; ++p, right += cells * LANES, out += LANES) {
     for (int64_t r = 0; r < ROWS; r += 4) {
-      narrow_tile<4>(left + r * step, step, right, cells, out + r * out_step, out_step);
+      float_tile<4, 2, Halves>(left + r * step, step, right, HALF, cells, out + r * out_step, out_step);
     }
   }
 }
@@ -185,7 +155,7 @@ inline void product_rows(bool pairs, const float* left, int64_t step, const floa
 FOR_EVERY_PROCESSOR inline void float_rows_narrow_of_one(const float* left, const float* right, int64_t cells,
                                                          int64_t panels, float* out) {
   for (int64_t p = 0; p < panels; ++p, right += cells * LANES, out += LANES) {
-    narrow_tile<1>(left, 0, right, cells, out, 0);
+    float_tile<1, 2, Halves>(left, 0, right, HALF, cells, out, 0);
   }
 }
 
