@@ -60,11 +60,13 @@ def test_a_model_without_a_language_model_is_refused() -> None:
         ts.parse("divprune:tokens=3")
 
 
-def test_methods_are_applied_once() -> None:
-    model = ts.apply(llava(), "divprune:tokens=3")
+@pytest.mark.parametrize("first", ["divprune:tokens=3", "tome:r=2"])
+def test_methods_are_applied_once(first: str) -> None:
+    model = ts.apply(llava(), first)
     for spec in ("fastv", "tome:r=2"):
-        with pytest.raises(ts.TokensieveError, match="applied already"):
+        with pytest.raises(ts.TokensieveError, match=f"applied already \\({first}\\)"):
             ts.apply(model, spec)
+    assert ts.spell(ts.applied(model)) == first
 
 
 def test_embeddings_with_images_in_them_are_refused() -> None:

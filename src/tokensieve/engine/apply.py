@@ -19,6 +19,7 @@ from tokensieve.engine.takeover import TakenOver, give_back, take_over
 from tokensieve.errors import RefusedError, TokensieveError
 from tokensieve.families._layout import Layout
 from tokensieve.families._locate import Located, another_owner, family_of
+from tokensieve.methods._config import Config
 from tokensieve.methods._method import Method
 from tokensieve.methods._spec import parse
 from tokensieve.tokens.state import Fill
@@ -26,12 +27,18 @@ from tokensieve.tokens.state import Fill
 
 def resolve(methods: Method | str | Sequence[Method]) -> tuple[Method, ...]:
     """One composition of methods from what a user may hand over: a method, a spec, or a sequence of methods."""
-    if isinstance(methods, str):
-        return parse(methods)
-    given: Any = methods
-    chosen: tuple[Method, ...] = tuple(given) if isinstance(given, (list, tuple)) else (given,)
+    return parse(methods) if isinstance(methods, str) else given_methods(methods, Method)
+
+
+def given_methods(methods: Any, kind: type) -> tuple[Any, ...]:
+    """What a user gave that is no spec, one method or a sequence, as a composition.
+
+    Raises:
+        TokensieveError: something in it is not of this kind, or nothing was given.
+    """
+    chosen = tuple(methods) if isinstance(methods, (list, tuple)) else (methods,)
     for entry in chosen:
-        if not isinstance(entry, Method):
+        if not isinstance(entry, kind):
             raise TokensieveError(
                 f"expected a method such as ts.BAT(keep=0.7) or a spec such as 'bat:keep=0.7', got {entry!r}"
             )
@@ -57,7 +64,7 @@ def apply(
         TokensieveError: a method's settings do not fit the model, or two methods are in each other's way.
     """
     chosen = resolve(methods)
-    _refuse_changed(model)
+    refuse_changed(model, applied(model))
     located = family_of(model)
     _refuse_two(model, located)
     # Everything is settled and proved before anything changes.
@@ -190,11 +197,15 @@ def _refuse_late(model: nn.Module, sites: Sequence[Site]) -> None:
         )
 
 
-def _refuse_changed(model: nn.Module) -> None:
-    """Refuse a model that is reduced already, or wrapped."""
+def refuse_changed(model: nn.Module, methods: Sequence[Config]) -> None:
+    """Refuse a model that is reduced already, by these methods, or wrapped.
+
+    Raises:
+        TokensieveError, RefusedError: it is.
+    """
     if is_applied(model):
         raise TokensieveError(
-            f"methods are applied already ({', '.join(map(str, applied(model)))}): call ts.remove(model) first, "
+            f"methods are applied already ({', '.join(map(str, methods))}): call ts.remove(model) first, "
             "or give all of them to one ts.apply as a list"
         )
     wrapped = (nn.DataParallel, nn.parallel.DistributedDataParallel)

@@ -75,6 +75,7 @@ def apply(
         TokensieveError: a method's settings do not fit the model, or two methods are in each other's way.
     """
     chosen = resolve(methods)
+    engine.refuse_changed(model, applied(model))
     how: dict[str, Any] = {"fill": fill, "probe": probe, "multiple": multiple, "masked": masked, "taps": taps}
     if all(isinstance(method, Method) for method in chosen):
         return engine.apply(model, cast(tuple[Method, ...], chosen), **how)
@@ -83,13 +84,7 @@ def apply(
 
 def resolve(methods: Config | str | Sequence[Config]) -> tuple[Config, ...]:
     """One composition of methods, wherever they act, from what a user may hand over: a method, a spec, a sequence."""
-    if isinstance(methods, str):
-        return parse_placed(methods)
-    given: Any = methods
-    chosen: tuple[Any, ...] = tuple(given) if isinstance(given, (list, tuple)) else (given,)
-    if chosen and all(isinstance(entry, (PrefixMethod, DecoderMethod, Method)) for entry in chosen):
-        return chosen
-    return engine.resolve(cast(Any, methods))  # says what is wrong
+    return parse_placed(methods) if isinstance(methods, str) else engine.given_methods(methods, Config)
 
 
 def _apply_placed(model: nn.Module, methods: Sequence[Config], how: dict[str, Any]) -> nn.Module:
@@ -99,10 +94,6 @@ def _apply_placed(model: nn.Module, methods: Sequence[Config], how: dict[str, An
     if len(prefix) > 1:
         raise TokensieveError(
             f"{' and '.join(method.name for method in prefix)} both act in front of the decoder: give one of them"
-        )
-    if plan_of(model) is not None:
-        raise TokensieveError(
-            f"methods are applied already ({', '.join(map(str, applied(model)))}): call ts.remove(model) first"
         )
     decoder = tuple(method for method in methods if isinstance(method, DecoderMethod))
     method = prefix[0] if prefix else None
