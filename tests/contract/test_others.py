@@ -316,7 +316,7 @@ def compiled_blocks(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("ran", [pytest.param(False, marks=pytest.mark.slow), True], ids=["fresh", "ran"])
-@pytest.mark.parametrize("how", ["compile", "blocks", "wrapper"])
+@pytest.mark.parametrize("how", ["compile", pytest.param("blocks", marks=pytest.mark.slow), "wrapper"])
 @ORDERS
 def test_compiled_before_or_afterwards(first: str, how: str, ran: bool) -> None:
     torch.compiler.reset()

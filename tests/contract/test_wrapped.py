@@ -37,9 +37,9 @@ def compiled(module: nn.Module) -> Any:
 @pytest.mark.parametrize(
     ("family", "name", "wrap"),
     [
-        pytest.param(*model, wrap, marks=pytest.mark.slow if wrap is compiled and model != FIRST[0] else ())
-        for model in FIRST
-        for wrap in (compiled, checkpoint_wrapper)
+        pytest.param(*model, wrap, marks=() if number < soon else pytest.mark.slow)
+        for number, model in enumerate(FIRST)
+        for wrap, soon in ((compiled, 1), (checkpoint_wrapper, 3))
     ],
 )
 def test_blocks_wrapped_one_by_one(family: str, name: str, wrap: Callable[[nn.Module], Any], first: str) -> None:
