@@ -1,7 +1,9 @@
 # Written by scripts/generate_faces.py from the table in __init__.py; run `make docs`.
+from tokensieve import answers as answers
 from tokensieve import data as data
 from tokensieve import export as export
 from tokensieve import families as families
+from tokensieve import language as language
 from tokensieve import measure as measure
 from tokensieve import methods as methods
 from tokensieve import models as models
@@ -23,6 +25,7 @@ from tokensieve.families._locate import list_families as list_families
 from tokensieve.language.apply import applied as applied
 from tokensieve.language.apply import apply as apply
 from tokensieve.language.apply import remove as remove
+from tokensieve.language.encoder import TextEncoder as TextEncoder
 from tokensieve.methods._method import Method as Method
 from tokensieve.methods._registry import list_language_methods as list_language_methods
 from tokensieve.methods._registry import list_methods as list_methods
@@ -52,14 +55,17 @@ from tokensieve.methods.evit import EViT as EViT
 from tokensieve.methods.evovit import EvoViT as EvoViT
 from tokensieve.methods.expedite import Expedite as Expedite
 from tokensieve.methods.gtp import GTP as GTP
+from tokensieve.methods.ipcv import IPCV as IPCV
 from tokensieve.methods.kmedoids import KMedoids as KMedoids
 from tokensieve.methods.language.cdpruner import CDPruner as CDPruner
 from tokensieve.methods.language.dart import DART as DART
 from tokensieve.methods.language.divprune import DivPrune as DivPrune
+from tokensieve.methods.language.downsample import Downsample as Downsample
 from tokensieve.methods.language.eadp import EADP as EADP
 from tokensieve.methods.language.evs import EVS as EVS
 from tokensieve.methods.language.fastv import FastV as FastV
 from tokensieve.methods.language.mmtok import MMTok as MMTok
+from tokensieve.methods.language.pixelprune import PixelPrune as PixelPrune
 from tokensieve.methods.language.prefix_controls import PrefixGrid as PrefixGrid
 from tokensieve.methods.language.prefix_controls import PrefixRandom as PrefixRandom
 from tokensieve.methods.language.prumerge import PruMerge as PruMerge
@@ -103,6 +109,7 @@ __all__ = [
     "EADP",
     "EVS",
     "GTP",
+    "IPCV",
     "JMP",
     "MCTF",
     "PPT",
@@ -117,6 +124,7 @@ __all__ = [
     "CubistMerge",
     "DiffRate",
     "DivPrune",
+    "Downsample",
     "DynamicViT",
     "EViT",
     "EvoViT",
@@ -132,6 +140,7 @@ __all__ = [
     "Method",
     "PSViT",
     "PiToMe",
+    "PixelPrune",
     "PrefixGrid",
     "PrefixRandom",
     "PruMerge",
@@ -144,6 +153,7 @@ __all__ = [
     "SparseVLM",
     "SparsityMeetsSimilarity",
     "SpeedPlan",
+    "TextEncoder",
     "ToMe",
     "ToSA",
     "TokenLearner",

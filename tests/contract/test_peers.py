@@ -61,7 +61,7 @@ def test_the_models_of_that_test_have_what_it_is_about() -> None:
 def test_rotary_models_are_really_reduced(family: str, name: str, config: str) -> None:
     model, x = build(family, name), images(2)
     dense, before = run(model, x), kernel_lengths(model, x)
-    ts.apply(model, config)
+    ts.apply(model, DEFAULTS[config])
     after = kernel_lengths(model, x)
     assert len(after) == len(before) and sum(after) < sum(before)
     assert not torch.allclose(run(model, x), dense)
@@ -256,7 +256,7 @@ def test_adaptive_methods_do_not_compose() -> None:
 @every_default
 def test_tokens_are_removed_and_not_masked(method: str) -> None:
     model, x = build("timm-vit", "plain"), images(1)
-    ts.apply(model, method)
+    ts.apply(model, DEFAULTS[method])
     lengths = kernel_lengths(model, x)
     assert lengths == [stage.attended for stage in ts.trace(model, x).stages]
     assert lengths[0] == 1 + PATCHES and min(lengths) < lengths[0]

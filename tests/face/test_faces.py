@@ -68,7 +68,8 @@ def test_importing_the_package_imports_nothing_else_and_methods_need_torch_alone
 
 
 def test_there_are_faces() -> None:
-    rooms = ("train", "pixels", "measure", "export", "models", "plan", "tokens", "methods", "families", "data")
+    rooms = {"train", "pixels", "measure", "export", "models", "plan", "tokens", "methods", "families", "data"}
+    rooms |= {"answers", "language"}
     assert {"tokensieve", *(f"tokensieve.{room}" for room in rooms)} == set(FACES)
 
 

@@ -23,6 +23,7 @@ from tokensieve.attention.selector import Selector, selected_columns
 from tokensieve.methods._agglomerative import LINKAGES, agglomerate, distances_between
 from tokensieve.methods._attentive import match_pairs, pair_and_cluster
 from tokensieve.methods._fusing import split_fused
+from tokensieve.methods.language._greedy import covering, determinantal
 from tokensieve.ops.attention import class_attention, column_sums
 from tokensieve.ops.cpu.build import library_path
 from tokensieve.ops.density import density_peaks
@@ -278,6 +279,26 @@ def _put_back(draw: Draw, device: str) -> tuple[Any, ...]:
     return x, index, whole[:, prefix:] if away else None, prefix, draw(st.booleans())
 
 
+def _determinantal(draw: Draw, device: str) -> tuple[Any, ...]:
+    """Directions and weights of a few kinds: gains are equal, or far from equal."""
+    batch, length = draw(st.integers(1, 3)), draw(st.integers(1, 40))
+    ones = torch.eye(6, device=device)
+    mixed = 0.6 * ones + 0.8 * ones.roll(1, dims=0)
+    kinds = torch.cat([ones, -ones, mixed, torch.zeros(1, 6, device=device)])
+    weight = 1.0 + integers(draw(seeds), 0, 3, batch, length, device=device)
+    return (
+        kinds[integers(draw(seeds), 0, len(kinds), batch, length, device=device)],
+        weight,
+        draw(st.integers(1, length)),
+    )
+
+
+def _covering(draw: Draw, device: str) -> tuple[Any, ...]:
+    batch, length, rows = draw(st.integers(1, 3)), draw(st.integers(1, 40)), draw(st.integers(1, 50))
+    value = random(draw(seeds), batch, rows, length, device=device)
+    return value.mul(2).round(), draw(st.integers(1, length))
+
+
 CPU = ("cpu",)
 CASES = [
     Case(class_attention, _class_attention, exact=True, close={"rtol": 1e-4, "atol": 1e-6}),
@@ -295,6 +316,8 @@ CASES = [
     Case(density_peaks, _density_peaks, exact=True),
     Case(agglomerate, _agglomerate, CPU),
     Case(distances_between, _distances_between, CPU),
+    Case(determinantal, _determinantal, CPU),
+    Case(covering, _covering, CPU),
     Case(window_products, _window_products, CPU, exact=True, close={"rtol": 1e-5, "atol": 1e-5}),
     Case(window_sums, _window_sums, CPU, exact=True, close={"rtol": 1e-5, "atol": 1e-4}),
     Case(key_bias, _key_bias, CPU, close={"rtol": 1e-6, "atol": 0}),

@@ -60,7 +60,7 @@ class Language:
         pixels: what the model is called with, beside the text, for a list of images (3, H, W) in each row.
         fast: whether it stays in the fast part of the tests; others repeat its kinds of checks.
         axes: of its positions.
-        reads_tower: whether a feature is a patch of one picture.
+        reads_tower: whether a feature is a patch of one picture, or made of a group of them.
         types: name of the token types, if any, and the type of an image token, a word, and a generated token.
         window: of the sliding layers, None where there are none.
         linear: whether some layers have no map over tokens.
@@ -101,7 +101,7 @@ class Language:
         if self.types is not None:
             name, of_image, of_word, _ = self.types
             given[name] = torch.where(ids == IMAGE, of_image, of_word)
-        images = [[_image(row, number) for number in range(row.images)] for row in rows]
+        images = [[image_of(row, number) for number in range(row.images)] for row in rows]
         return given | (self.pixels(images) if any(images) else {})
 
     def longer(self, inputs: Inputs, ids: Tensor) -> Inputs:
@@ -124,7 +124,7 @@ class Language:
         return ids + words[2 + row.images :]
 
 
-def _image(row: Row, number: int) -> Tensor:
+def image_of(row: Row, number: int) -> Tensor:
     """(3, H, W) float64."""
     chosen = torch.Generator().manual_seed(100 * row.seed + number)
     return torch.randn(3, *row.size, generator=chosen, dtype=torch.float64)
@@ -157,7 +157,7 @@ def _tiled(images: list[list[Tensor]]) -> Inputs:
 def _padded(images: list[list[Tensor]]) -> Inputs:
     """Pictures by row, and behind them empty ones."""
     most = max(map(len, images))
-    empty = torch.zeros(3, SIDE, SIDE, dtype=torch.float64)
+    empty = torch.zeros_like(_flat(images)[0])
     return {"pixel_values": torch.stack([torch.stack(row + [empty] * (most - len(row))) for row in images])}
 
 
@@ -174,9 +174,11 @@ def _packed(images: list[list[Tensor]]) -> Inputs:
 
 def _placed(images: list[list[Tensor]]) -> Inputs:
     """Rows of patches of 8 × 8 pixels, and where each lies."""
-    pixels = torch.stack(_flat(images)).reshape(-1, 3, 8, 8, 8, 8).permute(0, 2, 4, 3, 5, 1)
-    places = torch.stack(torch.meshgrid(torch.arange(8), torch.arange(8), indexing="xy"), dim=2).reshape(1, 64, 2)
-    return {"pixel_values": pixels.reshape(-1, 64, 192), "image_position_ids": places.expand(len(pixels), -1, -1)}
+    pictures = torch.stack(_flat(images))
+    high, wide = pictures.shape[2] // 8, pictures.shape[3] // 8
+    pixels = pictures.reshape(-1, 3, high, 8, wide, 8).permute(0, 2, 4, 3, 5, 1).reshape(-1, high * wide, 192)
+    places = torch.stack(torch.meshgrid(torch.arange(wide), torch.arange(high), indexing="xy"), dim=2).view(1, -1, 2)
+    return {"pixel_values": pixels, "image_position_ids": places.expand(len(pixels), -1, -1)}
 
 
 def _of(name: str, text: Any, vision: Any, **options: Any) -> Callable[[], nn.Module]:
@@ -256,6 +258,7 @@ LANGUAGES = [
         16,
         _packed,
         axes=3,
+        reads_tower=True,
         types=MM,
     ),
     Language(
@@ -270,6 +273,7 @@ LANGUAGES = [
         _packed,
         True,
         axes=3,
+        reads_tower=True,
         types=MM,
     ),
     Language(
@@ -290,6 +294,7 @@ LANGUAGES = [
         _packed,
         True,
         axes=3,
+        reads_tower=True,
         types=MM,
     ),
     Language(
@@ -303,6 +308,7 @@ LANGUAGES = [
         16,
         _packed,
         axes=3,
+        reads_tower=True,
         types=MM,
         linear=True,
     ),
@@ -311,9 +317,10 @@ LANGUAGES = [
         _of("InternVL", QWEN2, {**FINE, "image_size": [SIDE, SIDE], "patch_size": [8, 8]}, **IMAGE_ID),
         16,
         _stacked,
+        reads_tower=True,
     ),
-    Language("idefics3", _of("Idefics3", LLAMA, FINE, scale_factor=2, **IMAGE_ID), 16, _padded),
-    Language("smolvlm", _of("SmolVLM", LLAMA, FINE, scale_factor=2, **IMAGE_ID), 16, _padded, True),
+    Language("idefics3", _of("Idefics3", LLAMA, FINE, scale_factor=2, **IMAGE_ID), 16, _padded, reads_tower=True),
+    Language("smolvlm", _of("SmolVLM", LLAMA, FINE, scale_factor=2, **IMAGE_ID), 16, _padded, True, reads_tower=True),
     Language(
         "paligemma",
         _of(
@@ -340,6 +347,7 @@ LANGUAGES = [
         16,
         _stacked,
         True,
+        reads_tower=True,
         types=("token_type_ids", 1, 0, 0),
         window=12,
     ),

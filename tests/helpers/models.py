@@ -187,8 +187,13 @@ FIRST: tuple[tuple[str, str], ...] = tuple((family, next(iter(models))) for fami
 FIRST_OF_TIMM = tuple((family, name) for family, name in FIRST if family.startswith("timm"))
 
 # Methods whose published thresholds remove nothing of random weights, see their cards: attention is even there, above
-# AS-ViT's first thresholds, and A-ViT's halting score has a first channel to reach that only its training makes.
-BITING: dict[str, dict[str, Any]] = {"as-vit": {"start": 0.005}, "a-vit": {"scale": 2.0, "shift": -3.0}}
+# AS-ViT's first thresholds, and A-ViT's halting score has a first channel to reach that only its training makes. And
+# IPCV lets all tokens attend in the four blocks behind its first ones, which are all that there are here.
+BITING: dict[str, dict[str, Any]] = {
+    "as-vit": {"start": 0.005},
+    "a-vit": {"scale": 2.0, "shift": -3.0},
+    "ipcv": {"attentions": 2},
+}
 DEFAULTS: dict[str, tuple[Method, ...]] = {
     name: (cls(**BITING.get(name, {})),) for name, cls in registry.list_methods().items()
 }

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tokensieve.methods.language._prefix import Kept, PrefixMethod, PrefixView, TowerSignals
+from tokensieve.methods.language._prefix import Encoded, Kept, PrefixMethod, PrefixView, TowerSignals
 from tokensieve.methods.language.cdpruner import CDPruner
 from tokensieve.methods.language.eadp import EADP
 from tokensieve.methods.language.evs import EVS
@@ -43,6 +43,7 @@ class Images:
         keys: (B, N, D).
         text: (B) of (T, C).
         grid: the axes of the N.
+        encoded: what a text encoder makes of them and of the text, where there is one.
     """
 
     features: Tensor
@@ -50,12 +51,21 @@ class Images:
     keys: Tensor
     text: tuple[Tensor, ...]
     grid: tuple[int, ...] | None
+    encoded: Encoded | None = None
 
     def one(self, number: int) -> Images:
         """The image of that number, alone."""
         own = slice(number, number + 1)
+        encoded = self.encoded
+        if encoded is not None:
+            encoded = Encoded(encoded.patches[own], encoded.texts[own], encoded.words[own])
         return replace(
-            self, features=self.features[own], attention=self.attention[own], keys=self.keys[own], text=self.text[own]
+            self,
+            features=self.features[own],
+            attention=self.attention[own],
+            keys=self.keys[own],
+            text=self.text[own],
+            encoded=encoded,
         )
 
 
@@ -85,6 +95,20 @@ def random_images(
     return Images(features.to(dtype), attention.to(dtype), keys.to(dtype), tuple(one.to(dtype) for one in text), grid)
 
 
+def by_encoder(images: Images, channels: int = 12, seed: int = 0) -> Images:
+    """The images beside a text encoder: patches of their own, and for each text one embedding and as many words."""
+    chance = torch.Generator().manual_seed(100 + seed)
+    number, size, _ = images.features.shape
+    patches = torch.randn(number, size, channels, generator=chance, dtype=torch.float64)
+    words = tuple(
+        torch.randn(len(text), channels, generator=chance, dtype=torch.float64) / 2
+        + patches[image, torch.randint(size, (len(text),), generator=chance)]
+        for image, text in enumerate(images.text)
+    )
+    texts = tuple(own.mean(dim=0, keepdim=True)[: len(own)] for own in words)
+    return replace(images, encoded=Encoded(patches, texts, words))
+
+
 def view_of(method: PrefixMethod, images: Images) -> PrefixView:
     """What ``method`` is shown of them, in a tower of 12 blocks."""
     signals = TowerSignals(images.attention, images.keys, class_token=True)
@@ -95,6 +119,7 @@ def view_of(method: PrefixMethod, images: Images) -> PrefixView:
         text=images.text,
         grid=images.grid,
         signals={block: signals for block in method.blocks(DEPTH)},
+        encoded=images.encoded,
     )
 
 

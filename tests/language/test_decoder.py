@@ -227,3 +227,30 @@ def test_on_every_host_or_refused_with_the_reason(language: Language) -> None:
         with hidden_from(dense, before, length, full["attention_mask"]):
             expected = dense(**full, use_cache=False).logits
     torch.testing.assert_close(steps, expected[:, -6:], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("name", ["recycling", pytest.param("divprune and fastv", marks=pytest.mark.slow)])
+def test_checkpointed_gradients_equal_plain_ones(name: str, reentrant: bool) -> None:
+    methods = (SparseVLM(keep=(0.6, 0.5), sites=(1, 3)),) if name == "recycling" else METHODS[name]
+
+    def gradients(checkpoints: bool) -> tuple[dict[str, Tensor], int]:
+        model, inputs, runs = apply(llava().train(), methods), prompts((2, 4), (5, 9)), []
+        if checkpoints:
+            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        model.model.language_model.layers[2].mlp.register_forward_pre_hook(lambda *_: runs.append(1))
+        labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == IMAGE, -100)
+        model(**inputs, labels=labels).loss.backward()
+        return {key: part.grad for key, part in model.named_parameters() if part.grad is not None}, len(runs)
+
+    (plain, once), (checkpointed, twice) = gradients(False), gradients(True)
+    assert (once, twice) == (1, 2)
+    assert plain.keys() == checkpointed.keys() and len(plain) > 30
+    for key, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[key], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_two_methods_behind_one_layer_are_refused() -> None:
+    with pytest.raises(ts.TokensieveError, match="fastv and dart both act behind layer 2"):
+        apply(llava(), (FastV(keep=0.5, layer=2), DART(keep=0.5, layer=2)))

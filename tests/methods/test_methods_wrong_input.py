@@ -15,7 +15,7 @@ import tokensieve as ts
 from tokensieve.train.selectors import selectors_of
 
 NAMES = sorted(ts.list_methods())
-SINGLE = {"ailurus", "diffrate", "expedite"}  # one share for all
+SINGLE = {"ailurus", "diffrate", "expedite", "ipcv"}  # one share for all
 LISTS = [
     name for name in NAMES if ts.list_methods()[name].knob == "keep" and name not in SINGLE
 ]  # a share or one per site

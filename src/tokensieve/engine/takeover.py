@@ -70,11 +70,12 @@ def _named(forward: Any) -> str:
 
 @cache
 def _mixed_class(mixin: Any, base: Any) -> Any:
-    """``base`` with ``mixin`` in front of it; one class per pair."""
-    # Transformers looks up what a class records by str(class), which is made of module and qualified name.
+    """``base`` with ``mixin`` in front of it, under its own name; one class per pair."""
+    # Transformers looks up what a class records by str(class), which is made of module and qualified name; and by the
+    # name alone how checkpoints call its weights, which class a config belongs to, and what accelerate may not split.
     own = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
     own["_taken_over_from"] = base
-    return type(f"Sieved{base.__name__}", (mixin, base), own)
+    return type(base.__name__, (mixin, base), own)
 
 
 @cache
@@ -87,7 +88,7 @@ def _without_mixin(cls: Any) -> Any:
     # A forward that wraps ours, as transformers gives to every class derived from its layers, is given anew.
     left = [name for name, value in vars(cls).items() if name == "forward" and hasattr(value, "__wrapped__")]
     own = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__", *left)}
-    return type(cls.__name__.replace("Sieved", ""), tuple(map(_without_mixin, cls.__bases__)), own)
+    return type(cls.__name__, tuple(map(_without_mixin, cls.__bases__)), own)
 
 
 def _revive(mixin: type[nn.Module], base: type[nn.Module]) -> nn.Module:

@@ -68,8 +68,8 @@ class TransformersFamily(HalvesFamily):
         given = super().keywords(block, args, kwargs)
         if torch.compiler.is_exporting():
             # There transformers makes a mask of ones, because it cannot ask whether one is needed. A mask that a
-            # caller gives is refused before the blocks.
-            given.pop("attention_mask", None)
+            # caller gives is refused before the blocks. Blocks that take one by position still get the argument.
+            given |= {name: None for name in given if name == "attention_mask"}
         return given
 
     def refuse(self, owner: nn.Module) -> str | None:

@@ -96,6 +96,9 @@ class HfPacked(TransformersFamily):
         return {name: patches, "grid_thw": grid}
 
     def lengths(self, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...] | None:
+        borders = kwargs.get("cu_seqlens")
+        if borders is not None:  # worked out before, maybe of patches that are not a whole picture
+            return tuple(borders.diff().tolist())
         grid = kwargs.get("grid_thw", args[1] if len(args) > 1 else None)
         if grid is None:
             return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -12,16 +12,24 @@ from tokensieve.engine.takeover import give_back, take_over
 from tokensieve.errors import RefusedError, TokensieveError
 from tokensieve.families._locate import family_of
 from tokensieve.language.decoder import LAYER, Place, SievedLayer
+from tokensieve.language.encoder import TextEncoder
+from tokensieve.language.entering import Entrance
 from tokensieve.language.host import Host, host_of
+from tokensieve.language.loss import SievedHead, heads_of
 from tokensieve.language.masks import window_of
+from tokensieve.language.pooling import Pooling
 from tokensieve.language.sieved import PLAN, LanguagePlan, SievedCore, SievedDecoder, plan_of
-from tokensieve.language.tower import Listening
+from tokensieve.language.tower import Listening, whole_block
 from tokensieve.methods._config import Config
 from tokensieve.methods._method import Method
+from tokensieve.methods._registry import list_language_methods
 from tokensieve.methods._spec import parse_placed
 from tokensieve.methods.language._decoder import DecoderMethod
+from tokensieve.methods.language._input import InputMethod
 from tokensieve.methods.language._prefix import PrefixMethod
 from tokensieve.tokens.state import Fill
+
+Placed = TypeVar("Placed", bound=Config)
 
 
 def apply(
@@ -33,6 +41,7 @@ def apply(
     multiple: int | None = None,
     masked: bool = False,
     taps: Sequence[int] | None = None,
+    text_encoder: TextEncoder | None = None,
 ) -> nn.Module:
     """Reduce the tokens of ``model`` with one method or several, in place.
 
@@ -41,8 +50,9 @@ def apply(
     original whose token left for good has its last value (or what ``fill`` says), one that was merged the value of its
     group, one that skips its own; soft methods bring their own way back, as Expedite blends the most alike clusters.
     Prefix and register tokens are never touched. In a vision-language model other methods leave out image tokens in
-    front of the decoder ("divprune:tokens=128") or in it ("fastv:keep=0.5"), and compose with those of the tower; what
-    the decoder answers has as many tokens as went in, and ``generate`` stays as it is. Before anything changes, every
+    front of the tower ("downsample:tokens=128"), in front of the decoder ("divprune:tokens=128") or in it
+    ("fastv:keep=0.5"), and compose with those of the tower; what the decoder answers has as many tokens as went in, and
+    ``generate`` stays as it is. Before anything changes, every
     block is run on a probe input both as it is and in two halves.
 
     Args:
@@ -66,6 +76,9 @@ def apply(
             its gradient (class activation maps, backward hooks). The compact state travels beside the tensor: a hook
             that replaces such an output, or changes it in place outside of inference mode, ends the reduction up to
             there; at other blocks that is refused. Modules inside a block see the tokens that are present, not all.
+        text_encoder: the two towers that the eyes of a vision-language model come from, by which cdpruner, eadp and
+            recoverable then compare its patches with the prompt. Default None: they compare features with the language
+            model's own input embeddings.
 
     Returns:
         ``model`` itself.
@@ -77,9 +90,10 @@ def apply(
     chosen = resolve(methods)
     engine.refuse_changed(model, applied(model))
     how: dict[str, Any] = {"fill": fill, "probe": probe, "multiple": multiple, "masked": masked, "taps": taps}
+    _refuse_encoder(text_encoder, chosen)
     if all(isinstance(method, Method) for method in chosen):
         return engine.apply(model, cast(tuple[Method, ...], chosen), **how)
-    return _apply_placed(model, chosen, how)
+    return _apply_placed(model, chosen, how, text_encoder)
 
 
 def resolve(methods: Config | str | Sequence[Config]) -> tuple[Config, ...]:
@@ -87,30 +101,54 @@ def resolve(methods: Config | str | Sequence[Config]) -> tuple[Config, ...]:
     return parse_placed(methods) if isinstance(methods, str) else engine.given_methods(methods, Config)
 
 
-def _apply_placed(model: nn.Module, methods: Sequence[Config], how: dict[str, Any]) -> nn.Module:
+def _refuse_encoder(encoder: Any, methods: Sequence[Config]) -> None:
+    """Refuse a text encoder that is none, or that no method reads.
+
+    Raises:
+        TokensieveError: says which would.
+    """
+    if encoder is None:
+        return
+    if not isinstance(encoder, TextEncoder):
+        raise TokensieveError(
+            f"text_encoder must be a ts.TextEncoder(model, tokenizer, prompt_tokenizer), got {type(encoder).__name__}"
+        )
+    if not any(isinstance(method, PrefixMethod) and method.encodes_text for method in methods):
+        readers = sorted(name for name, cls in list_language_methods().items() if getattr(cls, "encodes_text", False))
+        raise TokensieveError(
+            f"text_encoder was given, and {' + '.join(method.name for method in methods)} compares nothing by it: "
+            f"leave it out, or choose one of {', '.join(readers)}"
+        )
+
+
+def _apply_placed(
+    model: nn.Module, methods: Sequence[Config], how: dict[str, Any], encoder: TextEncoder | None
+) -> nn.Module:
     """Methods of which one at least acts outside of a tower."""
     tower: list[Method] = [method for method in methods if isinstance(method, Method)]
-    prefix = [method for method in methods if isinstance(method, PrefixMethod)]
-    if len(prefix) > 1:
-        raise TokensieveError(
-            f"{' and '.join(method.name for method in prefix)} both act in front of the decoder: give one of them"
-        )
+    entrance = _only_one([method for method in methods if isinstance(method, InputMethod)], "in front of the tower")
+    method = _only_one([method for method in methods if isinstance(method, PrefixMethod)], "in front of the decoder")
     decoder = tuple(method for method in methods if isinstance(method, DecoderMethod))
-    method = prefix[0] if prefix else None
-    host = host_of(model, (method or decoder[0]).name)
-    _refuse_compact(host, method)
+    host = host_of(model, next(method.name for method in (entrance, method, *decoder) if method is not None))
+    for placed in (entrance, method):
+        _refuse_compact(host, placed)
     places = Place.all_of(decoder, len(host.layers))
     _refuse_layers(host, decoder)
-    heard = _heard(model, method)
+    if encoder is not None:
+        encoder.refuse_host(host.core)
+    input_ = None if entrance is None else Entrance.of(entrance, host.core)
+    heard, pooling = _heard(model, method, host)
     if heard:
         tower = [*tower, Listening(heard=heard)]
     if tower:
         engine.apply(model, tower, **how)
-    plan = LanguagePlan(method, decoder, host)
+    plan = LanguagePlan(method, decoder, host, pooling, encoder, input_)
     try:
         for part, mixin in ((host.core, SievedCore), (host.decoder, SievedDecoder)):
             take_over(part, mixin)
             vars(part)[PLAN] = plan
+        for head in heads_of(model, host.core):
+            take_over(head, SievedHead)
         for layer, place in zip(host.layers if decoder else (), places, strict=False):
             take_over(layer, SievedLayer)
             vars(layer)[LAYER] = place
@@ -120,7 +158,19 @@ def _apply_placed(model: nn.Module, methods: Sequence[Config], how: dict[str, An
     return model
 
 
-def _refuse_compact(host: Host, method: PrefixMethod | None) -> None:
+def _only_one(methods: Sequence[Placed], where: str) -> Placed | None:
+    """The method that acts there, if any.
+
+    Raises:
+        TokensieveError: there are several.
+    """
+    if len(methods) > 1:
+        names = " and ".join(method.name for method in methods)
+        raise TokensieveError(f"{names} both act {where}: give one of them")
+    return methods[0] if methods else None
+
+
+def _refuse_compact(host: Host, method: PrefixMethod | InputMethod | None) -> None:
     """Refuse positions counted anew where a window counts the uncut sequence.
 
     Raises:
@@ -156,12 +206,14 @@ def _refuse_layers(host: Host, methods: Sequence[DecoderMethod]) -> None:
             )
 
 
-def _heard(model: nn.Module, method: PrefixMethod | None) -> tuple[int, ...]:
-    """The blocks of the tower whose attention the method reads."""
+def _heard(model: nn.Module, method: PrefixMethod | None, host: Host) -> tuple[tuple[int, ...], Pooling | None]:
+    """The blocks of the tower whose attention the method reads, and how features are made of its patches."""
     if method is None or not method.blocks(2):
-        return ()
+        return (), None
     located = family_of(model)
-    return method.blocks(located.family.layout(located.owner).depth)
+    layout = located.family.layout(located.owner)
+    blocks = {whole_block(block, layout) for block in method.blocks(layout.depth)}
+    return tuple(sorted(blocks)), Pooling.of(host.core, located)
 
 
 def remove(model: nn.Module) -> nn.Module:
@@ -171,6 +223,8 @@ def remove(model: nn.Module) -> nn.Module:
         for part in (plan.host.core, plan.host.decoder):
             vars(part).pop(PLAN, None)
             give_back(part)
+        for head in heads_of(model, plan.host.core):
+            give_back(head)
         for layer in plan.host.layers if plan.decoder else ():
             vars(layer).pop(LAYER, None)
             give_back(layer)
@@ -183,4 +237,11 @@ def applied(model: nn.Module) -> tuple[Config, ...]:
     tower = tuple(method for method in engine.applied(model) if not isinstance(method, Listening))
     if plan is None:
         return tower
-    return (*tower, *([plan.prefix] if plan.prefix else []), *plan.decoder)
+    first = () if plan.input is None else (plan.input.method,)
+    return (*first, *tower, *([plan.prefix] if plan.prefix else []), *plan.decoder)
+
+
+def encoder_of(model: nn.Module) -> TextEncoder | None:
+    """The text encoder that was given with the methods applied to ``model``, or None."""
+    plan = plan_of(model) if engine.is_applied(model) else None
+    return None if plan is None else plan.encoder

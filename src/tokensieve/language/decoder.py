@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from tokensieve.attention.tap import Tap
 from tokensieve.engine.takeover import TakenOver
-from tokensieve.errors import TokensieveError
+from tokensieve.errors import RefusedError, TokensieveError
 from tokensieve.language.masks import causal_mask, checked_mask, narrowed
 from tokensieve.language.record import Cut, Record, of_tokens
 from tokensieve.language.running import by_name
@@ -120,12 +121,27 @@ class DecoderRun:
                 at = torch.full_like(chosen.places, row), places[chosen.places]
                 hidden = hidden.index_put(at, chosen.values.to(hidden.dtype))
         further = Cut.of(keep)
+        self._note(layer + 1, stage, further)
+        return further.take(hidden)
+
+    def _note(self, first: int, stage: Stage, further: Cut) -> None:
+        """Let the layers from ``first`` on see what ``further`` leaves of a stage.
+
+        Raises:
+            RefusedError: the layer before runs once more, for gradients, and leaves other tokens.
+        """
         index, padding = further.take(stage.cut.index), further.take(stage.cut.padding) | further.padding
+        again = self.stage(first)
+        if again.first == first:
+            if not (torch.equal(again.cut.index, index) and torch.equal(again.cut.padding, padding)):
+                raise RefusedError(
+                    f"layer {first} ran again for its gradients and let other image tokens leave than before, as "
+                    "layers do that are not deterministic: call model.gradient_checkpointing_disable()"
+                )
+            return
         cut = Cut(index, padding, stage.cut.given)
-        first = layer + 1
         held = self.before.get(first, self._held_before())
         self.stages.append(Stage(first, cut, further.take(stage.here), held.grown(cut)))
-        return further.take(hidden)
 
     def _held_before(self) -> Record:
         """What the first layer held before the call."""
@@ -161,6 +177,12 @@ class Place:
                     f"{method.name} acts behind layers {list(layers)}: expected ascending numbers from 0 to "
                     f"{depth - 2}, of a decoder of {depth} layers"
                 )
+        for layer in range(depth):
+            acting = [method.name for method, at in sites.items() if layer in at]
+            if len(acting) > 1:
+                raise TokensieveError(
+                    f"{' and '.join(acting)} both act behind layer {layer + 1} of the decoder: give each its own layer"
+                )
         return [
             Place(layer, tuple((method, at.index(layer)) for method, at in sites.items() if layer in at))
             for layer in range(depth)
@@ -189,8 +211,23 @@ def decoding(run: DecoderRun) -> Iterator[None]:
         RUN.reset(token)
 
 
+CHECKPOINT = "_gradient_checkpointing_func"  # of layers of transformers: runs them, and again for their gradients
+
+
 class SievedLayer(TakenOver):
     """A layer of the decoder: sees what is left for it."""
+
+    @property
+    def _gradient_checkpointing_func(self) -> Callable[..., Any]:
+        """That of the layer, which goes on in the run of the decoder when it runs the layer again."""
+        if CHECKPOINT not in vars(self):
+            raise AttributeError(f"{type(self).__name__} has no attribute {CHECKPOINT}")
+        own, run = vars(self)[CHECKPOINT], RUN.get()
+        return own if run is None else partial(_checkpointed, own, run)
+
+    @_gradient_checkpointing_func.setter
+    def _gradient_checkpointing_func(self, function: Callable[..., Any]) -> None:
+        vars(self)[CHECKPOINT] = function
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The forward of the layer, and behind it what its methods drop."""
@@ -220,6 +257,16 @@ class SievedLayer(TakenOver):
         for method, site in place.acting:
             states = run.drop(method, site, place.number, attention, states)
         return (states, *output[1:]) if isinstance(output, tuple) else states
+
+
+def _checkpointed(own: Callable[..., Any], run: DecoderRun, function: Callable[..., Any], *args: Any) -> Any:
+    """What ``own`` makes of a ``function`` that belongs to ``run`` whenever it is called."""
+
+    def within(*inputs: Any) -> Any:
+        with decoding(run):
+            return function(*inputs)
+
+    return own(within, *args)
 
 
 def _of_stage(name: str, value: Any, whole: Stage, stage: Stage) -> Any:

@@ -9,9 +9,10 @@ from typing import Any
 from torch import nn
 
 from tokensieve.errors import RefusedError
-from tokensieve.language.masks import window_of
+from tokensieve.language.masks import LOCAL, window_of
 
 DECODERS = ("language_model", "text_model")
+KINDS = {"full_attention", "indexed_attention", "sliding_attention", "chunked_attention", *LOCAL}
 APART = ("deepstack_features", "image_embeds", "cross_attention_states", "encoder_hidden_states")
 
 
@@ -62,10 +63,25 @@ def find_host(model: nn.Module) -> Host | None:
     for core in model.modules():
         children = dict(core.named_children())
         decoder = next((children[name] for name in DECODERS if name in children), None)
-        has_features = callable(getattr(core, "get_image_features", None)) and hasattr(core, "config")
-        if decoder is not None and has_features and isinstance(getattr(decoder, "layers", None), nn.ModuleList):
+        if decoder is not None and _has_layers(decoder) and _gives_features(core):
             return Host(core, decoder)
     return None
+
+
+def _has_layers(decoder: nn.Module) -> bool:
+    return isinstance(getattr(decoder, "layers", None), nn.ModuleList)
+
+
+def _gives_features(part: nn.Module) -> bool:
+    return callable(getattr(part, "get_image_features", None)) and hasattr(part, "config")
+
+
+def _lacking(model: nn.Module) -> str:
+    """Why no host is in a model."""
+    core = next((part for part in model.modules() if _gives_features(part)), None)
+    if core is None:
+        return "no part of it has get_image_features, which gives the features of images in front of a decoder"
+    return f"{type(core).__name__} has no bare decoder called {' or '.join(DECODERS)} with a list of layers"
 
 
 def host_of(model: nn.Module, method: str) -> Host:
@@ -78,8 +94,7 @@ def host_of(model: nn.Module, method: str) -> Host:
     if host is None:
         raise RefusedError(
             f"{method} acts between the images and the language model of a vision-language model, and "
-            f"{type(model).__name__} is none of a known shape: expected one of transformers that has "
-            "get_image_features and a decoder called language_model or text_model"
+            f"{type(model).__name__} is none of a known shape: {_lacking(model)}"
         )
     reason = _refusal(model, host)
     if reason is not None:
@@ -94,6 +109,11 @@ def _refusal(model: nn.Module, host: Host) -> str | None:
     apart = set(inspect.signature(host.decoder.forward).parameters) & set(APART)
     if apart:
         return f"its decoder is given images apart from the embeddings ({', '.join(sorted(apart))})"
+    unknown = sorted(set(host.kinds) - KINDS)
+    if unknown:
+        return f"its decoder has layers of kind {', '.join(unknown)}, and what they see of a cut sequence is not known"
+    if hasattr(getattr(model, "config", None), "dit_config"):
+        return "a second decoder (dit_config) reads the keys and values of all its tokens in the cache"
     if not host.placeholders:
         return "its config names no image_token_id: where the features of an image stand is not known"
     return None

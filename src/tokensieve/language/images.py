@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,24 +22,56 @@ class Features:
         lengths: features of each image. An image in tiles counts once where its features come together (LLaVA-NeXT,
             with the newlines between its rows, which are features like others), and a tile is an image of its own where
             they do not (InternVL, Idefics3).
-        signals: of blocks of the tower, by number, with a row for each picture that went through it.
+        signals: of blocks of the tower, by number, each with one row: the features of all images one behind the other.
         grids: the axes along which the features of each image lie, None where they are not known; empty for none.
+        patches: (F, D) the last patches of the tower as a text encoder projects them, of all images one behind the
+            other; None without an encoder, and where a feature is not a patch of one picture.
+        places: of each image, (N,) int64, ascending: at which of its placeholders the features stand, where an input
+            method has left some out; empty for all.
+        placeholders: of each image, where that is so.
     """
 
     lengths: tuple[int, ...]
     signals: Mapping[int, TowerSignals] = field(default_factory=dict)
     grids: tuple[Grid | None, ...] = ()
+    patches: Tensor | None = None
+    places: tuple[Tensor, ...] = ()
+    placeholders: tuple[int, ...] = ()
 
     @staticmethod
-    def of(outputs: Any, signals: Mapping[int, TowerSignals], by_row: bool = False) -> Features:
-        """Of the output of ``get_image_features``; ``by_row`` where it gives all pictures of a sequence together, which
-        have as many features each."""
+    def of(outputs: Any, by_row: bool = False, project: Callable[[Tensor], Tensor] | None = None) -> Features:
+        """Of the output of ``get_image_features``.
+
+        Args:
+            outputs: the features of each image, and the last states of the tower.
+            by_row: whether it gives all pictures of a sequence together, which have as many features each.
+            project: a text encoder's: those states to (B, N, D) patches.
+        """
         pooled: Any = outputs.pooler_output if hasattr(outputs, "pooler_output") else outputs
+        pooled = outputs.last_hidden_state if pooled is None else pooled  # of cores that project them later, or never
+        if isinstance(pooled, Tensor) and (pooled.dim() == 2 or (len(pooled) > 1 and pooled.shape[1] == 1)):
+            raise RefusedError(
+                f"the features of all images come in one tensor of shape {tuple(pooled.shape)}, which does not say "
+                "where an image ends: fewer of them cannot be chosen in this model"
+            )
         lengths = tuple(len(image) for image in pooled)
         pictures = len(outputs.last_hidden_state) if by_row else 0
         if pictures and sum(lengths) % pictures == 0:
             lengths = (sum(lengths) // pictures,) * pictures
-        return Features(lengths, signals)
+        patches = None if project is None else project(outputs.last_hidden_state)
+        if patches is None or len(patches) != len(lengths) or set(lengths) != {patches.shape[1]}:
+            return Features(lengths)
+        return Features(lengths, patches=patches.flatten(0, 1))
+
+    def part(self, number: int) -> tuple[dict[int, TowerSignals], Tensor | None]:
+        """What the tower said of the features of one image, and its patches (N, D)."""
+        start = sum(self.lengths[:number])
+        own = slice(start, start + self.lengths[number])
+        signals = {
+            block: TowerSignals(seen.importance[:, own], seen.keys[:, own], seen.class_token)
+            for block, seen in self.signals.items()
+        }
+        return signals, None if self.patches is None else self.patches[own]
 
 
 @dataclass(frozen=True)
@@ -49,14 +81,16 @@ class Image:
     Attributes:
         row: of the batch.
         places: (N,) int64, ascending: where its features stand.
-        signals: of blocks of the tower, each with one row; empty where a feature is not a patch of one picture.
+        signals: of blocks of the tower, each with one row; empty where it says nothing of single features.
         grid: the axes along which its features lie, or None where they are not known.
+        patches: (N, D) its patches as a text encoder projects them, or None.
     """
 
     row: int
     places: Tensor
     signals: Mapping[int, TowerSignals]
     grid: Grid | None = None
+    patches: Tensor | None = None
 
 
 def images_in(visual: Tensor, features: Features) -> list[Image]:
@@ -70,7 +104,7 @@ def images_in(visual: Tensor, features: Features) -> list[Image]:
     Raises:
         RefusedError: the placeholders of a row are not those of whole images.
     """
-    lengths, found, number, used = features.lengths, [], 0, 0
+    lengths, found, number, used = features.placeholders or features.lengths, [], 0, 0
     per_row = visual.sum(dim=1).tolist()
     repeats = _repeats(per_row, lengths)
     for row, places in enumerate(visual):
@@ -85,25 +119,27 @@ def images_in(visual: Tensor, features: Features) -> list[Image]:
                     f"the placeholders of a sequence, {len(where)}, do not belong to whole images of {list(lengths)} "
                     "features: give every image its placeholders in one sequence"
                 )
-            own = {block: _of_picture(seen, number, length, len(lengths)) for block, seen in features.signals.items()}
-            known = {block: seen for block, seen in own.items() if seen is not None}
+            signals, patches = features.part(number)
             grid = features.grids[number] if features.grids else None
-            found.append(Image(row, where[start : start + length], known, grid))
+            own = where[start : start + length]
+            if features.places:
+                own = own[features.places[number].to(own.device)]
+            found.append(Image(row, own, signals, grid, patches))
             start, number, used = start + length, number + 1, used + 1
+    return found
+
+
+def standing(visual: Tensor, images: Sequence[Image]) -> Tensor:
+    """(B, L) bool: where in a batch features of these images stand; the others of ``visual`` have none."""
+    found = torch.zeros_like(visual)
+    for image in images:
+        found[image.row, image.places] = True
     return found
 
 
 def _repeats(per_row: Sequence[int], lengths: Sequence[int]) -> int:
     total = sum(lengths)
     return sum(per_row) // total if total and sum(per_row) % total == 0 else 1
-
-
-def _of_picture(seen: TowerSignals, number: int, length: int, images: int) -> TowerSignals | None:
-    pictures, patches = seen.importance.shape
-    if pictures != images or patches != length:
-        return None
-    one = slice(number, number + 1)
-    return TowerSignals(seen.importance[one], seen.keys[one], seen.class_token)
 
 
 def text_of(embeddings: Tensor, others: Tensor) -> list[Tensor]:

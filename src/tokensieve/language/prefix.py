@@ -7,13 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tokensieve.errors import TokensieveError
+from tokensieve.errors import RefusedError, TokensieveError
+from tokensieve.language.encoder import Prompt
 from tokensieve.language.images import Image, stacked
-from tokensieve.methods.language._prefix import Kept, PrefixMethod, PrefixView
+from tokensieve.methods.language._prefix import Encoded, Kept, PrefixMethod, PrefixView
 
 
 def choose(
-    method: PrefixMethod, embeddings: Tensor, images: Sequence[Image], text: Sequence[Tensor]
+    method: PrefixMethod,
+    embeddings: Tensor,
+    images: Sequence[Image],
+    text: Sequence[Tensor],
+    prompts: Sequence[Prompt] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Which tokens stay, and the embeddings that stand at their places.
 
@@ -22,6 +27,7 @@ def choose(
         embeddings: (B, L, C) with the features of images at their places; never written into.
         images: where.
         text: (B) the embeddings (T, C) of the text of each row.
+        prompts: (B) the text of each row by a text encoder, where one is given.
 
     Returns:
         (B, L) bool, the tokens that stay, and (B, L, C).
@@ -40,6 +46,7 @@ def choose(
             text=tuple(text[image.row] for image in group),
             grid=group[0].grid,
             signals=stacked([image.signals for image in group]),
+            encoded=None if prompts is None else _encoded(method, group, prompts, embeddings.device),
         )
         kept = method.choose(view)
         _check(method, kept, view)
@@ -53,6 +60,24 @@ def choose(
     if values:
         embeddings = embeddings.index_put((torch.cat(rows), torch.cat(places)), torch.cat(values))
     return keep, embeddings
+
+
+def _encoded(method: PrefixMethod, images: Sequence[Image], prompts: Sequence[Prompt], device: torch.device) -> Encoded:
+    """Images and their text by a text encoder.
+
+    Raises:
+        RefusedError: a feature is not a patch.
+    """
+    patches = [image.patches for image in images if image.patches is not None]
+    if len(patches) < len(images):
+        raise RefusedError(
+            f"{method.name} compares every patch with the text by the text encoder, and here a feature is not a patch "
+            "of one picture (tiles, pooling or packed images): leave text_encoder out, or use a model whose features "
+            "are the patches of its tower"
+        )
+    own = [prompts[image.row] for image in images]
+    texts = tuple(prompt.texts.to(device) for prompt in own)
+    return Encoded(torch.stack(patches).to(device), texts, tuple(prompt.words.to(device) for prompt in own))
 
 
 def _alike(method: PrefixMethod, images: Sequence[Image]) -> list[list[Image]]:

@@ -73,8 +73,8 @@ def listening() -> Iterator[dict[int, TowerSignals]]:
         SIGNALS.reset(token)
 
 
-def features_seen(outputs: Any, by_row: bool) -> Features:
-    """What was noted of an output of ``get_image_features``; of one that is a copy of it its lengths alone.
+def features_seen(outputs: Any) -> Features | None:
+    """What was noted of an output of ``get_image_features``; None of one that is a copy of it.
 
     Raises:
         RefusedError: nothing but features is left of it.
@@ -88,4 +88,4 @@ def features_seen(outputs: Any, by_row: bool) -> Features:
             "makes them where it divides images: leave prefill_chunk_size out, or give what get_image_features of "
             "this model returns"
         )
-    return Features.of(outputs, {}, by_row)
+    return None

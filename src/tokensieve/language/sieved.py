@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any
@@ -12,11 +13,16 @@ from torch import Tensor, nn
 from tokensieve.engine.takeover import TakenOver
 from tokensieve.errors import RefusedError
 from tokensieve.language.cache import inside, keep_record, later_of, record_of
-from tokensieve.language.decoder import DecoderRun, decoding
+from tokensieve.language.decoder import DecoderRun, Stage, decoding
+from tokensieve.language.encoder import TextEncoder
+from tokensieve.language.entering import Entrance
 from tokensieve.language.grids import grids_of
 from tokensieve.language.host import Host
-from tokensieve.language.images import Features, images_in, text_of
+from tokensieve.language.images import Features, images_in, standing, text_of
+from tokensieve.language.kept import WATCHED, KeptTokens
+from tokensieve.language.loss import STAYED
 from tokensieve.language.masks import cut_masks, flash, uncut_masks
+from tokensieve.language.pooling import Pooling
 from tokensieve.language.prefix import choose
 from tokensieve.language.record import Cut, Record, of_tokens
 from tokensieve.language.running import CALL, SEEN, SIGNALS, Call, by_name, calling, features_seen, listening
@@ -30,16 +36,29 @@ BY_ROW = "image_seq_len"  # cores that have it (Idefics3, SmolVLM) give the feat
 
 @dataclass(frozen=True)
 class LanguagePlan:
-    """What was applied: the prefix method, if any, those of the decoder, and the host that they act in."""
+    """What was applied.
+
+    Attributes:
+        prefix: the prefix method, if any.
+        decoder: the methods of the decoder.
+        host: that they act in.
+        pooling: how features are made of the patches of the tower, where a method reads its attention.
+        encoder: with which the prefix method compares patches and text, if any.
+        input: the input method, if any, and how pictures come in.
+    """
 
     prefix: PrefixMethod | None
     decoder: tuple[DecoderMethod, ...]
     host: Host
+    pooling: Pooling | None = None
+    encoder: TextEncoder | None = None
+    input: Entrance | None = None
 
     @property
     def compact(self) -> bool:
         """Whether positions are counted anew over what is left."""
-        return self.prefix is not None and self.prefix.positions == "compact"
+        methods = (self.prefix, None if self.input is None else self.input.method)
+        return any(method is not None and method.positions == "compact" for method in methods)
 
 
 class _NotedFeatures:
@@ -56,11 +75,19 @@ class _NotedFeatures:
         def features(*args: Any, **kwargs: Any) -> Any:
             if SIGNALS.get() is not None:  # called by the one of another modality, which notes it
                 return inner(*args, **kwargs)
+            plan: LanguagePlan = vars(core)[PLAN]
+            given = by_name(inner, args, kwargs)
+            entered = None if plan.input is None else plan.input.enter(self.modality, given)
+            if entered is not None:
+                args, given = (), entered.given
+                kwargs = given
             with listening() as heard:
                 outputs = inner(*args, **kwargs)
-            noted = Features.of(outputs, heard, by_row=hasattr(core, BY_ROW))
-            grids = grids_of(by_name(inner, args, kwargs), core.config, noted.lengths)
-            noted = replace(noted, grids=grids)
+            noted = _features(core, outputs)
+            signals = {} if plan.pooling is None else plan.pooling.of_features(heard, noted.lengths, given)
+            noted = replace(noted, signals=signals, grids=grids_of(given, core.config, noted.lengths))
+            if plan.input is not None and entered is not None:
+                noted = entered.noted(outputs, noted, plan.input.method.name)
             if hasattr(outputs, "pooler_output"):
                 setattr(outputs, SEEN, noted)
             call = CALL.get()
@@ -77,6 +104,7 @@ class SievedCore(TakenOver):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The forward of the model, with a ``Call`` running."""
         given = by_name(super().forward, args, kwargs)
+        STAYED.set(None)
         call = Call(given.get("input_ids"), given.get("attention_mask"))
         encoded = given.get("mm_encoder_outputs")
         if isinstance(encoded, Tensor):
@@ -86,12 +114,33 @@ class SievedCore(TakenOver):
             )
         for modality, outputs in (encoded or {}).items():
             if outputs is not None:
-                call.features[modality] = features_seen(outputs, by_row=hasattr(self, BY_ROW))
+                call.features[modality] = features_seen(outputs) or _unseen(self, outputs)
         with calling(call):
             return super().forward(*args, **kwargs)
 
     get_image_features = _NotedFeatures("image")
     get_video_features = _NotedFeatures("video")
+
+
+def _unseen(core: Any, outputs: Any) -> Features:
+    """What is known of features that are a copy of what ``get_image_features`` gave.
+
+    Raises:
+        RefusedError: an input method has left some of them out, and the copy does not say which.
+    """
+    plan: LanguagePlan = vars(core)[PLAN]
+    if plan.input is not None:
+        raise RefusedError(
+            f"mm_encoder_outputs does not say which features {plan.input.method.name} has left out: give what "
+            "get_image_features of this model returns, or the pixels"
+        )
+    return _features(core, outputs)
+
+
+def _features(core: Any, outputs: Any) -> Features:
+    """What is known of the features that a core gave from them alone."""
+    encoder = vars(core)[PLAN].encoder
+    return Features.of(outputs, hasattr(core, BY_ROW), None if encoder is None else encoder.patches)
 
 
 class SievedDecoder(TakenOver):
@@ -107,9 +156,16 @@ class SievedDecoder(TakenOver):
             embeddings = self.get_input_embeddings()(inputs["input_ids"])  # type: ignore[operator]
         if embeddings is None or (record is None and (call is None or not call.features)):
             return super().forward(*args, **kwargs)
+        if torch.compiler.is_exporting():
+            raise RefusedError(
+                "which tokens a decoder sees follows from the prompt, and torch.export writes down one case: export "
+                "the tower with its prefix method (ts.export_model), or call ts.remove(model) first"
+            )
         plan: LanguagePlan = vars(self)[PLAN]
-        keep, visual, embeddings = _chosen(plan, call, embeddings)
+        whole = embeddings
+        keep, visual, embeddings = _chosen(plan, call, whole)
         if record is None and not plan.decoder and bool(keep.all()):
+            _note_kept(visual, (), whole, embeddings)
             return super().forward(*args, **kwargs)
         inputs |= {"inputs_embeds": embeddings, "input_ids": None}
         cut, later = Cut.of(keep), later_of(inputs.get("cache"))
@@ -121,7 +177,18 @@ class SievedDecoder(TakenOver):
         cache = getattr(outputs, "cache", None)
         if cache is not None:
             keep_record(cache, record, {stage.first: stage.record for stage in run.stages[1:]})
+        _note_kept(visual, run.stages, whole, embeddings)
+        STAYED.set(run.stages[-1].cut.stays if run.enters else None)
         return _restored(outputs, run)
+
+
+def _note_kept(visual: Tensor, stages: Sequence[Stage], whole: Tensor, embeddings: Tensor) -> None:
+    """Tell who watches what stayed of the images of a call, and where other features stand than in ``whole``; where
+    there is no stage, everything stayed."""
+    watched = WATCHED.get()
+    if watched is not None and bool(visual.any()):
+        stays = tuple((stage.first, stage.cut.stays) for stage in stages) or ((0, torch.ones_like(visual)),)
+        watched.append(KeptTokens(visual, stays, (whole != embeddings).any(dim=2)))
 
 
 def _chosen(plan: LanguagePlan, call: Call | None, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,12 +202,18 @@ def _chosen(plan: LanguagePlan, call: Call | None, embeddings: Tensor) -> tuple[
         if modality in call.features
     }
     of_images = torch.stack(list(visual.values())).any(dim=0)
+    if plan.prefix is None and plan.input is None:
+        return keep, of_images, embeddings
+    images = {modality: images_in(where, call.features[modality]) for modality, where in visual.items()}
+    for modality, where in visual.items():
+        keep &= ~where | standing(where, images[modality])
     if plan.prefix is None:
         return keep, of_images, embeddings
-    text = text_of(embeddings, _real(call, keep) & ~of_images)
-    for modality, where in visual.items():
-        images = images_in(where, call.features[modality])
-        stays, embeddings = choose(plan.prefix, embeddings, images, text)
+    words = _real(call, keep) & ~of_images
+    text = text_of(embeddings, words)
+    prompts = None if plan.encoder is None else plan.encoder.prompts(call.input_ids, words)
+    for found in images.values():
+        stays, embeddings = choose(plan.prefix, embeddings, found, text, prompts)
         keep &= stays
     return keep, of_images, embeddings
 

@@ -9,6 +9,7 @@ from typing import Any
 from tokensieve.methods._config import Config
 from tokensieve.methods._method import Point
 from tokensieve.methods._options import describe
+from tokensieve.methods.language._input import InputMethod
 from tokensieve.methods.language._prefix import PrefixMethod
 
 ACTS: dict[Point, str] = {
@@ -30,6 +31,8 @@ class Option:
 
 def place(method: type[Config]) -> str:
     """Where a method of a vision-language model acts, in words."""
+    if issubclass(method, InputMethod):
+        return "in front of the tower"
     return "in front of the decoder" if issubclass(method, PrefixMethod) else "in the decoder"
 
 

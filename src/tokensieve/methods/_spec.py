@@ -46,6 +46,11 @@ def sweep(spec: str) -> list[tuple[Method, ...]]:
     return _swept(spec, method_class)
 
 
+def sweep_placed(spec: str) -> list[tuple[Config, ...]]:
+    """As ``sweep``, of methods wherever they act."""
+    return _swept(spec, placed_class)
+
+
 def _swept(spec: str, class_of: Callable[[str], type[Any]]) -> list[tuple[Any, ...]]:
     if not isinstance(spec, str):
         raise TokensieveError(f"a spec is a text such as 'bat:keep=0.7', got {spec!r}")

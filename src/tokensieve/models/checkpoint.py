@@ -126,6 +126,12 @@ def save(model: nn.Module, folder: str | os.PathLike[str], *, force: bool = Fals
         raise TokensieveError(f"cannot save to {target}: it is a file, expected a folder")
     if target.exists() and any(target.iterdir()) and not (target / CONFIG_NAME).exists():
         raise TokensieveError(f"{target} holds other files and no saved model: refused to replace it")
+    if above("placed methods").encoder_of(model) is not None:
+        raise TokensieveError(
+            f"cannot save to {target}: a text encoder belongs to the methods, and is not saved with the model: save "
+            "the model behind ts.remove(model), the encoder by save_pretrained of its parts, and apply both again "
+            "after loading"
+        )
     known = list_placed_methods()
     for method in above("placed methods").applied(model):
         if known.get(method.name) is not type(method):

@@ -16,7 +16,7 @@ ABOVE: dict[str, tuple[str, ...]] = {
     "data set digits": ("tokensieve.demo.digits",),
     # has from_config(backbone, config), for the key "dense" of a saved model
     "saved dense": ("tokensieve.pixels.model",),
-    # has apply(model, methods, …) and applied(model), of methods wherever they act
+    # has apply(model, methods, …), applied(model) and encoder_of(model), of methods wherever they act
     "placed methods": ("tokensieve.language.apply",),
     # has check_model(model) and DenseDINO(model, recipe)
     "stage pretrain": ("tokensieve.prototype.densedino",),

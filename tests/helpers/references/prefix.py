@@ -116,9 +116,12 @@ def prumerge(
     return sorted(kept), values
 
 
-def cdpruner(features: Tensor, text: Tensor, count: int, theta: float | None) -> list[int]:
+def cdpruner(
+    features: Tensor, text: Tensor, count: int, theta: float | None, patches: Tensor | None = None
+) -> list[int]:
     size = len(features)
-    against = [-sum(cosine(features[i], word) for word in text) / len(text) if len(text) else 0.0 for i in range(size)]
+    seen = features if patches is None else patches
+    against = [-sum(cosine(seen[i], word) for word in text) / len(text) if len(text) else 0.0 for i in range(size)]
     relevance = [value + 1e-6 for value in to_unit_interval(against)]
     if theta is not None:
         relevance = [math.exp(theta / (2 * (1 - theta)) * value) for value in relevance]
@@ -143,17 +146,27 @@ def mmtok(features: Tensor, text: Tensor, count: int, temperatures: tuple[float,
     return greedy(worth, len(features), count)
 
 
-def eadp(features: Tensor, text: Tensor, count: int, power: float, sigma: float, grid: tuple[int, ...]) -> list[int]:
+def eadp(
+    features: Tensor,
+    text: Tensor,
+    count: int,
+    power: float,
+    sigma: float,
+    grid: tuple[int, ...],
+    encoded: tuple[Tensor, Tensor] | None = None,
+) -> list[int]:
+    """``encoded``: the patches and the whole texts that are compared by a text encoder; ``text`` are its words then."""
     size = len(features)
     relevance = [1.0] * size
+    patches, texts = (features, text) if encoded is None else encoded
     if len(text):
-        seen = [[cosine(word, feature) for feature in features] for word in text]
+        seen = [[cosine(word, patch) for patch in patches] for word in text]
         shares = [softmax(row) for row in seen]
         entropy = [-sum(share * math.log(share) for share in row) for row in shares]
         half = sorted(range(len(text)), key=lambda word: entropy[word])[: math.ceil(len(text) / 2)]
         weight = {word: math.log(size) - entropy[word] for word in half}
         total = sum(weight.values())
-        whole = [sum(row[i] for row in seen) / len(text) for i in range(size)]
+        whole = [sum(cosine(one, patch) for one in texts) / len(texts) for patch in patches]
         single = [sum(weight[word] / total * seen[word][i] for word in half) for i in range(size)]
         relevance = to_unit_interval([(a + b) / 2 for a, b in zip(whole, single, strict=True)])
     if sigma:
@@ -188,15 +201,24 @@ def outlying(scores: Sequence[float], neighbours: int) -> int:
 
 
 def recoverable(
-    features: Tensor, attention: Tensor, keys: Tensor, text: Tensor, cap: int, merged: int, weight: float
+    features: Tensor,
+    attention: Tensor,
+    keys: Tensor,
+    text: Tensor,
+    cap: int,
+    merged: int,
+    weight: float,
+    patches: Tensor | None = None,
 ) -> tuple[list[int], list[Tensor], dict[str, list[int]]]:
-    """Step by step; the last part says what became of which token."""
-    size, channels = features.shape
+    """Step by step; the last part says what became of which token. ``patches``: what is compared with the text, where
+    that is not the features."""
+    size = len(features)
+    compared = features if patches is None else patches
     v = attention.tolist()
     words = len(text)
     t = [
-        sum(cosine(feature, word) for word in text) / words / math.sqrt(channels) if words else 0.0
-        for feature in features
+        sum(cosine(patch, word) for word in text) / words / math.sqrt(compared.shape[1]) if words else 0.0
+        for patch in compared
     ]
     seen = highest(v, range(size), min(cap, outlying(v, 20)))
     rest = [i for i in range(size) if i not in seen]

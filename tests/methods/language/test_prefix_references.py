@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers.prefix import Images, choose, random_images
+from tests.helpers.prefix import Images, by_encoder, choose, random_images
 from tests.helpers.references import prefix as plain
 from tokensieve.methods.language._prefix import PrefixMethod
 from tokensieve.methods.language.cdpruner import CDPruner
@@ -23,17 +23,22 @@ from tokensieve.methods.language.vispruner import VisPruner
 def by_formula(method: Any, image: Images) -> list[int]:
     """What the plain reference of ``method`` keeps of one image."""
     features, attention, text = image.features[0], image.attention[0], image.text[0]
+    encoded = image.encoded
     assert image.grid is not None
     match method:
         case VisPruner():
             return plain.vispruner(features, attention, method.tokens, method.important, method.removed)
+        case CDPruner() if encoded is not None:
+            return plain.cdpruner(features, encoded.texts[0], method.tokens, method.theta, encoded.patches[0])
         case CDPruner():
             return plain.cdpruner(features, text, method.tokens, method.theta)
         case MMTok():
             temperatures = (method.text_temperature, method.image_temperature)
             return plain.mmtok(features, text, method.tokens, temperatures, method.image_weight)
         case EADP():
-            return plain.eadp(features, text, method.tokens, method.power, method.sigma, image.grid)
+            pair = None if encoded is None else (encoded.patches[0], encoded.texts[0])
+            words = text if encoded is None else encoded.words[0]
+            return plain.eadp(features, words, method.tokens, method.power, method.sigma, image.grid, pair)
         case SparsityMeetsSimilarity():
             return plain.sparsity_meets_similarity(attention, method.tokens)
         case EVS():
@@ -75,6 +80,14 @@ def by_formula(method: Any, image: Images) -> list[int]:
 )
 def test_an_image_is_reduced_by_the_formula(method: PrefixMethod, seed: int) -> None:
     images = random_images((4, 6), (5, 0, 1, 8), seed=seed)
+    for number in range(4):
+        one = images.one(number)
+        assert choose(method, one).places[0].tolist() == by_formula(method, one)
+
+
+@pytest.mark.parametrize("method", [CDPruner(tokens=9), EADP(tokens=9, power=2.0)], ids=str)
+def test_an_image_beside_a_text_encoder_is_reduced_by_the_formula(method: PrefixMethod) -> None:
+    images = by_encoder(random_images((4, 6), (5, 0, 1, 8)))
     for number in range(4):
         one = images.one(number)
         assert choose(method, one).places[0].tolist() == by_formula(method, one)

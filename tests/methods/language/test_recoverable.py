@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.helpers.prefix import Images, choose, random_images
+from tests.helpers.prefix import Images, by_encoder, choose, random_images
 from tests.helpers.references import prefix as plain
+from tokensieve.methods.language._prefix import Encoded
 from tokensieve.methods.language.recoverable import RecoverableCompression
 
 GRID = (10, 12)
@@ -18,14 +19,16 @@ SIZE = 120
 def by_formula(
     method: RecoverableCompression, image: Images
 ) -> tuple[list[int], list[torch.Tensor], dict[str, list[int]]]:
+    encoded = image.encoded
     return plain.recoverable(
         image.features[0],
         image.attention[0],
         image.keys[0],
-        image.text[0],
+        image.text[0] if encoded is None else encoded.texts[0],
         method.count(image.features.shape[1]),
         method.merged,
         method.text_weight,
+        None if encoded is None else encoded.patches[0],
     )
 
 
@@ -39,8 +42,11 @@ def patchy_image(words: int, seed: int) -> Images:
 
 
 def with_prompt(image: Images, *about: int) -> Images:
-    """The image, with a text about these features."""
-    return replace(image, text=(image.features[0, list(about)],))
+    """The image, with a text about these features, or about these patches where there is a text encoder."""
+    if image.encoded is None:
+        return replace(image, text=(image.features[0, list(about)],))
+    patches = image.encoded.patches
+    return replace(image, encoded=Encoded(patches, (patches[0, list(about)],), image.encoded.words))
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -57,7 +63,8 @@ def with_prompt(image: Images, *about: int) -> Images:
     ids=str,
 )
 def test_it_is_its_formula(method: RecoverableCompression, seed: int) -> None:
-    for image in (random_images(GRID, (seed,), seed=seed), patchy_image(seed, seed)):
+    patchy = patchy_image(seed, seed)
+    for image in (random_images(GRID, (seed,), seed=seed), patchy, by_encoder(patchy, seed=seed)):
         kept = choose(method, image)
         places, values, _ = by_formula(method, image)
         assert kept.places[0].tolist() == places
@@ -76,7 +83,8 @@ def test_every_step_has_something_to_do() -> None:
     assert max(parts["centres"] for parts in found) > 2
 
 
-def test_the_count_follows_the_image() -> None:
+@pytest.mark.parametrize("encoder", [False, True])
+def test_the_count_follows_the_image(encoder: bool) -> None:
     method = RecoverableCompression(keep=1.0)
     calm = random_images(GRID, (0,), seed=0)
     even = replace(calm, attention=torch.linspace(1, 2, SIZE, dtype=torch.float64)[None] / 180)
@@ -84,12 +92,15 @@ def test_the_count_follows_the_image() -> None:
     assert counts == [len(by_formula(method, image)[0]) for image in (calm, even)]
     assert counts[0] > counts[1] == 1
     one = random_images(GRID, (2,) * 8, seed=1)
+    one = by_encoder(one) if encoder else one
     assert len({choose(method, one.one(number)).places.shape[1] for number in range(8)}) > 3
 
 
-def test_what_is_recovered_moves_with_the_prompt() -> None:
+@pytest.mark.parametrize("encoder", [False, True])
+def test_what_is_recovered_moves_with_the_prompt(encoder: bool) -> None:
     method = RecoverableCompression(keep=1.0, merged=0)
     image = random_images(GRID, (0,), channels=32, seed=2)
+    image = by_encoder(image, channels=32) if encoder else image
     quiet = image.attention[0].argsort()[:40].tolist()  # nothing that the tower attends to
     one, other = with_prompt(image, quiet[3]), with_prompt(image, quiet[30])
     first, second = (set(choose(method, asked).places[0].tolist()) for asked in (one, other))

@@ -6,17 +6,46 @@ other often gains exactly as much by one as by the other, and neither the batch 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from tokensieve.ops import cpu
+from tokensieve.ops._operator import operator
+
 ROUNDING = 64  # in units of the precision of the dtype: what differs by less is equal
+BLOCKS = 8  # of rows, in which cosines are computed
 
 
+def cosines_between(unit: Tensor) -> Tensor:
+    """(B, N, N) the cosines of rows (B, N, C) of length one, without a gradient; symmetric to the last bit.
+
+    Blocks below the diagonal are those above it, mirrored: little more than half of the products.
+    """
+    unit = unit.detach()
+    if torch.compiler.is_exporting():  # other runtimes write into parts of a tensor slowly
+        return unit @ unit.transpose(1, 2)
+    length = unit.shape[1]
+    found = unit.new_empty(len(unit), length, length)
+    size = max(1, -(-length // BLOCKS))
+    for start in range(0, length, size):
+        end = min(start + size, length)
+        block = unit[:, start:end] @ unit[:, start:].transpose(1, 2)
+        own = block[:, :, : end - start]
+        found[:, start:end, start:end] = own.triu() + own.triu(diagonal=1).transpose(1, 2)
+        found[:, start:end, end:] = block[:, :, end - start :]
+        found[:, end:, start:end] = block[:, :, end - start :].transpose(1, 2)
+    return found
+
+
+@operator
 def determinantal(unit: Tensor, weight: Tensor, count: int) -> Tensor:
     """Greedy maximum a posteriori of the determinantal process L = diag(w) · S · diag(w), S the cosines.
 
     Each step takes the token that adds most to log det(L_chosen), by incremental Cholesky: log of w² times the square
-    of the part of it that the chosen ones do not span. A step reads one row of S: N × N is never held.
+    of the part of it that the chosen ones do not span. A step reads one row of S: N × N is never held. The kernel looks
+    only at tokens that may be best.
 
     Args:
         unit: (B, N, C) features of length one.
@@ -46,6 +75,7 @@ def determinantal(unit: Tensor, weight: Tensor, count: int) -> Tensor:
     return torch.stack(chosen, dim=1)
 
 
+@operator
 def covering(value: Tensor, count: int) -> Tensor:
     """Greedy maximum of the facility location f(S) = Σ_r max_{i ∈ S} value_ri.
 
@@ -73,3 +103,29 @@ def _best(gain: Tensor, taken: Tensor) -> Tensor:
     gain = gain.masked_fill(taken, -torch.inf)
     enough = gain.amax(dim=1, keepdim=True) * (1 - ROUNDING * torch.finfo(gain.dtype).eps)
     return (gain >= enough).int().argmax(dim=1)
+
+
+@cpu.compiled("greedy_determinant(Tensor unit, Tensor weight, int count) -> Tensor")
+def _greedy_determinant(unit: Tensor, weight: Tensor, count: int) -> Tensor:
+    return cpu.places(unit, len(unit), count)
+
+
+@cpu.compiled("greedy_cover(Tensor value, int count) -> Tensor")
+def _greedy_cover(value: Tensor, count: int) -> Tensor:
+    return cpu.places(value, len(value), count)
+
+
+@determinantal.on_cpu
+def _(unit: Tensor, weight: Tensor, count: int) -> Tensor | Any:
+    both = unit.detach(), weight.detach()
+    if any(part.dtype != torch.float32 for part in both) or count > unit.shape[1] or not cpu.serves(*both):
+        return NotImplemented
+    return _greedy_determinant(both[0].contiguous(), both[1].contiguous(), count)
+
+
+@covering.on_cpu
+def _(value: Tensor, count: int) -> Tensor | Any:
+    value = value.detach()
+    if value.dtype != torch.float32 or count > value.shape[2] or not cpu.serves(value):
+        return NotImplemented
+    return _greedy_cover(value.contiguous(), count)

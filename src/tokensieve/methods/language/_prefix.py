@@ -5,16 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
-from tokensieve.errors import RefusedError, TokensieveError
+from tokensieve.errors import RefusedError
 from tokensieve.families._layout import Grid
-from tokensieve.methods._config import Config, require
-from tokensieve.methods._counts import kept
-
-Positions = Literal["kept", "compact"]
+from tokensieve.methods.language._budget import Budget
 
 
 @dataclass(frozen=True)
@@ -33,6 +30,22 @@ class TowerSignals:
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """Images and the text around them in the space where a model with two towers compares the two.
+
+    Attributes:
+        patches: (B, N, D) the last patches of the tower, projected.
+        texts: (B) of (P, D): the embedding of each piece of the text that the text tower takes at once; P is 0 where
+            there is no text.
+        words: (B) of (T, D): the states of its single tokens, projected.
+    """
+
+    patches: Tensor
+    texts: tuple[Tensor, ...]
+    words: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
 class PrefixView:
     """The features of B images with N each, as the projector gives them.
 
@@ -42,7 +55,9 @@ class PrefixView:
         count: how many tokens to keep of each image; of a method whose counts follow the image the most it may keep.
         text: (B) the embeddings (T, C) of the text around each image.
         grid: the axes along which the features lie, or None where the host does not say.
-        signals: of the blocks of the tower that ``blocks`` of the method names, by number.
+        signals: of the blocks of the tower that ``blocks`` of the method names, by number. Where features are made of
+            several patches each, the mean over these.
+        encoded: the same images and text by the text encoder, or None where none was given.
     """
 
     method: PrefixMethod
@@ -51,19 +66,20 @@ class PrefixView:
     text: tuple[Tensor, ...]
     grid: Grid | None = None
     signals: Mapping[int, TowerSignals] = field(default_factory=dict)
+    encoded: Encoded | None = None
 
     @property
     def tower(self) -> TowerSignals:
         """The signals of the block of the tower that the method names, for one that reads a single block.
 
         Raises:
-            RefusedError: the features of an image are not the patches of one picture in the tower.
+            RefusedError: the features of an image are neither the patches of one picture nor made of groups of them.
         """
         if not self.signals:
             raise RefusedError(
                 f"{self.method.name} reads the attention of the tower for every feature, and here a feature is not a "
-                "patch of one picture (tiles, pooling or packed images): choose a method that reads features alone, "
-                "divprune for one"
+                "patch of one picture nor a known group of such (tiles joined with newlines, pooling by positions, "
+                "resampling): choose a method that reads features alone, divprune for one"
             )
         (seen,) = self.signals.values()
         return seen
@@ -84,47 +100,22 @@ class Kept:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrefixMethod(Config, ABC):
+class PrefixMethod(Budget, ABC):
     """Base of every method that acts between the projector and the decoder. One frozen dataclass in one file.
-
-    Options of all of them:
-        keep: share of an image's tokens to keep, in (0, 1]; or
-        tokens: their number. One of the two is given.
-        positions: "kept": tokens have the positions of the uncut sequence, and decoding goes on behind it; "compact":
-            positions are counted anew over what is left.
 
     Class attributes, besides those of ``Config``:
         ragged: True when images may keep different numbers; then it is asked for one image at a time.
         reads_text: True when the text around the image matters.
+        encodes_text: True when it compares patches and text by a text encoder where one is given.
     """
 
-    keep: float | None = None
-    tokens: int | None = None
-    positions: Positions = "kept"
-
-    knob: ClassVar[str | None] = "keep"
     ragged: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if (self.keep is None) == (self.tokens is None):
-            raise TokensieveError(
-                f"{self.name}: give one of keep, a share of the tokens of each image (keep=0.25), and tokens, their "
-                f"number (tokens=128); got keep={self.keep} and tokens={self.tokens}"
-            )
-        require(self.keep is None or 0 < self.keep <= 1, self, "keep", "a share in (0, 1]")
-        require(self.tokens is None or self.tokens >= 1, self, "tokens", "1 or more")
-
-    def count(self, features: int) -> int:
-        """How many of so many ``features`` of an image stay; all where ``tokens`` is no smaller."""
-        if self.tokens is not None:
-            return min(self.tokens, features)
-        assert self.keep is not None
-        return kept(features, self.keep)
+    encodes_text: ClassVar[bool] = False
 
     def blocks(self, depth: int) -> tuple[int, ...]:
-        """The blocks of a tower of ``depth`` blocks whose attention ``choose`` reads. Default: none."""
+        """The blocks of a tower of ``depth`` blocks whose attention ``choose`` reads. Default: none. In place of one
+        that attends in windows the nearest that attends to the whole image is read."""
         return ()
 
     @abstractmethod

@@ -3,12 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokensieve.ops.rows import at_least_float32
+from tokensieve.methods.language._prefix import PrefixView
+from tokensieve.ops.rows import at_least_float32, unit_rows
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Images and the text around them in one space: that of the text encoder, or where none was given that of the
+    language model, whose input embeddings are words and texts in one.
+
+    Attributes:
+        unit: (B, N, C) features or patches, of length one.
+        texts: (B) of (P, C): the whole text, in one piece or several.
+        words: (B) of (T, C): its single tokens.
+    """
+
+    unit: Tensor
+    texts: Sequence[Tensor]
+    words: Sequence[Tensor]
+
+
+def compared(view: PrefixView) -> Compared:
+    """What a method compares that reads the text."""
+    if view.encoded is None:
+        return Compared(unit_rows(view.features), view.text, view.text)
+    return Compared(unit_rows(view.encoded.patches), view.encoded.texts, view.encoded.words)
 
 
 def cosines(unit: Tensor, text: Sequence[Tensor]) -> list[Tensor]:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokensieve.methods.language._greedy import cosines_between
+from tokensieve.methods.language._loops import farthest_in_graph
 from tokensieve.methods.language._prefix import Kept, PrefixMethod, PrefixView, in_order
 
 
@@ -32,16 +34,13 @@ class DivPrune(PrefixMethod):
     )
 
     def choose(self, view: PrefixView) -> Kept:
-        return Kept(in_order(farthest(view.features, view.count)))
+        select = farthest_in_graph if torch.compiler.is_exporting() else farthest
+        return Kept(in_order(select(view.features, view.count)))
 
 
 def farthest(features: Tensor, count: int) -> Tensor:
-    """(B, count) int64: max–min diverse rows of (B, N, C), in the order of the choice (Alvar et al., 2025).
-
-    A step reads one row of similarities, so that N × N is held for the first choice alone.
-    """
-    unit = F.normalize(features.float(), dim=2)
-    distance = 1 - unit @ unit.transpose(1, 2)
+    """(B, count) int64: max–min diverse rows of (B, N, C), in the order of the choice (Alvar et al., 2025)."""
+    distance = cosines_between(F.normalize(features.float(), dim=2)).neg_().add_(1)
     distance.diagonal(dim1=1, dim2=2).fill_(torch.inf)
     chosen = [distance.amin(dim=2).argmax(dim=1)]
     distance.diagonal(dim1=1, dim2=2).zero_()

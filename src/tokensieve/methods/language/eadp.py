@@ -12,9 +12,9 @@ from torch import Tensor
 
 from tokensieve.errors import RefusedError
 from tokensieve.methods._config import require
-from tokensieve.methods.language._greedy import covering
+from tokensieve.methods.language._greedy import cosines_between, covering
 from tokensieve.methods.language._prefix import Kept, PrefixMethod, PrefixView, in_order
-from tokensieve.methods.language._text import cosines, mean_cosine, min_max
+from tokensieve.methods.language._text import compared, cosines, mean_cosine, min_max
 from tokensieve.ops.rows import unit_rows
 
 
@@ -22,15 +22,17 @@ from tokensieve.ops.rows import unit_rows
 class EADP(PrefixMethod):
     """Keep the features that cover the relevant part of the image best: entropy-aware dense pruning.
 
-    Relevance is ½ cos(whole text) + ½ cos(single embeddings of it); of those embeddings only the half counts whose
-    softmax over the features has the lowest entropy, each by how far that lies below the highest possible. The sum is
-    brought to [0, 1], smoothed over 3 × 3 places of the grid by a Gaussian, and raised to a power. What is kept is the
-    greedy maximum of the facility location Σ_j relevance_j · max over the kept i of cos(i, j). Ties go to the lower
-    index.
+    Relevance is ½ cos(whole text) + ½ cos(single tokens of it); of those tokens only the half counts whose softmax over
+    the features has the lowest entropy, each by how far that lies below the highest possible. The sum is brought to
+    [0, 1], smoothed over 3 × 3 places of the grid by a Gaussian, and raised to a power. What is kept is the greedy
+    maximum of the facility location Σ_j relevance_j · max over the kept i of cos(i, j), cosines of features. Ties go to
+    the lower index.
 
-    The authors have a text tower, whose last token is the whole text. Here the text is the language model's own
-    embeddings around the image, and the whole is the mean of their cosines: our choice, as are the weights by entropy
-    and ``sigma``. Without a text all features are equally relevant.
+    With a ``text_encoder``, as the authors have it, relevance is of the projected last patches of the tower to the
+    state of the text's last token and to the projected states of its single ones, the tokens that begin and end a text
+    left out; the whole of a long text is the mean over its pieces. Without one it is of the features to the language
+    model's own input embeddings around the image, and the whole is the mean of their cosines. Our choice are that, the
+    weights by entropy and ``sigma``. Without a text all features are equally relevant.
 
     Options:
         keep: share of an image's tokens to keep, in (0, 1].
@@ -45,6 +47,7 @@ class EADP(PrefixMethod):
     sigma: float = 1.0
 
     reads_text: ClassVar[bool] = True
+    encodes_text: ClassVar[bool] = True
     paper = (
         "Combating Textual Noise and Redundancy: Entropy-Aware Dense Visual Token Pruning",
         "Wang et al.",
@@ -58,12 +61,13 @@ class EADP(PrefixMethod):
         require(self.sigma >= 0, self, "sigma", "0 or more")
 
     def choose(self, view: PrefixView) -> Kept:
-        unit = unit_rows(view.features)
-        relevance = min_max((mean_cosine(unit, view.text) + dense(cosines(unit, view.text))) / 2)
+        pair = compared(view)
+        relevance = min_max((mean_cosine(pair.unit, pair.texts) + dense(cosines(pair.unit, pair.words))) / 2)
         if self.sigma:
             relevance = smoothed(relevance, self._grid(view), self.sigma)
-        value = relevance.pow(self.power).unsqueeze(2) * (unit @ unit.transpose(1, 2))
-        return Kept(in_order(covering(value, view.count)))
+        alike = cosines_between(unit_rows(view.features))
+        alike *= relevance.pow(self.power).to(alike.dtype).unsqueeze(2)
+        return Kept(in_order(covering(alike, view.count)))
 
     def _grid(self, view: PrefixView) -> tuple[int, ...]:
         features = view.features.shape[1]

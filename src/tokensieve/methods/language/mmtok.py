@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from tokensieve.methods._config import require
-from tokensieve.methods.language._greedy import covering
+from tokensieve.methods.language._greedy import cosines_between, covering
 from tokensieve.methods.language._prefix import Kept, PrefixMethod, PrefixView, in_order
 from tokensieve.methods.language._text import cosines
 from tokensieve.ops.rows import unit_rows
@@ -22,8 +22,8 @@ class MMTok(PrefixMethod):
     With f(S; M) the sum over rows of the largest entry in the columns S, it maximizes f(S; softmax(M_tv / 0.02)) +
     ½ f(S; softmax(M_vv / 0.2)), one feature after another. M_tv are the cosines of the text around the image, the
     language model's own embeddings, with the features, M_vv those of features with each other; each row is a softmax
-    over the features. Without a text all features are equally relevant: they cover each other, and nothing else. Ties
-    go to the lower index.
+    over the features. It takes no ``text_encoder``. Without a text all features are equally relevant: they cover each
+    other, and nothing else. Ties go to the lower index.
 
     Options:
         keep: share of an image's tokens to keep, in (0, 1].
@@ -54,7 +54,7 @@ class MMTok(PrefixMethod):
 
     def choose(self, view: PrefixView) -> Kept:
         unit = unit_rows(view.features)
-        image = self.image_weight * (unit @ unit.transpose(1, 2) / self.image_temperature).softmax(dim=2)
+        image = self.image_weight * (cosines_between(unit) / self.image_temperature).softmax(dim=2)
         shares = [(words / self.text_temperature).softmax(dim=1) for words in cosines(unit, view.text)]
         text = pad_sequence(shares, batch_first=True)  # rows of zeros, which no feature covers
         return Kept(in_order(covering(torch.cat([text, image], dim=1), view.count)))

@@ -12,7 +12,7 @@ from torch import Tensor
 from tokensieve.methods._config import require
 from tokensieve.methods.language._outliers import outliers
 from tokensieve.methods.language._prefix import Kept, PrefixMethod, PrefixView
-from tokensieve.methods.language._text import mean_cosine
+from tokensieve.methods.language._text import compared, mean_cosine
 from tokensieve.ops.rows import at_least_float32, unit_rows
 
 NEIGHBOURS = 20  # of the outlier factor that counts tokens to keep
@@ -23,7 +23,7 @@ NEIGHBOURS_OF_CENTRES = 10  # of the one that counts centres
 class RecoverableCompression(PrefixMethod):
     """Keep as many tokens as stand out by class attention, recover as many as stand out by the text, merge the rest.
 
-    With v the class attention of the last-but-one block of the tower and t the cosine with the text times C^−½:
+    With v the class attention of the last-but-one block of the tower and t the cosine with the text times D^−½:
 
     1. Of highest v as many stay as the Local Outlier Factor (20 neighbours) finds outliers among all v.
     2. Of the others, of highest t as many stay as it finds outliers among their t.
@@ -34,9 +34,10 @@ class RecoverableCompression(PrefixMethod):
 
     So the count follows the image and the text, up to the cap: what comes later in this list is cut first. Ties go to
     the lower index. The authors' v does not split heads, here it is the mean over heads (attention received where the
-    tower has no class token), as are the keys; they have CLIP's text tower for t, here it is the mean cosine of the
-    feature with the language model's own embeddings of the text around the image, C channels. Without a text all t are
-    equal, and nothing is recovered.
+    tower has no class token), as are the keys. With a ``text_encoder``, as they have it, t is of the projected last
+    patches of the tower and the prompt's text embedding, both with D channels, of a long text the mean over its pieces;
+    without one it is the mean cosine of the feature with the language model's own input embeddings of the text around
+    the image. Without a text all t are equal, and nothing is recovered.
 
     Options:
         keep: the most it may keep, as a share of an image's tokens in (0, 1]; 1 leaves the count to the image.
@@ -52,6 +53,7 @@ class RecoverableCompression(PrefixMethod):
     name = "recoverable"
     ragged: ClassVar[bool] = True
     reads_text: ClassVar[bool] = True
+    encodes_text: ClassVar[bool] = True
     paper = (
         "Recoverable Compression: A Multimodal Vision Token Recovery Mechanism Guided by Text Information",
         "Chen et al.",
@@ -69,7 +71,8 @@ class RecoverableCompression(PrefixMethod):
     def choose(self, view: PrefixView) -> Kept:
         seen = view.tower
         features, attention = at_least_float32(view.features[0]), at_least_float32(seen.importance[0])
-        relevance = mean_cosine(unit_rows(view.features), view.text)[0] / math.sqrt(features.shape[1])
+        pair = compared(view)
+        relevance = mean_cosine(pair.unit, pair.texts)[0] / math.sqrt(pair.unit.shape[2])
         kept, rest = kept_and_rest(attention, relevance, view.count)
         centres, left = _split(attention, rest, _centres(attention[rest], len(kept), view.count))
         keys = unit_rows(seen.keys)[0]

@@ -18,6 +18,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> move_tokens(const Ten
                                                                        const Maybe&, const Maybe&, bool);
 Tensor agglomerate(const Tensor&, int64_t, int64_t);
 Tensor distances_between(const Tensor&);
+Tensor greedy_cover(const Tensor&, int64_t);
+Tensor greedy_determinant(const Tensor&, const Tensor&, int64_t);
 Tensor put_back(const Tensor&, const Tensor&, const Maybe&, int64_t, bool);
 Tensor window_products(const Tensor&, const Tensor&, int64_t, int64_t, int64_t, int64_t, int64_t);
 Tensor window_sums(const Tensor&, const Tensor&, int64_t, int64_t, int64_t, int64_t, int64_t);
@@ -44,6 +46,8 @@ STABLE_TORCH_LIBRARY_IMPL(tokensieve, CPU, library) {
   library.impl("move_tokens", TORCH_BOX(&move_tokens));
   library.impl("agglomerate", TORCH_BOX(&agglomerate));
   library.impl("distances_between", TORCH_BOX(&distances_between));
+  library.impl("greedy_cover", TORCH_BOX(&greedy_cover));
+  library.impl("greedy_determinant", TORCH_BOX(&greedy_determinant));
   library.impl("put_back", TORCH_BOX(&put_back));
   library.impl("column_sums", TORCH_BOX(&column_sums));
   library.impl("window_products", TORCH_BOX(&window_products));
