@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from tokensieve.answers.options import ANSWER, AnswerOptions
 from tokensieve.data.options import DataOptions, TransformOptions
 from tokensieve.errors import TokensieveError
 from tokensieve.export.options import ExportOptions
@@ -26,17 +27,20 @@ from tokensieve.show.options import ShowOptions
 from tokensieve.utils.names import nearest
 from tokensieve.utils.options import Option
 
-TASKS = (CLASSIFICATION, *PIXEL_TASKS, ZERO_SHOT, RETRIEVAL)
+TASKS = (CLASSIFICATION, *PIXEL_TASKS, ZERO_SHOT, RETRIEVAL, ANSWER)
+
+OWN = {ZERO_SHOT: ("classes", "template"), RETRIEVAL: ("k",), ANSWER: ("max_new_tokens", "text_encoder")}
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalTaskOptions(TaskOptions, ZeroShotOptions, RetrievalOptions):
-    """A task and its options; besides those that a model is made for, two that compare features of images."""
+class EvalTaskOptions(TaskOptions, ZeroShotOptions, RetrievalOptions, AnswerOptions):
+    """A task and its options; besides those that a model is made for, two that compare features of images, and one of
+    vision-language models, which answer questions."""
 
     task: Annotated[
         str | None,
         Option(
-            "classification, segmentation, depth, zeroshot or retrieval. Default: the saved model's, else "
+            "classification, segmentation, depth, zeroshot, retrieval or answer. Default: the saved model's, else "
             "classification."
         ),
     ] = None
@@ -51,11 +55,11 @@ class EvalTaskOptions(TaskOptions, ZeroShotOptions, RetrievalOptions):
             raise TokensieveError(
                 f"unknown task {self.task!r}{nearest(self.task, TASKS)}; known are {', '.join(TASKS)}"
             )
-        for task, names in ((ZERO_SHOT, ("classes", "template")), (RETRIEVAL, ("k",))):
-            given = next((name for name in names if getattr(self, name)), None)
+        for task, names in OWN.items():
+            given = next((name.replace("_", "-") for name in names if getattr(self, name)), None)
             if self.task != task and given is not None:
                 raise TokensieveError(f"--{given} is for --task {task}: give that, or leave --{given} out")
-        if self.task not in (ZERO_SHOT, RETRIEVAL):
+        if self.task not in OWN:
             super().check_task()
         elif self.given():
             name = next(iter(self.given())).replace("_", "-")
@@ -86,7 +90,14 @@ class PlannedModelOptions(PlanOptions, ModelOptions, RuntimeOptions, OverwriteOp
 
 @dataclass(frozen=True, kw_only=True)
 class ShownModelOptions(
-    ModelOptions, VariantOptions, ShowOptions, TaskOptions, TransformOptions, DeviceOptions, OverwriteOptions
+    ModelOptions,
+    VariantOptions,
+    ShowOptions,
+    TaskOptions,
+    TransformOptions,
+    AnswerOptions,
+    DeviceOptions,
+    OverwriteOptions,
 ):
     """Which methods are shown at work in which model on which images."""
 

@@ -67,7 +67,7 @@ def measure(options: EvalOptions, *, batches: Sequence[int] = (), rounds: int = 
     images, judge = _images(options, dense, task)
     for line in images.notes:
         note(line)
-    with _stoppable(results), progress_bars() as bars:
+    with stoppable(results), progress_bars() as bars:
         wanted = processes.from_main(lambda: _at_macs(options, dense, compositions, images, bars))
         possible, reasons = processes.from_main(lambda: _possible(options, dense, others, images, bars))
         results.left_out |= reasons
@@ -102,7 +102,7 @@ def _results(options: EvalOptions, settings: dict[str, Any], runtime: Runtime, p
 
 
 @contextmanager
-def _stoppable(results: Results) -> Iterator[None]:
+def stoppable(results: Results) -> Iterator[None]:
     """Ctrl-C ends the block and keeps the rows that are done, where there are some."""
     try:
         yield

@@ -9,6 +9,7 @@ from torch import nn
 
 from tokensieve.cli.options import ShownModelOptions
 from tokensieve.cli.output import note, progress_bars
+from tokensieve.cli.show_answers import show_answers
 from tokensieve.data.transforms import data_config
 from tokensieve.errors import TokensieveError
 from tokensieve.methods._spec import sweep
@@ -24,8 +25,14 @@ from tokensieve.show.write import check_output, write_rows
 
 def show(options: ShownModelOptions) -> None:
     """Draw the picture and write it."""
+    given = next((name for name in ("max_new_tokens", "text_encoder") if getattr(options, name)), None)
+    if given is not None and not options.question:
+        raise TokensieveError(f"--{given.replace('_', '-')} is for answers: give a --question, or leave it out")
     check_output(options.output, options.force)
     check_device(options.device)
+    if options.question:
+        show_answers(options)
+        return
     variants = [variant for spec in options.method for variant in sweep(spec)]
     blocks = _numbers("--blocks", options.blocks)
     opened = [(path.name, read_image(path)) for path in options.images]

@@ -79,12 +79,17 @@ class DataOptions(SourceOptions):
     data: Annotated[
         str | None,
         Option(
-            "Images, one sub-folder a class; or a data set's root. Rotation in EXIF is not followed, as in timm.",
+            "Images, one sub-folder a class; or a data set's root; of --task answer a folder with questions.jsonl. "
+            "Rotation in EXIF is not followed, as in timm.",
             names=("--data", "--data-dir"),
             metavar="FOLDER",
         ),
     ] = None
     batch_size: Annotated[
         int | None,
-        Option("Images at a time for accuracy. Default: 64, of pixel tasks 8.", names=("-b", "--batch-size"), min=1),
+        Option(
+            "Images at a time for accuracy. Default: 64, of pixel tasks and answers 8.",
+            names=("-b", "--batch-size"),
+            min=1,
+        ),
     ] = None

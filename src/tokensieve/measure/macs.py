@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from tokensieve.families._locate import family_of, irreducible
 from tokensieve.tokens.record import Stage
 
 NOTHING = "random:keep=1.0"  # a method that removes nothing
+COUNTED = (F.linear, F.conv2d, F.conv3d, F.conv_transpose2d, F.scaled_dot_product_attention)
 
 
 @dataclass(frozen=True)
@@ -161,14 +162,19 @@ class _OutsideBlocks(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        counted = (F.linear, F.conv2d, F.conv3d, F.conv_transpose2d, F.scaled_dot_product_attention)
-        if not self._inside and func in counted:
-            first, second, *others = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-            if func is F.scaled_dot_product_attention:
-                key, width = second, first.shape[-1] + others[0].shape[-1]
-                self.macs += first.shape[:-1].numel() * key.shape[-2] * width
-            elif func is F.conv_transpose2d:
-                self.macs += first.numel() * second[0].numel()
-            else:
-                self.macs += result.numel() * second[0].numel()
+        if not self._inside:
+            self.macs += call_macs(func, args, kwargs, result)
         return result
+
+
+def call_macs(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> int:
+    """Multiply-accumulates of one call of a linear layer, a convolution or the fused attention; 0 of any other."""
+    if func not in COUNTED:
+        return 0
+    first, second, *others = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+    if func is F.scaled_dot_product_attention:
+        key, width = second, first.shape[-1] + others[0].shape[-1]
+        return int(first.shape[:-1].numel() * key.shape[-2] * width)
+    if func is F.conv_transpose2d:
+        return int(first.numel() * second[0].numel())
+    return int(result.numel() * second[0].numel())

@@ -52,7 +52,7 @@ class TimingOptions:
     """How speed is measured."""
 
     speed_batch_size: Annotated[
-        tuple[int, ...], Option("Batch size to time; repeatable. Default: 1 and 16.", min=1)
+        tuple[int, ...], Option("Batch size to time; repeatable. Default: 1 and 16, of answers 1.", min=1)
     ] = ()
     rounds: Annotated[int, Option("Timings of each model.", min=1)] = 10
 

@@ -8,14 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from tokensieve.measure.results import DENSE, Row
-from tokensieve.methods._registry import list_methods
+from tokensieve.methods._registry import list_language_methods, list_methods
 from tokensieve.utils.files import replacing
 
 MARKERS = "osD^vPX*hp<>"
 LEGEND_ROWS, LEGEND_INCHES = 19, 1.5  # what stands beside the panels in one column, and the width of one more
 
 
-def pareto(rows: Sequence[Row], file: Path, title: str = "", batch: int | None = None) -> None:
+def pareto(
+    rows: Sequence[Row],
+    file: Path,
+    title: str = "",
+    batch: int | None = None,
+    *,
+    rate: str = "images/s",
+    cost: str = "GMACs per image",
+    unit: str = "",
+) -> None:
     """Write a PNG with two panels: top-1 (agreement where there are no labels) against images/s and against GMACs.
 
     Where nothing was timed there is no panel of images/s.
@@ -25,6 +34,8 @@ def pareto(rows: Sequence[Row], file: Path, title: str = "", batch: int | None =
         file: the PNG to write.
         title: a line above the panels.
         batch: batch size of the speed panel; default the largest measured.
+        rate, cost: what ``images_per_second`` and ``gmacs`` of the rows are.
+        unit: of the first of the rows' own metrics, where they have some.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # takes a second: not before there is something to draw
     from matplotlib.figure import Figure
@@ -43,15 +54,16 @@ def pareto(rows: Sequence[Row], file: Path, title: str = "", batch: int | None =
             return row.metrics.get(metric)
         return row.top1 if labelled else row.agreement
 
-    def rate(row: Row) -> float | None:
+    def speed_of(row: Row) -> float | None:
         return next((speed.images_per_second for speed in row.speed if speed.batch == batch), None)
 
     if batches:
-        _panel(panels[0], rows, rate, quality)
-        panels[0].set_xlabel(f"images/s, measured at batch {batch}")
+        _panel(panels[0], rows, speed_of, quality)
+        panels[0].set_xlabel(f"{rate}, measured at batch {batch}")
     _panel(macs_panel, rows, lambda row: row.gmacs, quality)
-    macs_panel.set_xlabel("GMACs per image")
-    panels[0].set_ylabel(metric or ("top-1 accuracy (%)" if labelled else "agreement with the dense model (%)"))
+    macs_panel.set_xlabel(cost)
+    own = "top-1 accuracy (%)" if labelled else "agreement with the dense model (%)"
+    panels[0].set_ylabel(f"{metric}{unit}" if metric else own)
     handles, labels = macs_panel.get_legend_handles_labels()
     columns = -(-len(labels) // LEGEND_ROWS)
     figure.set_figwidth(figure.get_figwidth() + LEGEND_INCHES * (columns - 1))
@@ -87,4 +99,6 @@ def _panel(
 def series(variant: str) -> str:
     """A spec without its knobs: ``tome:r=4+tosa:keep=0.5:score=own`` lies on the curve ``tome+tosa:score=own``."""
     knobs = "|".join(sorted({str(method.knob) for method in list_methods().values() if method.knob}))
-    return re.sub(rf":(?:{knobs})=(?:\[[^\]]*\]|[^:+]*)", "", variant)
+    for name in list_language_methods():  # which are told the number of tokens in place of a share
+        variant = re.sub(rf"(^|\+)({name}):tokens=\d+", r"\1\2", variant)
+    return re.sub(rf":(?:{knobs})=(?:\[[^\]]*\]|[^:+,]*)", "", variant)

@@ -32,6 +32,7 @@ class Speed:
         noisy: the rounds lie so far apart that the figures say little, or the oracle moved every time.
         discarded: sets of rounds thrown away before these because an oracle moved.
         rounds: timings that the figures are medians of; None in files that did not say.
+        tokens_per_second: of all prompts of a call, behind the first token; None of a model that generates none.
     """
 
     batch: int
@@ -46,6 +47,12 @@ class Speed:
     noisy: bool
     discarded: int = 0
     rounds: int | None = None
+    tokens_per_second: float | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """The figures by name, without those that only a model has that generates tokens."""
+        generated = self.tokens_per_second is not None
+        return {key: value for key, value in asdict(self).items() if generated or key != "tokens_per_second"}
 
 
 @dataclass
@@ -58,8 +65,8 @@ class Row:
         F: dense MACs over these.
         images, top1, top5, agreement, kl: see ``Fidelity``; None until measured.
         speed: one entry a batch size; empty until measured.
-        metrics: the figures of a pixel task by name, see ``tokensieve.pixels``, or of retrieval, see
-            ``RetrievalMeters``; empty for classifiers.
+        metrics: the figures of a pixel task by name, see ``tokensieve.pixels``, of retrieval, see
+            ``RetrievalMeters``, or of answers to questions, see ``tokensieve.answers``; empty for classifiers.
     """
 
     variant: str
@@ -77,7 +84,7 @@ class Row:
         """One level of columns, those of speed named by batch size: ``S_b16``."""
         columns = {key: value for key, value in _plain(self).items() if key not in ("speed", "metrics")} | self.metrics
         for speed in self.speed:
-            columns |= {f"{key}_b{speed.batch}": value for key, value in asdict(speed).items() if key != "batch"}
+            columns |= {f"{key}_b{speed.batch}": value for key, value in speed.plain().items() if key != "batch"}
         return columns
 
 
@@ -162,7 +169,7 @@ class Results:
 
 def _plain(row: Row) -> dict[str, Any]:
     """The row as it is written; one of a classifier has no metrics, one of any other task no accuracy."""
-    content = asdict(row)
+    content = asdict(row) | {"speed": [speed.plain() for speed in row.speed]}
     absent = ("top1", "top5", "agreement", "kl") if row.metrics else ("metrics",)
     return {key: value for key, value in content.items() if key not in absent}
 

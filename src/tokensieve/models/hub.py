@@ -39,16 +39,16 @@ def load(source: Source, options: ModelOptions) -> HuggingFaceModel:
     """
     checkpoint, num_classes, img_size = options.checkpoint, options.num_classes, options.img_size
     transformers = need_transformers(source.place)
-    if source.local and not source.random and checkpoint is None and not _has_weights(source.place):
+    if source.local and not source.random and checkpoint is None and not has_weights(source.place):
         raise TokensieveError(
             f"{source.place} has a config and no weights ({WEIGHTS[0]}): give --checkpoint FILE, or name it "
             f"hf-config:{source.place} for random ones"
         )
-    with _quiet(transformers):
+    with quiet(transformers):
         try:
             config = transformers.AutoConfig.from_pretrained(source.place, revision=source.revision)
         except Exception as error:  # a hub can fail in as many ways as its client has exceptions
-            raise TokensieveError(f"cannot read the config of {source.place}: {_first_sentence(error)}") from error
+            raise TokensieveError(f"cannot read the config of {source.place}: {first_sentence(error)}") from error
         if num_classes is not None and num_classes != config.num_labels:
             config.num_labels = num_classes
         kind = _class_of(transformers, config, source.place)
@@ -60,7 +60,8 @@ def load(source: Source, options: ModelOptions) -> HuggingFaceModel:
     return HuggingFaceModel(model, img_size=size, images=settings)
 
 
-def _has_weights(folder: str) -> bool:
+def has_weights(folder: str) -> bool:
+    """Whether weights lie in a folder of transformers."""
     return any((Path(folder) / name).exists() for name in WEIGHTS)
 
 
@@ -99,7 +100,7 @@ def _weighted(kind: Any, config: Any, source: Source, checkpoint: str | None, nu
     except Exception as error:
         if checkpoint is not None:
             raise  # the caller knows what is wrong with a file
-        raise TokensieveError(f"cannot load {source.place}: {_first_sentence(error)}") from error
+        raise TokensieveError(f"cannot load {source.place}: {first_sentence(error)}") from error
     origin = source.place if checkpoint is None else f"checkpoint {checkpoint!r}"
     _check_found(found, origin, type(model).__name__, num_classes is not None, checkpoint is not None)
     return model
@@ -163,12 +164,12 @@ def load_tokenizer(source: Source) -> Any:
         TokensieveError: transformers is not installed, no tokenizer lies there, or it cannot be read.
     """
     transformers = need_transformers(source.name)
-    with _quiet(transformers):
+    with quiet(transformers):
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(source.place, revision=source.revision)
         except Exception as error:  # every tokenizer fails in its own way
             raise TokensieveError(
-                f"cannot read a tokenizer beside {source.name}: {_first_sentence(error)}; put there what "
+                f"cannot read a tokenizer beside {source.name}: {first_sentence(error)}; put there what "
                 "tokenizer.save_pretrained writes"
             ) from error
     # Where its files are missing transformers makes one that knows no word.
@@ -189,7 +190,7 @@ def _is_there(source: Source, file: str) -> bool:
 
 
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def quiet(transformers: Any) -> Iterator[None]:
     """Errors are said in one sentence here; transformers' own reports and progress bars would stand around it."""
     logging = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -203,6 +204,7 @@ def _quiet(transformers: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _first_sentence(error: Exception) -> str:
+def first_sentence(error: Exception) -> str:
+    """What an error of a hub or a loader says first."""
     text = " ".join(str(error).split())
     return text.partition(". ")[0].rstrip(".") or type(error).__name__

@@ -95,9 +95,9 @@ def _from_timm(source: Source, options: ModelOptions) -> nn.Module:
     given: dict[str, Any] = {key: value for key, value in shape.items() if value is not None}
     try:
         if not source.local:
-            _check_hub(source.name, source.place)
+            check_hub(source.name, source.place)
         elif options.pretrained and source.kind == "timm":
-            _check_hub(source.name, getattr(timm.get_pretrained_cfg(source.name), "hf_hub_id", None))
+            check_hub(source.name, getattr(timm.get_pretrained_cfg(source.name), "hf_hub_id", None))
         pretrained = options.pretrained or source.kind == "timm-hub"
         return timm.create_model(source.name, pretrained=pretrained, **given)
     except TokensieveError:
@@ -116,7 +116,7 @@ def _from_transformers(source: Source, options: ModelOptions) -> nn.Module:
         raise TokensieveError(f"{name} asks for random weights and --pretrained for trained ones: leave one out")
     if not source.local:
         repository = source.place if source.revision is None else f"{source.place}@{source.revision}"
-        _check_hub(name, repository, "try again with a network, or give a folder that save_pretrained wrote")
+        check_hub(name, repository, "try again with a network, or give a folder that save_pretrained wrote")
     try:
         return hugging_face.load(source, options)
     except TokensieveError:
@@ -130,7 +130,7 @@ def _from_transformers(source: Source, options: ModelOptions) -> nn.Module:
 WITHOUT_HUB = "give the weights with --checkpoint FILE, or try again with a network"
 
 
-def _check_hub(name: str, repository: str | None, advice: str = WITHOUT_HUB) -> None:
+def check_hub(name: str, repository: str | None, advice: str = WITHOUT_HUB) -> None:
     """Raise at once where neither the hub nor its cache can give the model: its client would try again for a minute."""
     if not repository:
         return

@@ -58,7 +58,8 @@ def site_panel(picture: Pixels, site: SiteMap) -> Pixels:
     canvas = np.where(_enlarge(shared, cell)[..., None], group_means(fitted, site.group), fitted)
     canvas = np.where((state == State.SKIPPED)[..., None], _skipped(canvas, cell), canvas)
     canvas = np.where((state == State.PRUNED)[..., None], _pruned(fitted, cell), canvas)
-    _outline(canvas, site.group, shared & (site.state != State.PRUNED), cell)
+    merged = shared | (site.state == State.MERGED)  # with others whose places are not known
+    _outline(canvas, site.group, merged & (site.state != State.PRUNED), cell)
     drawn: Pixels = canvas.round().clip(0, 255).astype(np.uint8)
     return drawn
 

@@ -34,6 +34,7 @@ class SiteMap:
         state: (rows, columns) uint8 of ``State``, or None after a soft assignment, which has no patch by patch map.
         group: (rows, columns) int64, the first of the patches of one token, also while they skip; None as
             for ``state``.
+        title, note: what stands above and below in place of what ``block`` and ``state`` say.
     """
 
     block: int
@@ -43,6 +44,8 @@ class SiteMap:
     after: int
     state: NDArray[np.uint8] | None = None
     group: NDArray[np.int64] | None = None
+    title: str = ""
+    note: str = ""
 
     def count(self, state: State) -> int:
         """How many patches are in ``state``."""
@@ -57,6 +60,8 @@ class SiteMap:
 
     def describe(self) -> str:
         """What happened, in one line: "84 patches merged into 31, 40 skipped"."""
+        if self.note:
+            return self.note
         if self.state is None:
             return "soft tokens: each blends all patches"
         parts = []
@@ -97,6 +102,7 @@ class Row:
         caption: a line below, such as the predicted classes.
         hidden: sites that are not shown.
         panels: pictures between the image and the sites.
+        counted, unit: what ``tokens`` counts, and in what.
     """
 
     method: str
@@ -109,6 +115,8 @@ class Row:
     caption: str = ""
     hidden: int = 0
     panels: tuple[Panel, ...] = ()
+    counted: str = "tokens"
+    unit: str = "block"
 
 
 @dataclass(frozen=True, eq=False)

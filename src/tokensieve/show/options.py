@@ -17,6 +17,15 @@ class ShowOptions:
     output: Annotated[
         Path, Option("Where to write: one picture (.png) or one page (.html).", names=("--output", "-o"))
     ] = Path("tokens.png")
+    question: Annotated[
+        tuple[str, ...],
+        Option(
+            "What a vision-language model is asked about the images; repeatable, to see what each lets stay.",
+            names=("--question", "-q"),
+            metavar="TEXT",
+            panel="Questions about images",
+        ),
+    ] = ()
     blocks: Annotated[
         str | None, Option("Blocks to show, such as 3,6,9. Default: up to six sites.", metavar="N[,N]…")
     ] = None

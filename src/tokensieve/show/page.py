@@ -71,7 +71,7 @@ def _section(row: Row) -> str:
         chart = np.asarray(draw.token_chart(row.tokens, row.dense, draw.panel_size(row.grid)))
         drawing = _image(chart, "tokens attended in each block", sharp=True)
         figures.append(_figure(text.chart_title(row), "", drawing, text.chart_note(row)))
-    caption = f'\n<p class="caption">{escape(row.caption)}</p>' if row.caption else ""
+    caption = "".join(f'\n<p class="caption">{escape(line)}</p>' for line in row.caption.splitlines())
     panels = "\n".join(figures)
     return (
         f"<section>\n<h2>{escape(row.method)}</h2>\n<p>{escape(about)}</p>\n"

@@ -130,7 +130,8 @@ def _draw_row(canvas: Image.Image | None, row: Row, top: int, width: int) -> int
         x += panel_width + GUTTER
         bottom = max(bottom, _draw_chart(pen, row, x, picture_at, panel_height))
     if row.caption:
-        bottom = pen.write(MARGIN, bottom + 12, row.caption, TITLE, inner)
+        for line in row.caption.splitlines():
+            bottom = pen.write(MARGIN, bottom + 12, line, TITLE, inner)
     return bottom - top
 
 

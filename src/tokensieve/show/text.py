@@ -18,6 +18,8 @@ LEGEND: tuple[tuple[State, str], ...] = (
 
 def site_title(row: Row, site: SiteMap) -> str:
     """Where, and by which method where several act: "block 3", "after block 2 · tosa"."""
+    if site.title:
+        return site.title
     where = "" if site.point == "middle" else f"{site.point} "
     name = f" · {site.method.partition(':')[0]}" if "+" in row.method else ""
     return f"{where}block {site.block}{name}"
@@ -39,13 +41,13 @@ def row_note(row: Row) -> str:
 
 def chart_title(row: Row) -> str:
     """The heading of the chart of tokens."""
-    return "tokens by block"
+    return f"{row.counted} by {row.unit}"
 
 
 def chart_note(row: Row) -> str:
     """How few tokens a block attends, and the share of the dense model's tokens over all blocks."""
     share = sum(row.tokens) / max(row.dense * len(row.tokens), 1)
-    return f"{min(row.tokens)} to {max(row.tokens)} of {row.dense}, {share:.0%} over {len(row.tokens)} blocks"
+    return f"{min(row.tokens)} to {max(row.tokens)} of {row.dense}, {share:.0%} over {len(row.tokens)} {row.unit}s"
 
 
 def legend_swatch(state: State) -> NDArray[np.uint8]:

@@ -24,13 +24,16 @@ def command(options: ShownModelOptions) -> None:
     with token counts, and the predicted class of the dense and of the reduced model. Of a pixel task (segmentation,
     depth): the image, the dense model's prediction, the reduced one's, where they differ, and the patches.
 
+    Of a vision-language model that is asked a --question: which patches stay in front of its decoder and behind each
+    site in it, for several questions side by side, and what the dense and the reduced model answer.
+
     Example: tokensieve show deit_tiny_patch16_224 cat.jpg --pretrained --method bat:keep=0.7 --method tome:r=13
     """
     # Imported here and in this order, so that what is mistyped is told before timm is loaded.
-    from tokensieve.methods._spec import sweep
+    from tokensieve.methods._spec import sweep, sweep_placed
 
     for spec in options.method:
-        sweep(spec)
+        (sweep_placed if options.question else sweep)(spec)
     from tokensieve.cli.show import show
 
     show(options)
