@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import tokensieve as ts
 from tokensieve.export import run as exporting
 from tokensieve.export.check import settled
-from tokensieve.export.format import Run
+from tokensieve.export.format import CLASSES, Ports, Run
 from tokensieve.export.onnx import Onnx
 from tokensieve.export.run import FORMATS, Exported
 from tokensieve.export.speed import beside_dense
@@ -104,7 +104,7 @@ class Wrong(TorchProgram):
     error: str = ""
     written: Path = Path()
 
-    def write(self, program: Any, path: Path) -> None:
+    def write(self, program: Any, path: Path, ports: Ports = CLASSES) -> None:
         shutil.copy(self.written, path)
 
     def open(self, path: Path) -> Run:

@@ -10,7 +10,7 @@ import torch
 from torch.export import ExportedProgram
 
 from tokensieve.errors import RefusedError
-from tokensieve.export.format import Format, Run, reason
+from tokensieve.export.format import CLASSES, Format, Ports, RunAll, reason, several
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class AotInductor(Format):
     title = "AOTInductor"
     suffix = ".pt2"
 
-    def write(self, program: ExportedProgram, path: Path) -> None:
+    def write(self, program: ExportedProgram, path: Path, ports: Ports = CLASSES) -> None:
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the compiler's own, about its internals
@@ -29,6 +29,5 @@ class AotInductor(Format):
         except Exception as error:  # no compiler, or one of the compiler's own errors
             raise RefusedError(f"the model cannot be compiled by AOTInductor: {reason(error)}") from error
 
-    def open(self, path: Path) -> Run:
-        run: Run = torch._inductor.aoti_load_package(str(path))
-        return run
+    def open_all(self, path: Path) -> RunAll:
+        return several(torch._inductor.aoti_load_package(str(path)))

@@ -26,7 +26,7 @@ class Agreement:
     Attributes:
         images: how many were compared, in one batch and the first of them alone.
         difference: the largest absolute difference of two answers.
-        same_top1: whether both name the same class for every image.
+        same_top1: whether both name the same class for every image; of features, which name none, True.
     """
 
     images: int

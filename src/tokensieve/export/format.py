@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.export import ExportedProgram
@@ -16,6 +16,18 @@ from torch.export import ExportedProgram
 from tokensieve.errors import TokensieveError
 
 Run = Callable[[Tensor], Tensor]
+RunAll = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Ports:
+    """What the input and the outputs of a file are called, in formats that have names for them."""
+
+    input: str = "images"
+    outputs: tuple[str, ...] = ("logits",)
+
+
+CLASSES = Ports()
 
 
 @dataclass(frozen=True)
@@ -51,17 +63,32 @@ class Format(ABC):
                 ) from error
 
     @abstractmethod
-    def write(self, program: ExportedProgram, path: Path) -> None:
+    def write(self, program: ExportedProgram, path: Path, ports: Ports = CLASSES) -> None:
         """Write ``program`` to ``path``, and to files beside it where the format has them."""
 
     @abstractmethod
+    def open_all(self, path: Path) -> RunAll:
+        """The file as a function from images (B, C, H, W) to all of its outputs, for the B it was traced for."""
+
     def open(self, path: Path) -> Run:
-        """The file as a function from images (B, C, H, W) to answers (B, …), for any B."""
+        """The same with the first output alone."""
+        run = self.open_all(path)
+        return lambda images: run(images)[0]
 
     def files(self, path: Path) -> tuple[Path, ...]:
         """``path`` and the files that belong to it, as far as they exist."""
         beside = (path.with_name(path.stem + ending) for ending in self.companions)
         return tuple(file for file in (path, *beside) if file.exists())
+
+
+def several(run: Callable[[Tensor], Any]) -> RunAll:
+    """``run``, which answers with one tensor or a tuple, with a tuple always."""
+
+    def all_of(images: Tensor) -> tuple[Tensor, ...]:
+        answer = run(images)
+        return (answer,) if isinstance(answer, Tensor) else tuple(answer)
+
+    return all_of
 
 
 def reason(error: BaseException) -> str:

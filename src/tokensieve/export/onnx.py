@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from tokensieve.errors import RefusedError, TokensieveError
-from tokensieve.export.format import Format, Run, reason
+from tokensieve.export.format import CLASSES, Format, Ports, RunAll, reason
 
 OLDEST_OPSET = 18  # what torch.onnx writes in; older ones are only reached by a conversion that may fail
 
 
 @dataclass(frozen=True)
 class Onnx(Format):
-    """An ONNX model with the input ``images`` and the output ``logits``.
+    """An ONNX model, by default with the input ``images`` and the output ``logits``.
 
     Attributes:
         opset: version of ONNX's operators; None for the exporter's default.
@@ -41,7 +41,7 @@ class Onnx(Format):
         if self.opset is not None and not OLDEST_OPSET <= self.opset <= newest:
             raise TokensieveError(f"the opset must be from {OLDEST_OPSET} to {newest}, got {self.opset}")
 
-    def write(self, program: ExportedProgram, path: Path) -> None:
+    def write(self, program: ExportedProgram, path: Path, ports: Ports = CLASSES) -> None:
         try:
             with torch.no_grad(), warnings.catch_warnings():  # under autograd a learned key bias would not convert
                 warnings.simplefilter("ignore")  # the exporter's own, about its internals
@@ -49,8 +49,8 @@ class Onnx(Format):
                     program,
                     dynamo=True,
                     verbose=False,
-                    input_names=["images"],
-                    output_names=["logits"],
+                    input_names=[ports.input],
+                    output_names=list(ports.outputs),
                     opset_version=self.opset,
                     custom_translation_table=_sorts(),
                 )
@@ -62,7 +62,7 @@ class Onnx(Format):
             raise RefusedError(f"the model cannot be written in opset {self.opset}, only in {written}: leave opset out")
         converted.save(path)
 
-    def open(self, path: Path) -> Run:
+    def open_all(self, path: Path) -> RunAll:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -71,8 +71,8 @@ class Onnx(Format):
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         name = session.get_inputs()[0].name
 
-        def run(images: Tensor) -> Tensor:
-            return torch.from_numpy(session.run(None, {name: images.cpu().numpy()})[0])
+        def run(images: Tensor) -> tuple[Tensor, ...]:
+            return tuple(map(torch.from_numpy, session.run(None, {name: images.cpu().numpy()})))
 
         return run
 

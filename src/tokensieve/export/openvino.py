@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from tokensieve.errors import RefusedError
-from tokensieve.export.format import Format, Run
+from tokensieve.errors import RefusedError, TokensieveError
+from tokensieve.export.format import CLASSES, Format, Ports, RunAll
+from tokensieve.export.onnx import Onnx
 
 
 @dataclass(frozen=True)
 class OpenVino(Format):
-    """An OpenVINO model in float32, ``.xml`` with its weights in ``.bin``; input ``images``, output ``logits``."""
+    """An OpenVINO model in float32, ``.xml`` with its weights in ``.bin``; by default input ``images``, output
+    ``logits``."""
 
     name = "openvino"
     title = "OpenVINO"
@@ -24,32 +28,50 @@ class OpenVino(Format):
     companions = (".bin",)
     packages = ("openvino",)
 
-    def write(self, program: ExportedProgram, path: Path) -> None:
+    def write(self, program: ExportedProgram, path: Path, ports: Ports = CLASSES) -> None:
         import openvino
 
         (name,) = program.graph_signature.user_inputs
         node = next(node for node in program.graph.nodes if node.name == name)
-        shape = [-1, *node.meta["val"].shape[1:]]
+        shape = [size if isinstance(size, int) else -1 for size in node.meta["val"].shape]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the converter's own, about its internals
-                model = openvino.convert_model(program)
+                model = _converted(program, ports)
             model.reshape(shape)
+        except TokensieveError:
+            raise
         except Exception as error:  # the converter's errors have no common base
             why = str(error).strip().rpartition("\n")[2].removeprefix("-- ")  # its errors end with what they are about
             raise RefusedError(f"the model cannot be converted to OpenVINO: {why}") from error
-        model.inputs[0].get_tensor().set_names({"images"})
-        model.outputs[0].get_tensor().set_names({"logits"})
+        model.inputs[0].get_tensor().set_names({ports.input})
+        for output, called in zip(model.outputs, ports.outputs, strict=True):
+            output.get_tensor().set_names({called})
         openvino.save_model(model, path, compress_to_fp16=False)
 
-    def open(self, path: Path) -> Run:
+    def open_all(self, path: Path) -> RunAll:
         import openvino
 
         # A processor with bfloat16 units would otherwise round to them, and choose other tokens.
         options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         compiled = openvino.Core().compile_model(path, "CPU", options)
 
-        def run(images: Tensor) -> Tensor:
-            return torch.from_numpy(compiled(images.cpu().numpy())[0].copy())
+        def run(images: Tensor) -> tuple[Tensor, ...]:
+            answers = compiled(images.cpu().numpy())
+            return tuple(torch.from_numpy(answers[output].copy()) for output in compiled.outputs)
 
         return run
+
+
+def _converted(program: ExportedProgram, ports: Ports) -> Any:
+    """The program as a model of OpenVINO; where it has several outputs by way of ONNX, since OpenVINO reads loops there
+    and none in traced programs."""
+    import openvino
+
+    if len(ports.outputs) == 1:
+        return openvino.convert_model(program)
+    Onnx().require()
+    with tempfile.TemporaryDirectory() as folder:
+        between = Path(folder) / "model.onnx"
+        Onnx().write(program, between, ports)
+        return openvino.convert_model(between)

@@ -13,11 +13,13 @@ from tokensieve.engine.probe import probe_input
 from tokensieve.errors import RefusedError, TokensieveError
 from tokensieve.export.aotinductor import AotInductor
 from tokensieve.export.check import CANDIDATES, CHECKED, Agreement, compare, random_images, settled
-from tokensieve.export.format import Format, Run, reason
+from tokensieve.export.features import FEATURES, Reducer, compare_features, settled_pictures, trace_features
+from tokensieve.export.format import Format, Run, RunAll, reason
 from tokensieve.export.onnx import Onnx
 from tokensieve.export.openvino import OpenVino
 from tokensieve.export.place import check_output, placing
 from tokensieve.export.torch_program import TRACED_BATCH, TorchProgram, trace
+from tokensieve.language.sieved import plan_of
 from tokensieve.utils.names import nearest
 
 FORMATS: dict[str, type[Format]] = {form.name: form for form in (TorchProgram, Onnx, OpenVino, AotInductor)}
@@ -44,8 +46,12 @@ class Exported:
         return sum(file.stat().st_size for file in self.form.files(self.path))
 
     def open(self) -> Run:
-        """The file as a function from images (B, C, H, W), any B, to answers, in its own runtime."""
+        """The file as a function from images (B, C, H, W), any B (for features 1), to answers, in its own runtime."""
         return self.form.open(self.path)
+
+    def open_all(self) -> RunAll:
+        """The file as a function to all of its outputs: of a vision-language model ``features`` and ``places``."""
+        return self.form.open_all(self.path)
 
 
 def export_model(
@@ -63,6 +69,10 @@ def export_model(
     The file is opened again in its own runtime and compared with the model on images and batch sizes that it was not
     traced with, and kept only when the answers are the same. Images are compared whose choice of tokens does not hang
     on rounding.
+
+    Of a vision-language model with a method in front of its decoder the file holds tower, projector and method: one
+    picture ``pixel_values`` (1, 3, H, W) gives ``features`` (1, K, C), those kept, in order, and ``places`` (1, K)
+    int64, where they were. The decoder gets them as precomputed embeddings (docs/serving.md).
 
     Args:
         model: with methods applied, or dense; float32. It is traced in evaluation mode and left unchanged.
@@ -92,12 +102,31 @@ def export_model(
         raise TokensieveError(f"only float32 models are exported, this one is {weight.dtype}: call model.float() first")
     if example is not None and (example.dim() != 4 or not len(example)):
         raise TokensieveError(f"the example must be images (B, C, H, W), got shape {tuple(example.shape)}")
+    if plan_of(model) is not None:
+        return _export_features(model, target, form, example, tolerance)
     like = probe_input(model) if example is None else example.to(weight)
     drawn = random_images(TRACED_BATCH + CANDIDATES, like)
     with placing(target) as beside:
         form.write(trace(model, drawn[:TRACED_BATCH]), beside)
         images = settled(model, drawn[TRACED_BATCH:], CHECKED) if example is None else settled(model, like)
         agreement = compare(model, _open(form, beside), images, tolerance)
+    return Exported(target, form, agreement)
+
+
+def _export_features(
+    model: nn.Module, target: Path, form: Format, example: Tensor | None, tolerance: float
+) -> Exported:
+    reducer = Reducer(model)
+    like = reducer.example(model)
+    if example is not None:
+        if example.shape[1:] != like.shape[1:]:
+            raise TokensieveError(
+                f"the example must be pictures (B, {', '.join(map(str, like.shape[1:]))}), got {tuple(example.shape)}"
+            )
+        example = example.to(like)
+    with placing(target) as beside:
+        form.write(trace_features(reducer, like), beside, FEATURES)
+        agreement = compare_features(reducer, form, beside, settled_pictures(reducer, example, like), tolerance)
     return Exported(target, form, agreement)
 
 

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from tokensieve.engine.apply import applied
 from tokensieve.engine.probe import evaluating
 from tokensieve.errors import RefusedError
-from tokensieve.export.format import Format, Run, reason
+from tokensieve.export.format import CLASSES, Format, Ports, RunAll, reason, several
 from tokensieve.methods._spec import spell
 
 TRACED_BATCH = 2  # a dimension of one would be taken for a constant
@@ -57,9 +57,8 @@ class TorchProgram(Format):
     title = "torch.export"
     suffix = ".pt2"
 
-    def write(self, program: ExportedProgram, path: Path) -> None:
+    def write(self, program: ExportedProgram, path: Path, ports: Ports = CLASSES) -> None:
         torch.export.save(program, path)
 
-    def open(self, path: Path) -> Run:
-        run: Run = torch.export.load(path).module()
-        return run
+    def open_all(self, path: Path) -> RunAll:
+        return several(torch.export.load(path).module())
