@@ -20,6 +20,10 @@ NAMES = {
     "accuracy": "methods at equal MACs, trained and fitted models and their controls, on images",
     "heads": "how far boxes, heatmaps and masks are from dense, by method at equal tokens",
     "towers": "towers in windows: Qwen2.5-VL on a large image, SAM",
+    "labeller": "a next-token labeller on DeiT-Tiny: recall against prefix size",
+    "answers": "methods around a decoder on the question model: accuracy by image tokens",
+    "prefill": "time to the first token of a vision-language model, beside its oracle",
+    "rival": "time to the first token and memory beside sparsevlm from PyPI",
     "clustering": "ATC's clustering beside a loop over scikit-learn",
     "diffrate": "the search that DiffRate's schedules come from",
 }

@@ -11,7 +11,6 @@ of interleaved rounds, ratios are taken round by round; memory is of tensors ali
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 import tokensieve as ts
 from benchmarks.report import table
+from benchmarks.rounds import interleaved
 from tokensieve.measure.macs import count
 from tokensieve.measure.memory import LiveTensors
 from tokensieve.models.load import share_weights
@@ -106,7 +106,7 @@ def measure(tower: Tower, rounds: int) -> list[list[str]]:
         variants[spec] = _call(reduced, tower.inputs)
         promised[spec] = whole / count(reduced, tower.inputs).total
     variants["oracle"] = _call(tower.oracle(share_weights(dense), left), tower.inputs)
-    seconds = _interleaved(variants, rounds)
+    seconds = interleaved(variants, rounds)
     rows = []
     for name, times in seconds.items():
         gains = [d / t for d, t in zip(seconds["dense"], times, strict=True)]
@@ -124,20 +124,6 @@ def measure(tower: Tower, rounds: int) -> list[list[str]]:
 
 def _call(model: nn.Module, inputs: Any) -> Callable[[], Any]:
     return lambda: model(**inputs) if isinstance(inputs, dict) else model(inputs)
-
-
-def _interleaved(variants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each variant in each round; a round begins at another one each time, and one is for warming up."""
-    names = list(variants)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    with torch.inference_mode():
-        for number in range(-1, rounds):
-            for name in names[number % len(names) :] + names[: number % len(names)]:
-                start = time.perf_counter()
-                variants[name]()
-                if number >= 0:
-                    seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 class _First(nn.Module):

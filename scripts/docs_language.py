@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from docs_hosts import hosts_section
 from docs_text import NOTICE, ROOT, table, wrap
 from tokensieve.methods import _card as card
 from tokensieve.methods import _registry as registry
@@ -22,6 +23,7 @@ def language_page(paper: Callable[[type[Config]], str], options: Callable[[type[
         rows.append([f"[`{name}`](#{name})", card.summary(cls), card.place(cls), source])
     parts = [
         HEAD.read_text(encoding="utf-8").replace("<!-- notice -->\n", NOTICE),
+        hosts_section(),
         "## Methods\n\n" + table(["name", "what it does", "acts", "paper"], rows),
     ]
     for name, cls in known.items():

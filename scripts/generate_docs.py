@@ -6,8 +6,9 @@
 The pages are methods.md, language.md, cli.md, families.md, results.md and comparison.md. Prose is wrapped at 120
 characters.
 
-Sources: the registry (methods and families), the command line itself, docs/families.json and docs/towers.json (written
-by python -m tests.helpers.walk and walk_towers) and benchmarks/results/*.json (written by ``tokensieve bench``).
+Sources: the registry (methods and families), the command line itself, docs/families.json, docs/towers.json and
+docs/language_hosts.json (written by python -m tests.helpers.walk, walk_towers and walk_language) and
+benchmarks/results/*.json (written by ``tokensieve bench``).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import typer
 
+from docs_hosts import count_of_hosts, walked_hosts
 from docs_language import language_page
 from docs_results import comparison_page, results, results_page
 from docs_text import NOTICE, ROOT, fill, listed, table, wrap, write_or_check
@@ -184,6 +186,8 @@ def counts() -> str:
         return ""
     total, exact = len(walk["models"]), len(by_status(walk)[0])
     whole, windows, other = (towers["attending"][how] for how in ATTENDING)
+    language = walked_hosts()
+    hosts = "" if language is None else f" {count_of_hosts(language)}"
     return wrap(
         f"Of the {total} names that timm {walk['timm']} lists in the {len(walk['modules'])} files of plain ViTs (ViT, "
         f"DeiT, CLIP, SigLIP, DINOv2, DINOv3, EVA, BEiT, NaFlexViT and others), **{exact}** can be reduced: a method "
@@ -193,7 +197,7 @@ def counts() -> str:
         "BEiT, video models, the towers of Qwen-VL and other vision-language models); of the "
         f"{windows['classes']} that attend in windows in some blocks, **{windows['exact']}**; and of the "
         f"{other['classes']} others, which are convolutions, pyramids and detectors on them, **{other['exact']}**. The "
-        "rest is refused with a reason. [docs/families.md](docs/families.md) names every one."
+        f"rest is refused with a reason. [docs/families.md](docs/families.md) names every one.{hosts}"
     )
 
 

@@ -88,7 +88,7 @@ def add_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     forget()
 
 
-SLOW_PAGES = {"speed.md"}  # it times a model at a dozen settings
+SLOW_PAGES = {"speed.md", "serving.md"}  # one times a model at a dozen settings, one exports a tower
 
 
 @pytest.mark.parametrize(
