@@ -7,12 +7,14 @@ import pytest
 from typer.testing import CliRunner
 
 from tokensieve.cli.app import app
+from tokensieve.cli.demo import ask
 
 
 def test_one_method_and_budget_of_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tokensieve.demo.run.METHODS", ("tome",))
     monkeypatch.setattr("tokensieve.demo.run.BUDGETS", (0.65,))
-    run = CliRunner().invoke(app, ["demo", "--output", str(tmp_path), "--images", "20", "--rounds", "1"])
+    given = ["demo", "--output", str(tmp_path), "--images", "20", "--rounds", "1", "--questions", "0"]
+    run = CliRunner().invoke(app, given)
     assert run.exit_code == 0, run.output
     rows = json.loads((tmp_path / "demo.json").read_text())["rows"]
     assert [row["variant"].split(":")[0] for row in rows[:2]] == ["dense", "tome"]
@@ -21,10 +23,26 @@ def test_one_method_and_budget_of_the_demo(tmp_path: Path, monkeypatch: pytest.M
     assert "tokensieve bench MODEL" in run.output
 
 
+def test_the_demo_asks_the_question_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.setattr("tokensieve.demo.questions.run.METHODS", ("divprune",))
+    assert ask(6, 1, tmp_path)
+    rows = json.loads((tmp_path / "questions.json").read_text())["rows"]
+    assert [row["variant"].partition(":")[0] for row in rows] == [
+        "dense", "divprune", "prefix-random", "prefix-grid", "downsample",
+    ]  # fmt: skip
+    assert rows[0]["metrics"]["image tokens"] == 144
+    assert all(row["metrics"]["image tokens"] == 36 for row in rows[1:])
+    assert all(row["speed"][0]["batch"] == 1 for row in rows)
+    assert (tmp_path / "questions.png").stat().st_size > 10_000
+
+
 @pytest.mark.slow
 def test_the_demo_writes_figures_plot_and_pictures(tmp_path: Path) -> None:
     output = tmp_path / "out"
-    run = CliRunner().invoke(app, ["demo", "--output", str(output), "--images", "40", "--rounds", "1"])
+    run = CliRunner().invoke(
+        app, ["demo", "--output", str(output), "--images", "40", "--rounds", "1", "--questions", "12"]
+    )
     assert run.exit_code == 0, run.output
     rows = json.loads((output / "demo.json").read_text())["rows"]
     tuned = sorted(row["variant"] for row in rows if row["variant"].endswith(", fine-tuned"))
@@ -41,6 +59,7 @@ def test_the_demo_writes_figures_plot_and_pictures(tmp_path: Path) -> None:
         assert shares == pytest.approx([0.75, 0.65, 0.55], abs=0.02)
     assert rows[0]["top1"] >= 90
     assert {path.name for path in output.iterdir()} >= {"demo.json", "demo.csv", "pareto.png", "tokens.png"}
+    assert {"questions.json", "questions.png"} <= {path.name for path in output.iterdir()}
     assert "tokensieve bench MODEL" in run.output
 
 

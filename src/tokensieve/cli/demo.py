@@ -5,10 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import typer
 
+from tokensieve.cli.answers import answer_table
+from tokensieve.cli.answers import speed_table as answer_speed_table
 from tokensieve.cli.output import accuracy_table, note, progress_bars, show_table, speed_table
 from tokensieve.demo import run
 from tokensieve.demo.options import DemoOptions
@@ -46,11 +49,30 @@ def demo(options: DemoOptions) -> None:
         for batch in (16, 1):
             show_table(speed_table(results.rows, batch))
         pareto(results.rows, beside / "pareto.png", "accuracy against speed and MACs", 16)
-    show = " and ".join(str(output / name) for name in ("pareto.png", "tokens.png"))
+        asked = pretrained is None and options.questions > 0 and ask(options.questions, rounds, beside)
+    pictures = ("pareto.png", "tokens.png", *(["questions.png"] if asked else []))
+    show = " and ".join(str(output / name) for name in pictures)
     typer.echo(f"Look at {show}; the figures are in {output / 'demo.json'}.")
     typer.echo("On your own model and images:")
     typer.echo("  tokensieve bench MODEL --pretrained --data FOLDER --method bat:keep=0.72 --method tome:r=8,13")
     typer.echo("  tokensieve show MODEL IMAGE --pretrained --method bat --output tokens.png")
+
+
+def ask(count: int, rounds: int, folder: Path) -> bool:
+    """The question model: its tables on standard output, rows and a picture into ``folder``; whether it could run."""
+    if find_spec("transformers") is None:
+        note("the question model is left out, it needs transformers: pip install 'tokensieve[transformers]'")
+        return False
+    from tokensieve.demo.questions.run import questions_drawn, questions_measured
+
+    results = Results(settings={"model": "question model", "questions": count, "dtype": "float32"}, command="demo")
+    results.file = folder / "questions.json"
+    with progress_bars() as bars:
+        questions_measured(count, rounds, results, bars)
+        questions_drawn(folder / "questions.png", bars)
+    show_table(answer_table(results.rows, f"question model, a small LLaVA: {count} questions"))
+    show_table(answer_speed_table(results.rows, 1))
+    return True
 
 
 @contextmanager

@@ -21,6 +21,9 @@ class DemoOptions(OverwriteOptions):
         "demo-output"
     )
     images: Annotated[int, Option("Held-out digits to measure accuracy on.")] = 500
+    questions: Annotated[
+        int, Option("Held-out questions to the question model; 0 leaves it out, as --pretrained does.", min=0)
+    ] = 120
     rounds: Annotated[int, Option("Timings of each model.", min=1)] = 7
     timing_seconds: Annotated[
         float, Option("Seconds that timing may take; rounds that do not fit are left out.", min=0)
