@@ -146,6 +146,8 @@ def examples() -> dict[str, tuple[Any, ...]]:
         "move_tokens": (x, places, places, size, keep, moved, onto, None, True),
         "put_back": (x, places, None, 1, True),
         "agglomerate": (symmetric, 4, 2),
+        "greedy_determinant": (features, score.abs() + 0.1, 4),
+        "greedy_cover": (symmetric, 4),
         "distances_between": (symmetric,),
         "window_products": (features, features[:, :4].contiguous(), 3, 4, 2, 2, 1),
         "window_sums": (torch.rand(batch, patches, 9), features, 3, 4, 2, 2, 1),

@@ -45,7 +45,7 @@ class OpenVino(Format):
             why = str(error).strip().rpartition("\n")[2].removeprefix("-- ")  # its errors end with what they are about
             raise RefusedError(f"the model cannot be converted to OpenVINO: {why}") from error
         model.inputs[0].get_tensor().set_names({ports.input})
-        for output, called in zip(model.outputs, ports.outputs, strict=True):
+        for output, called in zip(model.outputs, ports.outputs, strict=False):
             output.get_tensor().set_names({called})
         openvino.save_model(model, path, compress_to_fp16=False)
 
