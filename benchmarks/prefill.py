@@ -30,8 +30,8 @@ from tokensieve.models.load import share_weights
 from tokensieve.utils.files import replacing
 
 PATCHES, IMAGE, WORDS = 576, 31999, 32
-PREFIX = ("divprune", "cdpruner", "mmtok", "eadp", "visionzip", "vispruner", "prefix-random")
-DECODER = ("fastv", "dart", "sparsevlm")  # these see all features in their first layers: no oracle of the prefix
+PREFIX = ("divprune", "cdpruner", "visionzip", "prefix-random")
+DECODER = ("fastv", "sparsevlm")  # these see all features in their first layers: no oracle of the prefix
 COLUMNS = ("variant", "image tokens", "seconds", "S", "F", "S/O", "cache MB", "peak MB")
 
 

@@ -4,11 +4,11 @@ python -m benchmarks rival --python ENVIRONMENT/bin/python [--keep 144] [--round
     [--genai-python ENVIRONMENT/bin/python --genai-model FOLDER]
 python -m benchmarks rival --save FOLDER     the model that both run, with a tokenizer, for optimum-cli to export
 
-The environment has ``sparsevlm==0.1.3`` and a transformers that it runs with (5.0 was tried). Both processes load the
+The environment has ``sparsevlm==0.1.3`` and a transformers that it runs with (5.5.4 was tried). Both processes load the
 same folder of random weights: Qwen2.5-VL's shape with eight blocks in the tower, two of which attend to everything, and
 Qwen2.5-0.5B's decoder. The prompt is one image of 504 × 896 pixels, 576 image tokens, and 32 words. ``sparsevlm`` runs
-its ``sparsevlm_generate`` on the eager attention that it asks for, ours is ``generate`` with ``sparsevlm`` and
-``fastv`` behind the layer that it reads, both for one new token. The processes take turns; memory is the peak of each
+its ``sparsevlm_generate`` on the eager attention that it asks for, ours is ``generate`` with ``sparsevlm``
+behind the layer that it reads, both for one new token. The processes take turns; memory is the peak of each
 process's resident memory in a call beyond what it had before.
 
 OpenVINO GenAI's CDPruner runs in a third environment, with ``openvino-genai`` and a model that ``optimum-cli export
@@ -36,7 +36,7 @@ from tokensieve.utils.files import replacing
 
 HERE = Path(__file__).parent
 TOKENS = 576
-OURS = ("sparsevlm:keep={share}:sites=[3]:recycle=0", "fastv:keep={share}:layer=3", "divprune:tokens={keep}")
+OURS = ("sparsevlm:keep={share}:sites=[3]:recycle=0", "divprune:tokens={keep}")
 COLUMNS = ("process", "variant", "image tokens in the cache", "seconds", "theirs / ours", "peak MB of a call")
 
 

@@ -1,6 +1,7 @@
 """The question model: a small LLaVA of transformers, and the CLIP pair that its vision tower comes from.
 
-The weights lie in the package, in one file in bfloat16; ``scripts/train_questions.py`` made them.
+The weights lie in the package, in one file in bfloat16. ``scripts/train_questions.py`` trains such; the packaged ones
+come from its lessons in several runs, the earlier ones with other settings, so no single command gives them again.
 """
 
 from __future__ import annotations
