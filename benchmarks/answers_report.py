@@ -45,7 +45,7 @@ def report(rows: Sequence[Row], kinds: Sequence[str], left_out: Mapping[str, str
         f"{len(kinds)} held-out questions, one a canvas, 144 image tokens, float32; `{command}`. The dense model "
         f"answers {right} right with {dense['gmacs']:.4f} GMACs to the first token. Loss: points behind it, with the "
         "standard error of the paired differences. Tokens: in front of the decoder and behind each of its sites, mean. "
-        "The last columns are the accuracy by kind of question. The decoder was trained mostly without the patches that "
+        "The last columns are the accuracy by kind of question. The decoder was trained mostly without patches that "
         "show nothing, which may flatter variants that drop them."
     )
     lines = ["# Answers of the question model with fewer image tokens", "", about, "", *verdict(rows, dense)]
