@@ -12,10 +12,9 @@ medians of ratios round by round; F is what the MACs promise. Bytes of the cache
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -24,8 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tokensieve as ts
 from benchmarks.report import table
-from benchmarks.rounds import interleaved
-from tokensieve.measure.memory import LiveTensors
+from tokensieve.answers.cost import cache_bytes
+from tokensieve.measure import memory, speed
 from tokensieve.models.load import share_weights
 from tokensieve.utils.files import replacing
 
@@ -47,8 +46,7 @@ def run(given: argparse.Namespace) -> None:
     """Write the table."""
     dense = llava(getattr(torch, given.dtype))
     numbers = sum(part.numel() for part in dense.parameters())
-    rows = [[row.name, row.tokens, *row.figures] for row in measure(dense, given.tokens, given.rounds)]
-    found = "\n".join(table(COLUMNS, rows))
+    found = "\n".join(table(COLUMNS, measure(dense, given.tokens, given.rounds)))
     about = (
         f"{numbers / 1e9:.2f} · 10⁹ parameters, {given.dtype}, batch 1, {torch.get_num_threads()} threads, torch "
         f"{torch.__version__}, {given.rounds} interleaved rounds; `python -m benchmarks prefill --tokens "
@@ -87,53 +85,33 @@ def llava(dtype: torch.dtype) -> nn.Module:
     return model.eval().to(dtype)
 
 
-@dataclass(frozen=True)
-class Row:
-    """A variant's line: its name, image tokens behind the last layer, and figures as they are shown."""
-
-    name: str
-    tokens: str
-    figures: Sequence[str]
-
-
-def measure(dense: Any, tokens: int, rounds: int) -> list[Row]:
-    """The dense model, its oracle, and every method at so many image tokens."""
-    dtype = next(dense.parameters()).dtype
-    pixels = torch.randn(1, 3, 336, 336, dtype=dtype)
+def measure(dense: Any, tokens: int, rounds: int) -> list[list[str]]:
+    """A row for the dense model, its oracle, and every method at so many image tokens."""
+    pixels = torch.randn(1, 3, 336, 336, dtype=next(dense.parameters()).dtype)
     specs = [f"{name}:tokens={tokens}" for name in PREFIX] + [f"{name}:{_share(name, tokens)}" for name in DECODER]
-    variants: dict[str, Callable[[], Any]] = {"dense": _call(dense, _prompt(PATCHES), pixels)}
-    variants["oracle"] = lambda: _oracle(dense, pixels, tokens)
+    variants: dict[str, Callable[[Tensor], Any]] = {"dense": partial(_run, dense)}
+    variants["oracle"] = partial(_oracle, dense, tokens)
     for spec in specs:
-        variants[spec] = _call(ts.apply(share_weights(dense), spec), _prompt(PATCHES), pixels)
-    macs, caches, peaks = {}, {}, {}
+        variants[spec] = partial(_run, ts.apply(share_weights(dense), spec))
+    macs, caches = {}, {}
     for name, variant in variants.items():
         with torch.no_grad(), FlopCounterMode(display=False) as counted:
-            caches[name] = _bytes(variant())
+            caches[name] = cache_bytes(variant(pixels).cache)
         macs[name] = counted.get_total_flops() / 2
-        with torch.no_grad(), LiveTensors() as live:
-            variant()
-        peaks[name] = live.peak
-    seconds = interleaved(variants, rounds)
-    rows = []
-    for name, times in seconds.items():
-        gain = median(d / t for d, t in zip(seconds["dense"], times, strict=True))
-        share = median(o / t for o, t in zip(seconds["oracle"], times, strict=True))
-        prefix = name == "oracle" or name.split(":")[0] in PREFIX
-        rows.append(
-            Row(
-                name=name if name in ("dense", "oracle") else f"`{name}`",
-                tokens=str(PATCHES if name == "dense" else tokens),
-                figures=[
-                    f"{median(times):.2f}",
-                    f"{gain:.2f}",
-                    f"{macs['dense'] / macs[name]:.2f}",
-                    f"{share:.2f}" if prefix else "–",
-                    f"{caches[name] / 2**20:.2f}",
-                    f"{peaks[name] / 2**20:.0f}",
-                ],
-            )
-        )
-    return rows
+    timed = speed.measure(variants, pixels, rounds=rounds, warmup=1, min_time=0)
+    return [
+        [
+            name if name in ("dense", "oracle") else f"`{name}`",
+            str(PATCHES if name == "dense" else tokens),
+            f"{timing.median:.2f}",
+            f"{timing.speedup(timed['dense']):.2f}",
+            f"{macs['dense'] / macs[name]:.2f}",
+            f"{timing.speedup(timed['oracle']):.2f}" if name == "oracle" or name.split(":")[0] in PREFIX else "–",
+            f"{caches[name] / 2**20:.2f}",
+            f"{memory.peak(variants[name], pixels) / 2**20:.0f}",
+        ]
+        for name, timing in timed.items()
+    ]
 
 
 def _share(name: str, tokens: int) -> str:
@@ -146,19 +124,12 @@ def _prompt(images: int) -> Tensor:
     return torch.cat([torch.ones(1, dtype=torch.int64), torch.full((images,), IMAGE), words]).unsqueeze(0)
 
 
-def _call(model: Any, ids: Tensor, pixels: Tensor) -> Callable[[], Any]:
-    return lambda: model(input_ids=ids, pixel_values=pixels, use_cache=True, logits_to_keep=1)
+def _run(model: Any, pixels: Tensor) -> Any:
+    return model(input_ids=_prompt(PATCHES), pixel_values=pixels, use_cache=True, logits_to_keep=1)
 
 
-def _oracle(dense: Any, pixels: Tensor, tokens: int) -> Any:
+def _oracle(dense: Any, tokens: int, pixels: Tensor) -> Any:
     """The dense model whose decoder is given the first features alone."""
     encoded = dense.get_image_features(pixels, return_dict=True)
     encoded.pooler_output = [image[:tokens] for image in encoded.pooler_output]
     return dense(input_ids=_prompt(tokens), mm_encoder_outputs={"image": encoded}, use_cache=True, logits_to_keep=1)
-
-
-def _bytes(outputs: Any) -> int:
-    """Bytes of the keys and values in the cache."""
-    cache: Any = outputs.cache
-    held = [part for layer in cache.layers for part in (layer.keys, layer.values)]
-    return sum(part.numel() * part.element_size() for part in held)

@@ -14,7 +14,6 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -22,9 +21,8 @@ from torch import Tensor, nn
 
 import tokensieve as ts
 from benchmarks.report import table
-from benchmarks.rounds import interleaved
+from tokensieve.measure import memory, speed
 from tokensieve.measure.macs import count
-from tokensieve.measure.memory import LiveTensors
 from tokensieve.models.load import share_weights
 from tokensieve.utils.files import replacing
 
@@ -97,7 +95,7 @@ def sam(dtype: torch.dtype) -> Tower:
 def measure(tower: Tower, rounds: int) -> list[list[str]]:
     """A row for the dense tower and for each method."""
     dense = tower.model
-    variants: dict[str, Callable[[], Any]] = {"dense": _call(dense, tower.inputs)}
+    variants: dict[str, Callable[[Tensor], Any]] = {"dense": _call(dense, tower.inputs)}
     left = tower.tokens // 2
     whole = count(dense, tower.inputs).total
     promised = {}
@@ -106,24 +104,21 @@ def measure(tower: Tower, rounds: int) -> list[list[str]]:
         variants[spec] = _call(reduced, tower.inputs)
         promised[spec] = whole / count(reduced, tower.inputs).total
     variants["oracle"] = _call(tower.oracle(share_weights(dense), left), tower.inputs)
-    seconds = interleaved(variants, rounds)
+    one = torch.empty(1)  # image, which every variant has already
+    timed = speed.measure(variants, one, rounds=rounds, warmup=1, min_time=0)
     rows = []
-    for name, times in seconds.items():
-        gains = [d / t for d, t in zip(seconds["dense"], times, strict=True)]
-        against = [o / t for o, t in zip(seconds["oracle"], times, strict=True)]
-        factor = promised.get(name)
-        with LiveTensors() as live, torch.no_grad():
-            variants[name]()
-        figures = [median(times), median(gains)]
-        ratios = ["–", "–", "–"] if factor is None else [factor, median(gains) / factor, median(against)]
+    for name, timing in timed.items():
+        gain, factor = timing.speedup(timed["dense"]), promised.get(name)
+        figures = [timing.median, gain]
+        ratios = ["–", "–", "–"] if factor is None else [factor, gain / factor, timing.speedup(timed["oracle"])]
         tokens = tower.tokens if name == "dense" else left
         shown = [value if isinstance(value, str) else f"{value:.2f}" for value in (*figures, *ratios)]
-        rows.append([tower.name, f"`{name}`", str(tokens), *shown, f"{live.peak / 2**20:.0f}"])
+        rows.append([tower.name, f"`{name}`", str(tokens), *shown, f"{memory.peak(variants[name], one) / 2**20:.0f}"])
     return rows
 
 
-def _call(model: nn.Module, inputs: Any) -> Callable[[], Any]:
-    return lambda: model(**inputs) if isinstance(inputs, dict) else model(inputs)
+def _call(model: nn.Module, inputs: Any) -> Callable[[Tensor], Any]:
+    return lambda _: model(**inputs) if isinstance(inputs, dict) else model(inputs)
 
 
 class _First(nn.Module):
