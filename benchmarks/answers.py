@@ -12,6 +12,7 @@ the loss that of the paired differences. Rows that the JSON file has are kept.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -26,12 +27,13 @@ from tokensieve.answers.cost import PromptCost, count_prompts
 from tokensieve.answers.generate import answers_of
 from tokensieve.answers.prompts import ProcessorPrompts
 from tokensieve.answers.score import is_right
-from tokensieve.answers.variants import CONTROLS, encodes_text, named, reduce
+from tokensieve.answers.variants import CONTROLS, named, reduce
 from tokensieve.data.questions import Question
 from tokensieve.demo.questions.asking import held_out_kinds
-from tokensieve.demo.questions.model import FEATURES, question_model, text_encoder
+from tokensieve.demo.questions.model import FEATURES, WEIGHTS, question_model, text_encoder
 from tokensieve.demo.questions.words import processor
 from tokensieve.errors import TokensieveError
+from tokensieve.language.apply import encodes_text
 from tokensieve.language.host import host_of
 from tokensieve.methods._config import Config
 from tokensieve.methods._spec import parse_placed
@@ -57,7 +59,8 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> None:
     """Measure what the file does not have, write the tables."""
     asked = held_out_kinds(given.questions, given.seed)
-    settings = {"questions": given.questions, "seed": given.seed, "torch": torch.__version__}
+    weights = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()[:12]
+    settings = {"questions": given.questions, "seed": given.seed, "torch": torch.__version__, "weights": weights}
     file = given.output.with_suffix(".json")
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     rows: list[Row] = known["rows"] if known.get("settings") == settings else []
@@ -143,13 +146,9 @@ def place(methods: Sequence[Config]) -> str:
         return DENSE
     if methods[0].name in CONTROLS:
         return "control"
-    return (
-        "prefix"
-        if isinstance(methods[0], PrefixMethod)
-        else "decoder"
-        if isinstance(methods[0], DecoderMethod)
-        else "input"
-    )
+    if isinstance(methods[0], PrefixMethod):
+        return "prefix"
+    return "decoder" if isinstance(methods[0], DecoderMethod) else "input"
 
 
 def reads_text(methods: Sequence[Config]) -> bool:

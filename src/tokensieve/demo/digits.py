@@ -63,7 +63,7 @@ class ClutteredDigits(Dataset[tuple[Tensor, int]]):
         self.size = size
         self.seed = seed
         self.image_size = image_size
-        self.bitmaps, self.labels = _source_digits(split)
+        self.bitmaps, self.labels = source_digits(split)
         grain = np.random.default_rng(0).normal(128.0, 5.0, (2 * image_size, 2 * image_size, 3))
         self._grain = Image.fromarray(grain.astype(np.uint8))
 
@@ -98,7 +98,7 @@ class ClutteredDigits(Dataset[tuple[Tensor, int]]):
 
         digit = self._warp_digit(rng, self.bitmaps[source], spread)
         weight = rng.uniform(0.38, 0.50)  # the level at which ink begins sets the stroke's thickness
-        alpha = digit.point(_edge_table(weight - 0.12, weight + 0.12))
+        alpha = digit.point(edge_table(weight - 0.12, weight + 0.12))
 
         clean = self._background(rng, ground)
         cluttered = self._add_clutter(rng, clean, ground, ink)
@@ -171,7 +171,7 @@ class ClutteredDigits(Dataset[tuple[Tensor, int]]):
         radius = _BITMAP_DIGIT // 5
         box = (x - radius, y - radius, x + radius, y + radius)
         piece = bitmap.resize((side, side), Image.Resampling.BICUBIC, box)
-        piece = piece.transpose(Image.Transpose(int(rng.integers(7)))).point(_edge_table(0.35, 0.6, opacity))
+        piece = piece.transpose(Image.Transpose(int(rng.integers(7)))).point(edge_table(0.35, 0.6, opacity))
         window = Image.new("L", (side, side))
         ImageDraw.Draw(window).ellipse((0, 0, side - 1, side - 1), 255)
         return ImageChops.multiply(piece, window)
@@ -228,7 +228,7 @@ def normalise(image: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(image).permute(2, 0, 1).float().div_(127.5).sub_(1.0)
 
 
-def _source_digits(split: Split) -> tuple[Sequence[Image.Image], NDArray[np.int64]]:
+def source_digits(split: Split) -> tuple[Sequence[Image.Image], NDArray[np.int64]]:
     """The scans of one split, smoothly enlarged to `_BITMAP` pixels a side (mode L), and their labels."""
     # scikit-learn is an optional dependency, and the model, which imports this module, needs none of it.
     from sklearn.datasets import load_digits
@@ -253,11 +253,11 @@ def _colour(rng: Generator, luma: float, chroma: float) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _edge_table(low: float, high: float, scale: float = 1.0) -> list[int]:
+def edge_table(low: float, high: float, scale: float = 1.0) -> list[int]:
     """Look-up table of a soft threshold: levels up to `low` give 0, from `high` on `scale`, in [0, 1]."""
     t = np.clip((_LEVELS - low) / (high - low), 0.0, 1.0)
     table: list[int] = (255.0 * scale * t * t * (3.0 - 2.0 * t)).astype(int).tolist()
     return table
 
 
-_HALO_TABLE = _edge_table(0.02, 0.25, 0.85)
+_HALO_TABLE = edge_table(0.02, 0.25, 0.85)

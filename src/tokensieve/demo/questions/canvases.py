@@ -17,7 +17,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from tokensieve.demo.digits import Split, _edge_table, _source_digits
+from tokensieve.demo.digits import Split, edge_table, source_digits
 
 SIDE = 96
 """Rows and columns of a canvas, in pixels."""
@@ -155,7 +155,7 @@ def _sprite(rng: Generator, split: Split, kind: str) -> NDArray[np.float32]:
 def _drawn(split: Split) -> dict[str, list[NDArray[np.float32]]]:
     """Every scan and shape in its variants, by kind."""
     rng = np.random.default_rng((0, int(split == "val")))
-    bitmaps, labels = _legible(*_source_digits(split))
+    bitmaps, labels = _legible(*source_digits(split))
     drawn: dict[str, list[NDArray[np.float32]]] = {kind: [] for kind in KINDS}
     for bitmap, label in zip(bitmaps, labels, strict=True):
         for _ in range(_VARIANTS):
@@ -184,7 +184,7 @@ def _enlarged(rng: Generator, bitmap: Image.Image) -> NDArray[np.float32]:
     size, affine = (_SPRITE, _SPRITE), (*back[0], offset[0], *back[1], offset[1])
     drawn = bitmap.transform(size, Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
     edge = rng.uniform(0.36, 0.46)
-    sharp: NDArray[np.float32] = np.array(drawn.point(_edge_table(edge - 0.14, edge + 0.14)), dtype=np.float32)
+    sharp: NDArray[np.float32] = np.array(drawn.point(edge_table(edge - 0.14, edge + 0.14)), dtype=np.float32)
     sharp /= 255
     return sharp
 

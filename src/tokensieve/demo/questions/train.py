@@ -250,8 +250,8 @@ def kept_patches(seen: Canvas, rng: Generator, count: int) -> NDArray[np.int64]:
 
 def questions_of(seen: Canvas, rng: Generator, slots: int) -> tuple[Tensor, Tensor]:
     """(slots · 11) tokens of questions with their answers, and the labels: at each place the token behind it."""
-    by_kind = [list(rng.permutation(len(found))) for found in asked(seen).values()]
     known = list(asked(seen).values())
+    by_kind = [list(rng.permutation(len(found))) for found in known]
     chosen: list[Asked] = []
     while len(chosen) < slots and any(by_kind):
         for found, places_left in zip(known, by_kind, strict=True):
