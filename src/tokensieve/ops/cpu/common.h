@@ -80,6 +80,20 @@ INLINE float dot(const T* left, const T* right, int64_t dim) {
   return sum;
 }
 
+// The products of a row with four others, which share its loads.
+FOR_EVERY_PROCESSOR inline void dots(const float* row, const float* const* others, int64_t length, float* out) {
+  const float *a = others[0], *b = others[1], *c = others[2], *d = others[3];
+  float to_a = 0.0f, to_b = 0.0f, to_c = 0.0f, to_d = 0.0f;
+#pragma omp simd reduction(+ : to_a, to_b, to_c, to_d)
+  for (int64_t i = 0; i < length; ++i) {
+    to_a += row[i] * a[i];
+    to_b += row[i] * b[i];
+    to_c += row[i] * c[i];
+    to_d += row[i] * d[i];
+  }
+  out[0] = to_a, out[1] = to_b, out[2] = to_c, out[3] = to_d;
+}
+
 // Scores as integers that sort from high to low, equal ones by index. NaN comes first, as torch sorts it.
 INLINE uint64_t descending_key(float score, uint32_t index) {
   uint32_t bits;

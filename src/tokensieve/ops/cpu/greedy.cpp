@@ -105,20 +105,6 @@ void cover(const float* value, int64_t rows, int64_t tokens, int64_t count, int6
   }
 }
 
-// The products of a row with four others, which share its loads.
-FOR_EVERY_PROCESSOR void four_products(const float* row, const float* const* others, int64_t dim, float* out) {
-  float a = 0.0f, b = 0.0f, c = 0.0f, d = 0.0f;
-  const float *first = others[0], *second = others[1], *third = others[2], *fourth = others[3];
-#pragma omp simd reduction(+ : a, b, c, d)
-  for (int64_t k = 0; k < dim; ++k) {
-    a += row[k] * first[k];
-    b += row[k] * second[k];
-    c += row[k] * third[k];
-    d += row[k] * fourth[k];
-  }
-  out[0] = a, out[1] = b, out[2] = c, out[3] = d;
-}
-
 FOR_EVERY_PROCESSOR float product(const float* row, const float* other, int64_t dim) {
   return dot<float>(row, other, dim);
 }
@@ -144,7 +130,7 @@ class Spanned {
       float products[4];
       const float* rows[4];
       for (int64_t k = 0; k < 4; ++k) rows[k] = unit_ + pivots_[std::min(start + k, now - 1)] * dim_;
-      four_products(unit_ + token * dim_, rows, dim_, products);
+      dots(unit_ + token * dim_, rows, dim_, products);
       for (int64_t k = 0; k < many; ++k) meet(token, own, start + k, products[k]);
       met_[token] = start + many;
     }

@@ -16,19 +16,6 @@ struct Side {
   int64_t first(int64_t cell) const { return (cell * patches + cells - 1) / cells; }  // patch of a cell
 };
 
-FOR_EVERY_PROCESSOR void dots(const float* row, const float* const* others, int64_t length, float* out) {
-  const float *a = others[0], *b = others[1], *c = others[2], *d = others[3];
-  float to_a = 0.0f, to_b = 0.0f, to_c = 0.0f, to_d = 0.0f;
-#pragma omp simd reduction(+ : to_a, to_b, to_c, to_d)
-  for (int64_t i = 0; i < length; ++i) {
-    to_a += row[i] * a[i];
-    to_b += row[i] * b[i];
-    to_c += row[i] * c[i];
-    to_d += row[i] * d[i];
-  }
-  out[0] = to_a, out[1] = to_b, out[2] = to_c, out[3] = to_d;
-}
-
 FOR_EVERY_PROCESSOR void add(float* sum, const float* const* rows, const float* weights, int64_t length) {
   const float *a = rows[0], *b = rows[1], *c = rows[2], *d = rows[3];
   const float of_a = weights[0], of_b = weights[1], of_c = weights[2], of_d = weights[3];
