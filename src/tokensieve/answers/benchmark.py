@@ -12,7 +12,7 @@ from torch import nn
 from tokensieve.answers.cost import count_prompts, image_tokens
 from tokensieve.answers.generate import Generated, answers_of
 from tokensieve.answers.options import BATCH_SIZE, MAX_NEW_TOKENS
-from tokensieve.answers.prompts import Inputs, ProcessorPrompts, Prompts
+from tokensieve.answers.prompts import Inputs, ProcessorPrompts, Prompts, placed
 from tokensieve.answers.score import AnswerMeters, is_right
 from tokensieve.answers.timing import autocast, time_answers
 from tokensieve.answers.variants import AnswerVariant, controls_of, named, reduce, refuse_reduced
@@ -139,10 +139,7 @@ class Answering:
 
     def inputs(self, questions: Sequence[Question]) -> Inputs:
         """The prompts of some questions, on the device and in the dtype of the model."""
-        return {
-            name: value.to(self.runtime.device, self.dtype if value.is_floating_point() else None)
-            for name, value in self.prompts.batch(questions).items()
-        }
+        return placed(self.prompts.batch(questions), self.runtime.device, self.dtype)
 
     # MACs and tokens
 

@@ -130,7 +130,7 @@ def _stages(calls: Sequence[KeptTokens], features: int) -> dict[int, float]:
     """Image tokens by the first layer that sees no more; all of them where no method acts around the decoder."""
     if not calls:
         return {0: float(features)}
-    return {first: float((calls[0].visual & stays).sum()) for first, stays in calls[0].stages}
+    return {first: float(seen) for first, seen in calls[0].image_tokens.items()}
 
 
 @contextmanager

@@ -21,6 +21,11 @@ SIDE = 16  # rows and columns of a random picture's patches, where a tower takes
 Inputs = dict[str, Any]
 
 
+def placed(inputs: Inputs, device: str | torch.device, dtype: torch.dtype) -> Inputs:
+    """Inputs on a device, those that are floating-point numbers in ``dtype``."""
+    return {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in inputs.items()}
+
+
 class Prompts(ABC):
     """Makes of questions what a model is called with, and of tokens texts."""
 

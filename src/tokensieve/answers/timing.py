@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,10 +17,9 @@ from tokensieve.language.host import Host
 from tokensieve.measure import memory, speed
 from tokensieve.measure.progress import Progress
 from tokensieve.measure.results import DENSE, Speed
-from tokensieve.measure.speed import Timing, noisy
+from tokensieve.measure.speed import Timing
+from tokensieve.measure.timing import FEW, disturbed, speed_of
 from tokensieve.models.runtime import Runtime
-
-FEW = 4  # rounds below which their spread cannot be judged
 
 
 def autocast(runtime: Runtime) -> AbstractContextManager[Any]:
@@ -57,23 +56,9 @@ class AnswerTimings:
         """The figures of one variant whose MACs promise the factor ``promised``; its images a second are prompts that
         come to their first token."""
         timing, dense = self.first[name], self.first[DENSE]
-        gain = timing.speedup(dense)
-        fast, slow = timing.quartiles
-        rounds = len(timing.seconds)
-        return Speed(
-            batch=timing.batch,
-            images_per_second=timing.images_per_second,
-            low=timing.batch / slow,
-            high=timing.batch / fast,
-            S=gain,
-            O=None,
-            S_over_F=gain / promised,
-            S_over_O=None,
-            peak_memory=self.peaks[name],
-            noisy=rounds < FEW or noisy(timing) or noisy(dense),
-            rounds=rounds,
-            tokens_per_second=self.tokens_per_second(name),
-        )
+        noisy = len(timing.seconds) < FEW or disturbed({name: timing, DENSE: dense}, ())
+        figures = speed_of(timing, dense, promised, self.peaks[name], noisy)
+        return replace(figures, tokens_per_second=self.tokens_per_second(name))
 
 
 def time_answers(

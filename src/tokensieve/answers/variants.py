@@ -10,12 +10,11 @@ from torch import nn
 from tokensieve.answers.cost import PromptCost
 from tokensieve.engine.apply import is_applied
 from tokensieve.errors import TokensieveError
-from tokensieve.language.apply import applied, apply
+from tokensieve.language.apply import applied, apply, encodes_text
 from tokensieve.language.encoder import TextEncoder
 from tokensieve.methods._config import Config
 from tokensieve.methods._registry import list_language_methods
 from tokensieve.methods._spec import spell
-from tokensieve.methods.language._prefix import PrefixMethod
 from tokensieve.models.load import share_weights
 
 CONTROLS = ("prefix-random", "prefix-grid", "downsample")
@@ -64,11 +63,6 @@ def named(methods: Sequence[Config], text_encoder: TextEncoder | None = None) ->
     """The name of a variant: its spec, and whether it compares by a text encoder."""
     encoded = encodes_text(methods) and text_encoder is not None
     return spell(tuple(methods)) + (", text encoder" if encoded else "")
-
-
-def encodes_text(methods: Sequence[Config]) -> bool:
-    """Whether one of ``methods`` compares patches with the text by a text encoder where one is given."""
-    return any(isinstance(method, PrefixMethod) and method.encodes_text for method in methods)
 
 
 def controls_of(cost: PromptCost, alike: bool) -> Iterator[Config]:

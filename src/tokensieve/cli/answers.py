@@ -16,7 +16,7 @@ from rich.table import Table
 from tokensieve.answers.benchmark import bench
 from tokensieve.answers.options import ANSWER, BATCH_SIZE, MAX_NEW_TOKENS
 from tokensieve.answers.prompts import ProcessorPrompts, Prompts, RandomPrompts, random_questions
-from tokensieve.cli.bench import default_results_file
+from tokensieve.cli.bench import default_results_file, plot_beside, show_speeds, where_measured
 from tokensieve.cli.options import BenchOptions, EvalOptions
 from tokensieve.cli.output import metric_cell, new_table, note, progress_bars, show_table
 from tokensieve.cli.run import finish, stoppable
@@ -24,7 +24,6 @@ from tokensieve.cli.specs import ALL
 from tokensieve.data.questions import Question, read_questions
 from tokensieve.errors import TokensieveError
 from tokensieve.language.encoder import TextEncoder
-from tokensieve.measure.plot import pareto
 from tokensieve.measure.results import DENSE, Results, Row, environment, open_results
 from tokensieve.models.language import LanguageModel, load_language, load_two_towers
 from tokensieve.models.options import RuntimeOptions
@@ -45,11 +44,8 @@ def bench_answers(options: BenchOptions) -> None:
     batches = tuple(dict.fromkeys(options.speed_batch_size or (1,)))
     file = options.results_file or default_results_file(options.model)
     results = _measure(replace(options, results_file=file), batches, options.rounds)
-    for batch in batches:
-        if any(speed.batch == batch for row in results.rows for speed in row.speed):
-            show_table(speed_table(results.rows, batch))
-    where = results.environment
-    _plot(options, results, f" ({where['device']}, {results.settings['dtype']}, torch {where['torch']})")
+    show_speeds(results, batches, speed_table)
+    _plot(options, results, where_measured(results))
     finish(results)
 
 
@@ -139,8 +135,13 @@ def _encoder(options: EvalOptions, prompts: Prompts, device: str) -> TextEncoder
         return None
     if not isinstance(prompts, ProcessorPrompts):
         raise TokensieveError("--text-encoder reads the words of prompts, and these are random: give --data FOLDER")
-    model, tokenizer = load_two_towers(options.text_encoder)
-    return TextEncoder(model.to(device), tokenizer, prompts.tokenizer)
+    return text_encoder_of(options.text_encoder, prompts, device)
+
+
+def text_encoder_of(name: str, prompts: ProcessorPrompts, device: str) -> TextEncoder:
+    """The two towers called ``name``, beside a model that ``prompts`` are made for."""
+    towers, tokenizer = load_two_towers(name)
+    return TextEncoder(towers.to(device), tokenizer, prompts.tokenizer)
 
 
 def _settings(
@@ -241,9 +242,5 @@ def speed_table(rows: Sequence[Row], batch: int) -> Table:
 
 
 def _plot(options: EvalOptions, results: Results, setting: str = "") -> None:
-    """Draw the plot beside the file of the rows, where there is one."""
-    if results.file is None or results.plot_file is None or not results.rows:
-        return
     title = f"{options.model} on {results.images} questions{setting}"
-    pareto(results.rows, results.plot_file, title, rate="first tokens/s", cost="GMACs to the first token", unit=" (%)")
-    note(f"written: {results.file}, {results.file.with_suffix('.csv').name}, {results.plot_file.name}")
+    plot_beside(results, title, rate="first tokens/s", cost="GMACs to the first token", unit=" (%)")

@@ -6,12 +6,12 @@ from dataclasses import fields
 
 from tokensieve.answers.options import MAX_NEW_TOKENS
 from tokensieve.answers.prompts import ProcessorPrompts
+from tokensieve.cli.answers import text_encoder_of
 from tokensieve.cli.options import ShownModelOptions
 from tokensieve.cli.output import note, progress_bars
 from tokensieve.errors import TokensieveError
-from tokensieve.language.encoder import TextEncoder
 from tokensieve.methods._spec import sweep_placed
-from tokensieve.models.language import load_language, load_two_towers
+from tokensieve.models.language import load_language
 from tokensieve.show.answers import answer_rows
 from tokensieve.show.images import read_image
 from tokensieve.show.write import write_rows
@@ -39,10 +39,8 @@ def show_answers(options: ShownModelOptions) -> None:
     if loaded.random:
         note("the weights are random: give a model with weights to see a trained one")
     prompts = ProcessorPrompts(loaded.processor)
-    encoder = None
-    if options.text_encoder is not None:
-        towers, tokenizer = load_two_towers(options.text_encoder)
-        encoder = TextEncoder(towers.to(options.device), tokenizer, prompts.tokenizer)
+    named = options.text_encoder
+    encoder = None if named is None else text_encoder_of(named, prompts, options.device)
     with progress_bars() as bars:
         bars.start("running", len(opened) * max(len(variants), 1))
         rows = answer_rows(

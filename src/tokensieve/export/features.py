@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from tokensieve.engine.probe import evaluating, probe_input
 from tokensieve.errors import RefusedError, TokensieveError
 from tokensieve.export.check import CANDIDATES, CHECKED, NUDGE, Agreement, random_images
-from tokensieve.export.format import Format, Ports, reason
+from tokensieve.export.format import Format, Ports, opened, reason
 from tokensieve.language.apply import applied
 from tokensieve.language.images import stacked
 from tokensieve.language.running import features_seen
@@ -170,12 +170,7 @@ def compare_features(reducer: Reducer, form: Format, path: Path, pictures: Tenso
     Raises:
         RefusedError: other places are kept, or the features differ by more than ``tolerance``.
     """
-    try:
-        run = form.open_all(path)
-    except Exception as error:  # every runtime has its own
-        raise RefusedError(
-            f"{form.title} cannot open what was exported: {reason(error)}; nothing was written"
-        ) from error
+    run = opened(form, form.open_all, path)
     furthest = 0.0
     for picture in pictures.split(1):
         with evaluating(reducer):

@@ -8,12 +8,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from tokensieve.errors import TokensieveError
+from tokensieve.errors import RefusedError, TokensieveError
 
 Run = Callable[[Tensor], Tensor]
 RunAll = Callable[[Tensor], tuple[Tensor, ...]]
@@ -89,6 +89,23 @@ def several(run: Callable[[Tensor], Any]) -> RunAll:
         return (answer,) if isinstance(answer, Tensor) else tuple(answer)
 
     return all_of
+
+
+Opened = TypeVar("Opened")
+
+
+def opened(form: Format, how: Callable[[Path], Opened], path: Path) -> Opened:
+    """What ``how``, a way of ``form`` to open files, makes of a file that was just written.
+
+    Raises:
+        RefusedError: it cannot be opened.
+    """
+    try:
+        return how(path)
+    except Exception as error:  # every runtime has its own
+        raise RefusedError(
+            f"{form.title} cannot open what was exported: {reason(error)}; nothing was written"
+        ) from error
 
 
 def reason(error: BaseException) -> str:

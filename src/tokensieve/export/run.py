@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from tokensieve.engine.probe import probe_input
-from tokensieve.errors import RefusedError, TokensieveError
+from tokensieve.errors import TokensieveError
 from tokensieve.export.aotinductor import AotInductor
 from tokensieve.export.check import CANDIDATES, CHECKED, Agreement, compare, random_images, settled
 from tokensieve.export.features import FEATURES, Reducer, compare_features, settled_pictures, trace_features
-from tokensieve.export.format import Format, Run, RunAll, reason
+from tokensieve.export.format import Format, Run, RunAll, opened
 from tokensieve.export.onnx import Onnx
 from tokensieve.export.openvino import OpenVino
 from tokensieve.export.place import check_output, placing
@@ -109,7 +109,7 @@ def export_model(
     with placing(target) as beside:
         form.write(trace(model, drawn[:TRACED_BATCH]), beside)
         images = settled(model, drawn[TRACED_BATCH:], CHECKED) if example is None else settled(model, like)
-        agreement = compare(model, _open(form, beside), images, tolerance)
+        agreement = compare(model, opened(form, form.open, beside), images, tolerance)
     return Exported(target, form, agreement)
 
 
@@ -128,15 +128,6 @@ def _export_features(
         form.write(trace_features(reducer, like), beside, FEATURES)
         agreement = compare_features(reducer, form, beside, settled_pictures(reducer, example, like), tolerance)
     return Exported(target, form, agreement)
-
-
-def _open(form: Format, path: Path) -> Run:
-    try:
-        return form.open(path)
-    except Exception as error:  # every runtime has its own
-        raise RefusedError(
-            f"{form.title} cannot open what was exported: {reason(error)}; nothing was written"
-        ) from error
 
 
 def check_request(path: Path, format: str | None, opset: int | None, force: bool) -> Format:

@@ -52,13 +52,12 @@ def apply(
     Prefix and register tokens are never touched. In a vision-language model other methods leave out image tokens in
     front of the tower ("downsample:tokens=128"), in front of the decoder ("divprune:tokens=128") or in it
     ("fastv:keep=0.5"), and compose with those of the tower; what the decoder answers has as many tokens as went in, and
-    ``generate`` stays as it is. Before anything changes, every
-    block is run on a probe input both as it is and in two halves.
+    ``generate`` stays as it is. Before anything changes, every block is run on a probe input both as it is and in two
+    halves.
 
     Args:
         model: a model of a known family, or one that contains such a model, of timm or of Hugging Face's transformers;
-            for methods around a decoder a vision-language model of transformers.
-            Not yet wrapped for data parallelism.
+            for methods around a decoder a vision-language model of transformers. Not yet wrapped for data parallelism.
         methods: a method, a composition in the order in which it acts, or its spec ("tome:r=4+tosa:keep=0.5").
         fill: what stands at the place of tokens that are gone for good when all are given back: "last" (their last
             value), "mean" (the mean of those present) or "auto": "mean" for heads that pool over patches, else "last".
@@ -76,9 +75,8 @@ def apply(
             its gradient (class activation maps, backward hooks). The compact state travels beside the tensor: a hook
             that replaces such an output, or changes it in place outside of inference mode, ends the reduction up to
             there; at other blocks that is refused. Modules inside a block see the tokens that are present, not all.
-        text_encoder: the two towers that the eyes of a vision-language model come from, by which cdpruner, eadp and
-            recoverable then compare its patches with the prompt. Default None: they compare features with the language
-            model's own input embeddings.
+        text_encoder: the two towers that the model's eyes come from, by which cdpruner, eadp and recoverable compare
+            patches with the prompt. Default None: features with the language model's own input embeddings.
 
     Returns:
         ``model`` itself.
@@ -101,6 +99,11 @@ def resolve(methods: Config | str | Sequence[Config]) -> tuple[Config, ...]:
     return parse_placed(methods) if isinstance(methods, str) else engine.given_methods(methods, Config)
 
 
+def encodes_text(methods: Sequence[Config]) -> bool:
+    """Whether one of ``methods`` compares patches with the text by a text encoder where one is given."""
+    return any(isinstance(method, PrefixMethod) and method.encodes_text for method in methods)
+
+
 def _refuse_encoder(encoder: Any, methods: Sequence[Config]) -> None:
     """Refuse a text encoder that is none, or that no method reads.
 
@@ -113,7 +116,7 @@ def _refuse_encoder(encoder: Any, methods: Sequence[Config]) -> None:
         raise TokensieveError(
             f"text_encoder must be a ts.TextEncoder(model, tokenizer, prompt_tokenizer), got {type(encoder).__name__}"
         )
-    if not any(isinstance(method, PrefixMethod) and method.encodes_text for method in methods):
+    if not encodes_text(methods):
         readers = sorted(name for name, cls in list_language_methods().items() if getattr(cls, "encodes_text", False))
         raise TokensieveError(
             f"text_encoder was given, and {' + '.join(method.name for method in methods)} compares nothing by it: "

@@ -25,6 +25,11 @@ class KeptTokens:
     stages: tuple[tuple[int, Tensor], ...]
     changed: Tensor
 
+    @property
+    def image_tokens(self) -> dict[int, int]:
+        """By the number of the first layer that sees no more: image tokens that its hidden states have."""
+        return {first: int((self.visual & stays).sum()) for first, stays in self.stages}
+
 
 WATCHED: ContextVar[list[KeptTokens] | None] = ContextVar("tokensieve_kept_tokens", default=None)
 

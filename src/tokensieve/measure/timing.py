@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -61,23 +61,40 @@ class Timings:
     def speed(self, name: str, promised: float) -> Speed:
         """The figures of one variant whose MACs promise the factor ``promised``."""
         timing, free = self.variants[name], self.oracles.get(name)
-        gain = timing.speedup(self.dense)
-        fast, slow = timing.quartiles
         own = {"variant": timing, DENSE: self.dense} | ({} if free is None else {"oracle": free})
-        return Speed(
-            batch=timing.batch,
-            images_per_second=timing.images_per_second,
-            low=timing.batch / slow,
-            high=timing.batch / fast,
-            S=gain,
+        noisy = self.cut or disturbed(own, [name for name in own if name == "oracle"])
+        return replace(
+            speed_of(timing, self.dense, promised, self.peaks[name], noisy),
             O=None if free is None else free.speedup(self.dense),
-            S_over_F=gain / promised,
             S_over_O=None if free is None else timing.speedup(free),
-            peak_memory=self.peaks[name],
-            noisy=self.cut or disturbed(own, [name for name in own if name == "oracle"]),
             discarded=self.discarded,
-            rounds=len(timing.seconds),
         )
+
+
+def speed_of(timing: Timing, dense: Timing, promised: float, peak: int, noisy: bool) -> Speed:
+    """The figures of one variant, without an oracle.
+
+    Args:
+        timing, dense: of the variant and of the dense model, round by round.
+        promised: the factor that its MACs promise.
+        peak: bytes.
+        noisy: whether the rounds say little.
+    """
+    gain = timing.speedup(dense)
+    fast, slow = timing.quartiles
+    return Speed(
+        batch=timing.batch,
+        images_per_second=timing.images_per_second,
+        low=timing.batch / slow,
+        high=timing.batch / fast,
+        S=gain,
+        O=None,
+        S_over_F=gain / promised,
+        S_over_O=None,
+        peak_memory=peak,
+        noisy=noisy,
+        rounds=len(timing.seconds),
+    )
 
 
 def time_variants(

@@ -45,10 +45,7 @@ def load(source: Source, options: ModelOptions) -> HuggingFaceModel:
             f"hf-config:{source.place} for random ones"
         )
     with quiet(transformers):
-        try:
-            config = transformers.AutoConfig.from_pretrained(source.place, revision=source.revision)
-        except Exception as error:  # a hub can fail in as many ways as its client has exceptions
-            raise TokensieveError(f"cannot read the config of {source.place}: {first_sentence(error)}") from error
+        config = read_config(transformers, source)
         if num_classes is not None and num_classes != config.num_labels:
             config.num_labels = num_classes
         kind = _class_of(transformers, config, source.place)
@@ -58,6 +55,18 @@ def load(source: Source, options: ModelOptions) -> HuggingFaceModel:
     if isinstance(size, int):
         size = (size, size)
     return HuggingFaceModel(model, img_size=size, images=settings)
+
+
+def read_config(transformers: Any, source: Source) -> Any:
+    """The config at ``source``.
+
+    Raises:
+        TokensieveError: there is none that transformers can read.
+    """
+    try:
+        return transformers.AutoConfig.from_pretrained(source.place, revision=source.revision)
+    except Exception as error:  # a hub can fail in as many ways as its client has exceptions
+        raise TokensieveError(f"cannot read the config of {source.place}: {first_sentence(error)}") from error
 
 
 def has_weights(folder: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tokensieve.errors import TokensieveError, TokensieveWarning
-from tokensieve.models.hub import first_sentence, has_weights, load_tokenizer, quiet
+from tokensieve.models.hub import first_sentence, has_weights, load_tokenizer, quiet, read_config
 from tokensieve.models.load import check_hub
 from tokensieve.models.source import Source, source_of
 from tokensieve.models.transformers import need_transformers
@@ -46,10 +46,7 @@ def load_language(name: str, dtype: str | None = None) -> LanguageModel:
     source = _source(name)
     transformers = need_transformers(source.place)
     with quiet(transformers):
-        try:
-            config = transformers.AutoConfig.from_pretrained(source.place, revision=source.revision)
-        except Exception as error:  # a hub can fail in as many ways as its client has exceptions
-            raise TokensieveError(f"cannot read the config of {source.place}: {first_sentence(error)}") from error
+        config = read_config(transformers, source)
         kind: Any = transformers.AutoModelForImageTextToText
         if type(config) not in kind._model_mapping:
             raise TokensieveError(
@@ -84,13 +81,19 @@ def _random(kind: Any, config: Any, dtype: torch.dtype) -> Any:
         return kind.from_config(config, dtype=dtype)
 
 
-def _weighted(kind: Any, source: Source, dtype: torch.dtype) -> Any:
+def _loaded(kind: Any, source: Source, dtype: torch.dtype) -> tuple[Any, Any]:
+    """A model with its weights, and what was found of them."""
     try:
         model, found = kind.from_pretrained(
             source.place, revision=source.revision, dtype=dtype, output_loading_info=True
         )
     except Exception as error:  # every class fails in its own way
         raise TokensieveError(f"cannot load {source.place}: {first_sentence(error)}") from error
+    return model, found
+
+
+def _weighted(kind: Any, source: Source, dtype: torch.dtype) -> Any:
+    model, found = _loaded(kind, source, dtype)
     lacking = found["missing_keys"]
     if lacking:
         warnings.warn(
@@ -130,8 +133,5 @@ def load_two_towers(name: str) -> tuple[Any, Any]:
     source = _source(name)
     transformers = need_transformers(source.place)
     with quiet(transformers):
-        try:
-            model = transformers.AutoModel.from_pretrained(source.place, revision=source.revision, dtype=torch.float32)
-        except Exception as error:  # every class fails in its own way
-            raise TokensieveError(f"cannot load {source.place}: {first_sentence(error)}") from error
+        model, _ = _loaded(transformers.AutoModel, source, torch.float32)
     return model.eval(), load_tokenizer(source)

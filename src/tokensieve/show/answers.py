@@ -12,11 +12,11 @@ from PIL import Image
 from torch import nn
 
 from tokensieve.answers.generate import answers_of
-from tokensieve.answers.prompts import Inputs, ProcessorPrompts
-from tokensieve.answers.variants import encodes_text, refuse_reduced
+from tokensieve.answers.prompts import Inputs, ProcessorPrompts, placed
+from tokensieve.answers.variants import refuse_reduced
 from tokensieve.data.questions import Question
 from tokensieve.errors import RefusedError, TokensieveError
-from tokensieve.language.apply import apply, remove
+from tokensieve.language.apply import apply, encodes_text, remove
 from tokensieve.language.encoder import TextEncoder
 from tokensieve.language.grids import grids_of
 from tokensieve.language.host import host_of
@@ -97,11 +97,7 @@ class _Asked:
         self.dense = [[self._answer(given) for given in row] for row in self.inputs]
 
     def _inputs(self, image: Image.Image, question: str) -> Inputs:
-        given = self.prompts.batch([Question(image, question)])
-        return {
-            name: value.to(self.device, self.dtype if value.is_floating_point() else None)
-            for name, value in given.items()
-        }
+        return placed(self.prompts.batch([Question(image, question)]), self.device, self.dtype)
 
     def _answer(self, inputs: Inputs) -> str:
         with torch.inference_mode():
@@ -188,7 +184,7 @@ def _sites(call: KeptTokens, grid: tuple[int, int], spec: str, ahead: str, quest
 
 def _by_layer(call: KeptTokens, depth: int) -> tuple[int, ...]:
     """Image tokens that each layer of the decoder sees."""
-    counts = {first: int((call.visual[0] & stays[0]).sum()) for first, stays in call.stages}
+    counts = call.image_tokens
     return tuple(counts[max(first for first in counts if first <= layer)] for layer in range(depth))
 
 
